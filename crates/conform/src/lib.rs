@@ -1,0 +1,1 @@
+//! Conformance: every op against the reference, golden models, real models.

@@ -1,0 +1,1 @@
+//! The CPU device: thread pool, packed weights and SIMD kernels.

@@ -1,0 +1,1 @@
+//! Sequences, KV blocks, scheduling, sampling: token ids in, token ids out.

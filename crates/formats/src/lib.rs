@@ -1,0 +1,1 @@
+//! Model file formats: GGUF, safetensors, tensor types and quantised blocks.

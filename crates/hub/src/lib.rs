@@ -1,0 +1,1 @@
+//! Where models come from: names, catalog, downloads, caches, verification.

@@ -1,0 +1,1 @@
+//! Text in and out: tokenizers, chat templates, UTF-8 streaming, stop strings.
