@@ -1,1 +1,3 @@
 //! The CPU device: thread pool, packed weights and SIMD kernels.
+
+pub mod simd;
