@@ -98,12 +98,17 @@ pub(super) fn symmetric(x: &[f32], levels: i16) -> f32 {
     if extreme.abs() < 1e-15 {
         return 0.0;
     }
-    let quant = |v: f32, inverse: f32| nearest(inverse * v).clamp(-i32::from(levels), i32::from(levels) - 1) as f32;
+    let quant =
+        |v: f32, inverse: f32| nearest(inverse * v).clamp(-i32::from(levels), i32::from(levels) - 1) as f32;
     best_scale(x, (-9..=9).map(|step| -(f32::from(levels) + 0.1 * step as f32) / extreme), quant)
 }
 
 /// Of the inverse scales to try, the least-squares scale of the one that fits best; values weigh by their square.
-pub(super) fn best_scale(x: &[f32], inverses: impl Iterator<Item = f32>, quant: impl Fn(f32, f32) -> f32) -> f32 {
+pub(super) fn best_scale(
+    x: &[f32],
+    inverses: impl Iterator<Item = f32>,
+    quant: impl Fn(f32, f32) -> f32,
+) -> f32 {
     let (mut scale, mut best) = (0.0, 0.0);
     for inverse in inverses {
         let (mut sum_xl, mut sum_l2) = (0.0f32, 0.0f32);
