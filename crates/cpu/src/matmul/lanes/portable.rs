@@ -67,7 +67,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn start(sums: i32, shift: i32) -> Self::P {
-        [sums << shift; L]
+        [if shift >= 0 { sums << shift } else { sums >> -shift }; L]
     }
 
     #[inline(always)]
