@@ -80,6 +80,7 @@ impl Quantized {
     /// `ptr` is aligned to [`ALIGN`](Self::ALIGN) and valid for [`bytes`](Self::bytes) as long as this or a copy is used.
     pub unsafe fn new(isa: Isa, ptr: *mut u8, rows: usize, cols: usize) -> Quantized {
         assert!(cols.is_multiple_of(32), "{cols} columns are not whole blocks of 32");
+        assert!(ptr.addr().is_multiple_of(Self::ALIGN), "activations at {ptr:?} are not aligned");
         Quantized { isa, ptr: ptr.cast(), rows, cols }
     }
 

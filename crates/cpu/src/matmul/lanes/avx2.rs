@@ -64,7 +64,11 @@ impl Lanes for Avx2 {
     unsafe fn start(sums: i32, shift: i32) -> __m256i {
         unsafe {
             let s = _mm256_set1_epi32(sums);
-            if shift == 0 { s } else { _mm256_sll_epi16(s, _mm_cvtsi32_si128(shift)) }
+            match shift {
+                0 => s,
+                1.. => _mm256_sll_epi16(s, _mm_cvtsi32_si128(shift)),
+                _ => _mm256_sra_epi16(s, _mm_cvtsi32_si128(-shift)),
+            }
         }
     }
 
@@ -163,6 +167,11 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn mul(a: __m256, b: __m256) -> __m256 {
         unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_add_ps(a, b) }
     }
 
     #[inline(always)]

@@ -57,7 +57,11 @@ impl Lanes for Avx512 {
     unsafe fn start(sums: i32, shift: i32) -> __m512i {
         unsafe {
             let s = _mm512_set1_epi32(sums);
-            if shift == 0 { s } else { _mm512_sll_epi32(s, _mm_cvtsi32_si128(shift)) }
+            match shift {
+                0 => s,
+                1.. => _mm512_sll_epi32(s, _mm_cvtsi32_si128(shift)),
+                _ => _mm512_sra_epi32(s, _mm_cvtsi32_si128(-shift)),
+            }
         }
     }
 
@@ -148,6 +152,11 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn mul(a: __m512, b: __m512) -> __m512 {
         unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: __m512, b: __m512) -> __m512 {
+        unsafe { _mm512_add_ps(a, b) }
     }
 
     #[inline(always)]

@@ -67,7 +67,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn start(sums: i32, shift: i32) -> Self::P {
-        [sums << shift; L]
+        [if shift >= 0 { sums << shift } else { sums >> -shift }; L]
     }
 
     #[inline(always)]
@@ -153,6 +153,11 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] + b[i])
     }
 
     #[inline(always)]
