@@ -217,7 +217,7 @@ proptest! {
             kv_blocks: Some(blocks), step_tokens: step, step_outputs: 3, max_running: 3, ..EngineConfig::new(96)
         };
         let company = start(config);
-        let mut streams = Vec::new();
+        let mut streams: Vec<quarrel_engine::Stream> = Vec::new();
         let mut read: Vec<Vec<Event>> = Vec::new();
         for a in &arrivals {
             if let Some(oldest) = streams.first_mut() {

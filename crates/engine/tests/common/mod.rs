@@ -1,5 +1,5 @@
 //! A tiny random decoder made in memory, on the reference device, and a wrapper that makes the device misbehave.
-#![allow(dead_code)] // each test binary uses its part
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
 use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, Request, RequestStats, Stream};
 use quarrel_formats::{Bytes, DType, Tensor};
