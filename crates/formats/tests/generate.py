@@ -2,6 +2,9 @@
 """Regenerates the goldens of this crate:  pip install gguf numpy;  python3 crates/formats/tests/generate.py
 
 tests/data/dequantize.bin   byte-made blocks of every tensor type and the values that the Python package `gguf` reads
+tests/data/quantize.bin     values and what `gguf` encodes them to; for the types it has no encoder for, what ggml's library
+                            does (pip install llama-cpp-python)
+tests/data/python.gguf      a file with every metadata type
 src/quant/grids/*.bin       the codebooks of the IQ types, packed as `gguf` packs them
 
 The types that `gguf.quants` cannot decode (Q8_1, Q8_K; the integers and F64, which numpy reads) are decoded here from the
@@ -9,11 +12,12 @@ layouts in ggml-common.h. Layout of dequantize.bin, little-endian, repeated: nam
 block (u32), values per block (u32), the blocks, per block the FNV-1a-64 of the values' bits, then the values of the
 first FULL blocks as f32.
 """
+import ctypes
 import pathlib
 import struct
 
 import numpy as np
-from gguf import quants
+from gguf import GGUFWriter, quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
 
 HERE = pathlib.Path(__file__).parent
@@ -88,6 +92,32 @@ def decode(name, blocks):
     return quants.dequantize(blocks.reshape(1, -1), T[name]).ravel()
 
 
+def encoded():
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=256 * 6).astype(np.float32)
+    x[256:512] = rng.laplace(size=256) * 0.02       # as weights are
+    x[512:768] = np.abs(x[512:768]) + 1             # one sign, far from zero
+    x[768:1024] *= 10.0 ** rng.integers(-6, 3, 256)  # uneven
+    x[1024:1280] = 0
+    x[1280:1312] = 0.75                              # constant blocks, then a ramp
+    x[1312:1344] = -3
+    x[1344:1536] = np.linspace(-5, 5, 192)
+    out = bytearray(struct.pack("<I", len(x)) + x.astype("<f4").tobytes())
+    for name in ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"]:
+        out += struct.pack("<B", len(name)) + name.encode() + quants.quantize(x.reshape(1, -1), T[name]).tobytes()
+    import llama_cpp
+    lib = ctypes.CDLL(str(pathlib.Path(llama_cpp.__file__).parent / "lib/libggml-base.so"))
+    f = lib.ggml_quantize_chunk
+    f.restype, f.argtypes = ctypes.c_size_t, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
+    for name in ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"]:
+        values, size = SIZES[name]
+        dst = np.zeros(len(x) // values * size, np.uint8)
+        n = f(int(T[name]), x.ctypes.data, dst.ctypes.data, 0, 1, len(x), None)
+        assert n == dst.size, (name, n, dst.size)
+        out += struct.pack("<B", len(name)) + name.encode() + dst.tobytes()
+    return out
+
+
 def fnv(data):
     h = 0xCBF29CE484222325
     for b in data:
@@ -95,7 +125,29 @@ def fnv(data):
     return h
 
 
+def python_gguf(path):
+    w = GGUFWriter(path, "test")
+    w.add_custom_alignment(64)
+    for name, value in {"u8": 200, "i8": -100, "u16": 60_000, "i16": -30_000, "u32": 4_000_000_000, "i32": -2_000_000_000,
+                        "u64": 1 << 63, "i64": -1 << 63, "f32": 0.1, "f64": 0.1}.items():
+        kind = {"u": "uint", "i": "int", "f": "float"}[name[0]] + name[1:]
+        getattr(w, "add_" + kind)("t." + name, value)
+    w.add_bool("t.bool", True)
+    w.add_string("t.string", "h\u00e9llo\n")
+    w.add_array("t.strings", ["a", "", "\u00df"])
+    w.add_array("t.ints", [1, -2, 3])
+    w.add_array("t.floats", [0.5, -1.5])
+    w.add_array("t.bools", [True, False])
+    w.add_tensor("plain", np.arange(6, dtype=np.float32).reshape(2, 3))
+    w.add_tensor("blocks", quants.quantize(np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64), T.Q8_0), raw_dtype=T.Q8_0)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
 def main():
+    python_gguf(HERE / "data/python.gguf")
     out = bytearray()
     for name in TYPES:
         rng = np.random.default_rng([ord(c) for c in name])
@@ -111,6 +163,8 @@ def main():
             out += struct.pack("<Q", fnv(row.tobytes()))
         out += values[:FULL].tobytes()
     (HERE / "data/dequantize.bin").write_bytes(out)
+
+    (HERE / "data/quantize.bin").write_bytes(encoded())
 
     grids = HERE.parent / "src/quant/grids"
     grids.mkdir(exist_ok=True)

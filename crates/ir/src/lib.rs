@@ -1,1 +1,77 @@
-//! The Program tape: a model as straight-line operations over matrices, with its reference interpreter.
+//! A model as one straight-line [`Program`] over matrices.
+//!
+//! In a decoder every activation is a matrix `[rows, cols]` and `rows` (the tokens of this step) is the only run-time
+//! size; only attention sees heads, and attention is one op. So there is no N-d tensor, no stride and no broadcasting.
+//! A pure function in `quarrel-model` builds the Program once; a [`Device`] prepares it and runs it.
+//! The slow scalar interpreter in [`reference`] *is* the semantics: every device is checked against it.
+#![forbid(unsafe_code)]
+
+pub mod arena;
+pub mod cost;
+pub mod device;
+mod display;
+pub mod fuse;
+pub mod op;
+pub mod program;
+pub mod reference;
+pub mod rope;
+
+pub use device::{
+    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout, SeqStep, StepInputs, Weight,
+};
+pub use op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
+pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};
+pub use rope::{RopeId, RopeStyle, RopeTable};
+
+/// What can go wrong between a Program and a device.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A Program that does not hold together; a bug in its builder, or a model whose tensors contradict each other.
+    #[error("the program is inconsistent at {at}: {why}")]
+    Shape {
+        /// The op, value or weight concerned.
+        at: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// A request outside what the device prepared for.
+    #[error("the step exceeds what was prepared: {what} is {got}, the limit is {limit}")]
+    Limit {
+        /// Which limit.
+        what: &'static str,
+        /// The value asked for.
+        got: usize,
+        /// The value prepared for.
+        limit: usize,
+    },
+    /// A step whose tables contradict each other.
+    #[error("the step is inconsistent: {0}")]
+    Step(String),
+    /// A weight that the device cannot hold or read.
+    #[error("weight {name}: {why}")]
+    Weight {
+        /// Tensor name.
+        name: String,
+        /// What is wrong and what to do.
+        why: String,
+    },
+    /// Memory that the system would not give.
+    #[error("out of memory: {what} needs {bytes} bytes; choose a shorter context or a smaller model")]
+    Memory {
+        /// What the memory was for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// A device that failed while running.
+    #[error("device {device}: {why}")]
+    Device {
+        /// Device name.
+        device: String,
+        /// What happened.
+        why: String,
+    },
+}
+
+/// Shorthand for this crate's results.
+pub type Result<T> = std::result::Result<T, Error>;

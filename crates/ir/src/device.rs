@@ -1,0 +1,165 @@
+//! The seam between a Program and hardware: one virtual call per step, so `Box<dyn Device>` and no generics.
+
+use crate::op::View;
+use crate::program::{Program, WeightDecl};
+use crate::{Error, Result};
+use quarrel_formats::Tensor;
+
+/// Tokens in a block of the KV cache.
+pub const BLOCK_TOKENS: usize = 16;
+
+/// What a device is, for displays and benchmarks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// `cpu`, `cuda:0`, `reference`, ...
+    pub name: String,
+    /// What the hardware calls itself, and the kernels chosen for it.
+    pub description: String,
+    /// Worker threads, where that means something.
+    pub threads: usize,
+}
+
+/// The tensors of one [`WeightDecl`], in the order of its parts.
+#[derive(Debug, Clone)]
+pub struct HostWeight {
+    /// One tensor per part; a vector has shape `[n]`, a matrix `[rows, cols]`.
+    pub parts: Vec<Tensor>,
+}
+
+impl HostWeight {
+    /// Checks that the tensors are what the Program declares.
+    pub fn check(&self, decl: &WeightDecl) -> Result<()> {
+        for (tensor, part) in self.parts.iter().zip(&decl.parts) {
+            let elements: usize = tensor.shape.iter().product();
+            let want = part.rows as usize * decl.cols as usize;
+            let last = tensor.shape.last().copied().unwrap_or(0);
+            if elements != want || (tensor.shape.len() > 1 && last != decl.cols as usize) {
+                return Err(Error::Weight {
+                    name: tensor.name.clone(),
+                    why: format!(
+                        "has shape {:?}, the model needs {} x {}",
+                        tensor.shape, part.rows, decl.cols
+                    ),
+                });
+            }
+        }
+        if self.parts.len() != decl.parts.len() {
+            let name = decl.parts.first().map(|p| p.name.clone()).unwrap_or_default();
+            return Err(Error::Weight {
+                name,
+                why: format!("{} parts instead of {}", self.parts.len(), decl.parts.len()),
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Handle of a weight that a device holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Weight(pub u32);
+
+/// Handle of a prepared Program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prepared(pub u32);
+
+/// The sizes that a device prepares for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Most tokens in one step, over all sequences.
+    pub rows: usize,
+    /// Most rows with logits in one step.
+    pub outputs: usize,
+    /// Blocks of [`BLOCK_TOKENS`] tokens in the KV cache.
+    pub kv_blocks: usize,
+}
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct SeqStep<'a> {
+    /// How many of the step's rows are this sequence's; they are consecutive, in the order of [`StepInputs::seqs`].
+    pub rows: usize,
+    /// Tokens that the cache already holds: the position of the first row.
+    pub start: usize,
+    /// Block numbers that cover positions `0..start + rows`.
+    pub blocks: &'a [u32],
+}
+
+/// Everything that changes from step to step.
+#[derive(Debug, Clone, Copy)]
+pub struct StepInputs<'a> {
+    /// One id per row.
+    pub tokens: &'a [u32],
+    /// The sequences, whose `rows` add up to `tokens.len()`.
+    pub seqs: &'a [SeqStep<'a>],
+    /// Rows whose logits are wanted, ascending.
+    pub outputs: &'a [u32],
+}
+
+impl StepInputs<'_> {
+    /// Checks the step against the limits it was prepared for and the vocabulary.
+    pub fn check(&self, limits: &Limits, vocab: usize) -> Result<()> {
+        let over =
+            |what, got, limit| if got > limit { Err(Error::Limit { what, got, limit }) } else { Ok(()) };
+        over("tokens in a step", self.tokens.len(), limits.rows)?;
+        over("rows with logits", self.outputs.len(), limits.outputs)?;
+        if self.tokens.is_empty() || self.seqs.iter().map(|s| s.rows).sum::<usize>() != self.tokens.len() {
+            return Err(Error::Step(format!(
+                "{} tokens are not the sum of the sequences' rows",
+                self.tokens.len()
+            )));
+        }
+        if let Some(t) = self.tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::Step(format!("token {t} is outside the vocabulary of {vocab}")));
+        }
+        if let Some(o) = self.outputs.iter().find(|o| **o as usize >= self.tokens.len()) {
+            return Err(Error::Step(format!("output row {o} of {}", self.tokens.len())));
+        }
+        for s in self.seqs {
+            let need = (s.start + s.rows).div_ceil(BLOCK_TOKENS);
+            if s.rows == 0 || s.blocks.len() < need {
+                return Err(Error::Step(format!(
+                    "{} blocks for {} tokens",
+                    s.blocks.len(),
+                    s.start + s.rows
+                )));
+            }
+            if let Some(b) = s.blocks.iter().find(|b| **b as usize >= limits.kv_blocks) {
+                return Err(Error::Step(format!("block {b} of {}", limits.kv_blocks)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What to bring back to the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readout {
+    /// One row of logits, by index into [`StepInputs::outputs`].
+    Logits(usize),
+    /// All rows of a view, for tests and probes; only views that nothing later overwrites are meaningful.
+    View(View),
+}
+
+/// Hardware that runs Programs.
+pub trait Device: Send {
+    /// What this device is.
+    fn info(&self) -> &DeviceInfo;
+
+    /// Takes a weight in; the device may keep the mapped bytes or a repacked copy.
+    fn load(&mut self, decl: &WeightDecl, weight: HostWeight) -> Result<Weight>;
+
+    /// Chooses kernels and reserves memory. `weights[i]` belongs to `program.weights[i]`.
+    fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared>;
+
+    /// Runs one step; may return before it is done.
+    fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()>;
+
+    /// Waits for the last step and copies a result into `out`, whose length must be the result's.
+    fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()>;
+
+    /// Copies whole KV blocks `(from, to)`, all layers.
+    fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()>;
+
+    /// Bytes of device memory held now: weights repacked or uploaded, arena, KV.
+    fn memory(&self) -> usize;
+}

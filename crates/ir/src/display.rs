@@ -1,0 +1,111 @@
+//! A Program as text: what `quarrel inspect --program` prints and what snapshot tests pin.
+
+use crate::op::{NormKind, NormSpec, Op, View};
+use crate::program::{Program, Rows, WeightId};
+use std::fmt;
+
+impl Program {
+    fn view(&self, v: View) -> String {
+        let value = &self.values[v.value.0 as usize];
+        let name = format!("%{}.{}", v.value.0, value.name);
+        if v.col == 0 && v.cols == value.cols {
+            name
+        } else {
+            format!("{name}[{}..{}]", v.col, v.col + v.cols)
+        }
+    }
+
+    fn weight_text(&self, w: WeightId) -> String {
+        let w = &self.weights[w.0 as usize];
+        let names: Vec<&str> = w.parts.iter().map(|p| p.name.as_str()).collect();
+        format!("{}[{}x{}]", names.join("|"), w.rows(), w.cols)
+    }
+
+    fn norm_text(&self, n: &NormSpec) -> String {
+        let kind = match n.kind {
+            NormKind::Rms => "rms",
+            NormKind::Layer => "layer",
+        };
+        let weight = n.weight.map(|w| format!(" {}", self.weight_text(w))).unwrap_or_default();
+        let bias = n.bias.map(|w| format!(" bias {}", self.weight_text(w))).unwrap_or_default();
+        format!("{kind}(eps {:e}, group {}{weight}{bias})", n.eps, n.group)
+    }
+
+    fn op_text(&self, op: &Op) -> String {
+        let v = |x: &View| self.view(*x);
+        match op {
+            Op::Embed { out, table, scale } => {
+                format!("{} = embed {} * {scale}", v(out), self.weight_text(*table))
+            }
+            Op::Norm { out, x, norm, add } => {
+                let add = add.map(|a| format!("{} + ", self.view(a))).unwrap_or_default();
+                format!("{} = {add}norm {} {}", v(out), v(x), self.norm_text(norm))
+            }
+            Op::MatMul { out, x, norm, weight, bias, add, glu } => {
+                let norm = norm.as_ref().map(|n| format!(" <- {}", self.norm_text(n))).unwrap_or_default();
+                let bias = bias.map(|b| format!(" bias {}", self.weight_text(b))).unwrap_or_default();
+                let add = add.map(|a| format!("{} + ", self.view(a))).unwrap_or_default();
+                let glu = glu.map(|g| format!(" glu {g:?}")).unwrap_or_default();
+                format!("{} = {add}matmul {}{norm} {}{bias}{glu}", v(out), v(x), self.weight_text(*weight))
+            }
+            Op::Rope { x, head_dim, table } => {
+                let t = &self.ropes[table.0 as usize];
+                format!(
+                    "rope {} head {head_dim} table {} ({:?}, {} dims)",
+                    v(x),
+                    table.0,
+                    t.style,
+                    t.rot_dims
+                )
+            }
+            Op::StoreKv { k, v: value, kv_layer } => format!("store_kv {kv_layer} {} {}", v(k), v(value)),
+            Op::Attend { out, q, spec: s } => {
+                let window = s.window.map(|w| format!(" window {w}")).unwrap_or_default();
+                let cap = s.softcap.map(|c| format!(" softcap {c}")).unwrap_or_default();
+                format!(
+                    "{} = attend {} kv {} heads {}/{} dim {}/{} scale {}{window}{cap}",
+                    v(out),
+                    v(q),
+                    s.kv_layer,
+                    s.heads,
+                    s.kv_heads,
+                    s.head_dim,
+                    s.v_dim,
+                    s.scale
+                )
+            }
+            Op::Glu { out, gate, up, act } => format!("{} = glu {act:?} {} {}", v(out), v(gate), v(up)),
+            Op::Activate { out, x, act } => format!("{} = {act:?} {}", v(out), v(x)),
+            Op::Add { out, a, b } => format!("{} = {} + {}", v(out), v(a), v(b)),
+            Op::Scale { x, by } => format!("scale {} * {by}", v(x)),
+            Op::Softcap { x, cap } => format!("softcap {} at {cap}", v(x)),
+            Op::PickRows { out, x } => format!("{} = pick_rows {}", v(out), v(x)),
+        }
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let outputs = self.values.iter().filter(|v| v.rows == Rows::Outputs).count();
+        writeln!(
+            f,
+            "program: {} ops, {} values ({outputs} of output rows), {} weights, {} kv layers",
+            self.ops.len(),
+            self.values.len(),
+            self.weights.len(),
+            self.kv.len()
+        )?;
+        let mut layer = None;
+        for node in &self.ops {
+            if node.layer != layer {
+                layer = node.layer;
+                match layer {
+                    Some(l) => writeln!(f, "layer {l}:")?,
+                    None => writeln!(f, "end:")?,
+                }
+            }
+            writeln!(f, "  {}", self.op_text(&node.op))?;
+        }
+        Ok(())
+    }
+}

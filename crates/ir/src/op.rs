@@ -1,0 +1,314 @@
+//! The operations of a Program: about a dozen coarse ops, plain data with `u32` handles.
+//! `match op` is exhaustive everywhere, so a device without a kernel for an op does not compile.
+
+use crate::program::{ValueId, WeightId};
+use crate::rope::RopeId;
+
+/// A range of columns of a value; ops read and write views, so fused weights need no copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct View {
+    /// The matrix.
+    pub value: ValueId,
+    /// First column.
+    pub col: u32,
+    /// Number of columns.
+    pub cols: u32,
+}
+
+impl View {
+    /// Columns `col..col + cols` of this view.
+    pub fn slice(self, col: u32, cols: u32) -> View {
+        assert!(col + cols <= self.cols, "view slice {col}+{cols} exceeds {}", self.cols);
+        View { value: self.value, col: self.col + col, cols }
+    }
+}
+
+/// Which mean and deviation a norm uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// `x / sqrt(mean(x^2) + eps)` (Zhang & Sennrich 2019).
+    Rms,
+    /// `(x - mean) / sqrt(var + eps)` (Ba et al. 2016).
+    Layer,
+}
+
+/// A normalisation over groups of columns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NormSpec {
+    /// The kind of norm.
+    pub kind: NormKind,
+    /// Added to the mean square or variance.
+    pub eps: f32,
+    /// Columns that are normalised together: the whole width, or a head's.
+    pub group: u32,
+    /// Gain of length `group`, shared by all groups.
+    pub weight: Option<WeightId>,
+    /// Bias of length `group`, shared by all groups.
+    pub bias: Option<WeightId>,
+}
+
+/// The nonlinearity of a feed-forward block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    GeluTanh,
+    /// `0.5 x (1 + erf(x / sqrt 2))`.
+    GeluErf,
+    /// `max(x, 0)`.
+    Relu,
+}
+
+/// The parameters of one attention op. Query head `h` reads key/value head `h / (heads / kv_heads)`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct AttendSpec {
+    /// Index into the Program's KV layers.
+    pub kv_layer: u32,
+    /// Query heads.
+    pub heads: u32,
+    /// Key/value heads; divides `heads`.
+    pub kv_heads: u32,
+    /// Columns of a query or key head.
+    pub head_dim: u32,
+    /// Columns of a value head.
+    pub v_dim: u32,
+    /// Multiplies every score.
+    pub scale: f32,
+    /// A token at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
+    pub window: Option<u32>,
+    /// `cap * tanh(score / cap)` before the softmax.
+    pub softcap: Option<f32>,
+}
+
+/// One operation. Shapes are `[rows, cols]`; `rows` is the step's.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// `out = scale * table[token]`.
+    Embed {
+        /// `[rows, dim]`.
+        out: View,
+        /// `[vocab, dim]`.
+        table: WeightId,
+        /// Multiplies each element.
+        scale: f32,
+    },
+    /// `out = norm(x)`, or `out = add + norm(x)`.
+    Norm {
+        /// Same width as `x`.
+        out: View,
+        /// Input.
+        x: View,
+        /// How to normalise.
+        norm: NormSpec,
+        /// Residual added after the norm.
+        add: Option<View>,
+    },
+    /// `y = n(x) W^T + bias`, where `n` is an optional norm folded into the load of `x`;
+    /// then `out = y`, or `out = add + y`, or, with `glu`, `out = act(y[..half]) * y[half..]`.
+    MatMul {
+        /// `[rows, W rows]`, or half of that with `glu`.
+        out: View,
+        /// `[rows, W cols]`.
+        x: View,
+        /// Applied to `x` first.
+        norm: Option<NormSpec>,
+        /// `[out cols, in cols]`, possibly several tensors stacked.
+        weight: WeightId,
+        /// `[1, out cols]`, parts as in `weight`.
+        bias: Option<WeightId>,
+        /// Residual added to the product.
+        add: Option<View>,
+        /// The first half of the product gates the second.
+        glu: Option<Activation>,
+    },
+    /// Rotates the first `table.rot_dims` columns of each head of `x` by its token's position, in place.
+    Rope {
+        /// `[rows, heads * head_dim]`.
+        x: View,
+        /// Columns of a head.
+        head_dim: u32,
+        /// Frequencies and style.
+        table: RopeId,
+    },
+    /// Writes this step's keys and values into the cache at their positions.
+    StoreKv {
+        /// `[rows, kv_heads * head_dim]`.
+        k: View,
+        /// `[rows, kv_heads * v_dim]`.
+        v: View,
+        /// Index into the Program's KV layers.
+        kv_layer: u32,
+    },
+    /// Softmax attention of each row over the cache of its sequence, its own position included.
+    Attend {
+        /// `[rows, heads * v_dim]`.
+        out: View,
+        /// `[rows, heads * head_dim]`.
+        q: View,
+        /// Heads, scale, window.
+        spec: AttendSpec,
+    },
+    /// `out = act(gate) * up`.
+    Glu {
+        /// Output.
+        out: View,
+        /// Gate.
+        gate: View,
+        /// Up.
+        up: View,
+        /// Nonlinearity of the gate.
+        act: Activation,
+    },
+    /// `out = act(x)`.
+    Activate {
+        /// Output.
+        out: View,
+        /// Input.
+        x: View,
+        /// Nonlinearity.
+        act: Activation,
+    },
+    /// `out = a + b`.
+    Add {
+        /// Output.
+        out: View,
+        /// Left.
+        a: View,
+        /// Right.
+        b: View,
+    },
+    /// `x = x * by`, in place.
+    Scale {
+        /// Scaled.
+        x: View,
+        /// Factor.
+        by: f32,
+    },
+    /// `x = cap * tanh(x / cap)`, in place.
+    Softcap {
+        /// Capped.
+        x: View,
+        /// Bound.
+        cap: f32,
+    },
+    /// Copies the rows that the step wants logits for: `out[i] = x[outputs[i]]`.
+    PickRows {
+        /// `[outputs, cols]`.
+        out: View,
+        /// `[rows, cols]`.
+        x: View,
+    },
+}
+
+impl Op {
+    /// The name used in displays, benchmarks and errors.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Op::Embed { .. } => "embed",
+            Op::Norm { .. } => "norm",
+            Op::MatMul { .. } => "matmul",
+            Op::Rope { .. } => "rope",
+            Op::StoreKv { .. } => "store_kv",
+            Op::Attend { .. } => "attend",
+            Op::Glu { .. } => "glu",
+            Op::Activate { .. } => "activate",
+            Op::Add { .. } => "add",
+            Op::Scale { .. } => "scale",
+            Op::Softcap { .. } => "softcap",
+            Op::PickRows { .. } => "pick_rows",
+        }
+    }
+
+    /// The view that this op writes; an in-place op writes what it reads. `StoreKv` writes only the cache.
+    pub fn output(&self) -> Option<View> {
+        match *self {
+            Op::Embed { out, .. }
+            | Op::Norm { out, .. }
+            | Op::MatMul { out, .. }
+            | Op::Attend { out, .. }
+            | Op::Glu { out, .. }
+            | Op::Activate { out, .. }
+            | Op::Add { out, .. }
+            | Op::PickRows { out, .. } => Some(out),
+            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => Some(x),
+            Op::StoreKv { .. } => None,
+        }
+    }
+
+    /// Whether the op changes a view that an earlier op wrote.
+    pub fn in_place(&self) -> bool {
+        matches!(self, Op::Rope { .. } | Op::Scale { .. } | Op::Softcap { .. })
+    }
+
+    /// Calls `f` on every view that the op reads.
+    pub fn for_inputs(&self, mut f: impl FnMut(View)) {
+        self.clone().views_mut(|v, read| {
+            if read {
+                f(*v)
+            }
+        });
+    }
+
+    /// Calls `f(view, is_read)` on every view of the op; an in-place view is visited once, as read.
+    pub fn views_mut(&mut self, mut f: impl FnMut(&mut View, bool)) {
+        match self {
+            Op::Embed { out, .. } => f(out, false),
+            Op::Norm { out, x, add, .. } | Op::MatMul { out, x, add, .. } => {
+                f(x, true);
+                if let Some(add) = add {
+                    f(add, true);
+                }
+                f(out, false);
+            }
+            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => f(x, true),
+            Op::StoreKv { k, v, .. } => {
+                f(k, true);
+                f(v, true);
+            }
+            Op::Attend { out, q, .. } => {
+                f(q, true);
+                f(out, false);
+            }
+            Op::Glu { out, gate, up, .. } => {
+                f(gate, true);
+                f(up, true);
+                f(out, false);
+            }
+            Op::Activate { out, x, .. } | Op::PickRows { out, x } => {
+                f(x, true);
+                f(out, false);
+            }
+            Op::Add { out, a, b } => {
+                f(a, true);
+                f(b, true);
+                f(out, false);
+            }
+        }
+    }
+
+    /// Calls `f` on every weight that the op reads.
+    pub fn for_weights(&self, mut f: impl FnMut(WeightId)) {
+        self.clone().weights_mut(|w| f(*w));
+    }
+
+    /// Calls `f` on every weight handle of the op.
+    pub fn weights_mut(&mut self, mut f: impl FnMut(&mut WeightId)) {
+        let norm = match self {
+            Op::Norm { norm, .. } => Some(norm),
+            Op::MatMul { norm, .. } => norm.as_mut(),
+            _ => None,
+        };
+        if let Some(n) = norm {
+            n.weight.iter_mut().chain(&mut n.bias).for_each(&mut f);
+        }
+        match self {
+            Op::MatMul { weight, bias, .. } => {
+                f(weight);
+                bias.iter_mut().for_each(f);
+            }
+            Op::Embed { table, .. } => f(table),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! The Program: values, weights and ops in execution order, with the checks that make a device's life simple.
+
+use crate::op::{Activation, AttendSpec, NormSpec, Op, View};
+use crate::rope::{RopeId, RopeTable};
+use crate::{Error, Result};
+
+/// Handle of a [`Value`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ValueId(pub u32);
+
+/// Handle of a [`WeightDecl`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WeightId(pub u32);
+
+/// How many rows a value has in a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rows {
+    /// One per token of the step.
+    Tokens,
+    /// One per token whose logits are wanted.
+    Outputs,
+}
+
+/// An activation matrix `[rows, cols]` of f32.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Value {
+    /// Where it comes from, for displays and probes.
+    pub name: &'static str,
+    /// Row count.
+    pub rows: Rows,
+    /// Column count.
+    pub cols: u32,
+}
+
+/// One tensor of a weight.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightPart {
+    /// Canonical (GGUF) name.
+    pub name: String,
+    /// Rows, i.e. output columns of a product; 1 for a vector.
+    pub rows: u32,
+}
+
+/// A weight `[sum of part rows, cols]`: one tensor, or several stacked by a fusion.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WeightDecl {
+    /// The stacked tensors, top to bottom.
+    pub parts: Vec<WeightPart>,
+    /// Columns of every part (the length of a vector).
+    pub cols: u32,
+}
+
+impl WeightDecl {
+    /// Rows of all parts together.
+    pub fn rows(&self) -> u32 {
+        self.parts.iter().map(|p| p.rows).sum()
+    }
+}
+
+/// The cache of one attention layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvLayer {
+    /// Key/value heads.
+    pub kv_heads: u32,
+    /// Columns of a key head.
+    pub head_dim: u32,
+    /// Columns of a value head.
+    pub v_dim: u32,
+    /// The farthest position that is still read, as in [`AttendSpec::window`].
+    pub window: Option<u32>,
+}
+
+/// An op and the layer it belongs to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// The operation.
+    pub op: Op,
+    /// Decoder layer, if it is in one.
+    pub layer: Option<u32>,
+}
+
+/// A straight-line program over matrices. Built by the methods below, checked by [`Program::check`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Program {
+    /// Activations, by [`ValueId`].
+    pub values: Vec<Value>,
+    /// Weights, by [`WeightId`].
+    pub weights: Vec<WeightDecl>,
+    /// Rotary tables, by [`RopeId`].
+    pub ropes: Vec<RopeTable>,
+    /// Attention caches, by `kv_layer`.
+    pub kv: Vec<KvLayer>,
+    /// The tape.
+    pub ops: Vec<Node>,
+    /// `[outputs, vocab]`, once the tape is complete.
+    pub logits: Option<View>,
+    pub(crate) layer: Option<u32>,
+}
+
+impl Program {
+    /// An empty program.
+    pub fn new() -> Program {
+        Program::default()
+    }
+
+    /// Ops pushed from now on belong to `layer`.
+    pub fn set_layer(&mut self, layer: Option<u32>) {
+        self.layer = layer;
+    }
+
+    /// Declares a value and gives a view of all its columns.
+    pub fn value(&mut self, name: &'static str, rows: Rows, cols: u32) -> View {
+        self.values.push(Value { name, rows, cols });
+        View { value: ValueId(self.values.len() as u32 - 1), col: 0, cols }
+    }
+
+    /// Declares a weight of one tensor `[rows, cols]`; the same tensor twice gives the same handle.
+    pub fn weight(&mut self, name: impl Into<String>, rows: u32, cols: u32) -> WeightId {
+        let decl = WeightDecl { parts: vec![WeightPart { name: name.into(), rows }], cols };
+        if let Some(i) = self.weights.iter().position(|w| *w == decl) {
+            return WeightId(i as u32);
+        }
+        self.weights.push(decl);
+        WeightId(self.weights.len() as u32 - 1)
+    }
+
+    /// Adds a rotary table; equal tables share a handle.
+    pub fn rope(&mut self, table: RopeTable) -> RopeId {
+        if let Some(i) = self.ropes.iter().position(|t| *t == table) {
+            return RopeId(i as u32);
+        }
+        self.ropes.push(table);
+        RopeId(self.ropes.len() as u32 - 1)
+    }
+
+    /// Appends an op to the tape.
+    pub fn push(&mut self, op: Op) {
+        self.ops.push(Node { op, layer: self.layer });
+    }
+
+    /// `norm(x)` as a new value.
+    pub fn norm(&mut self, name: &'static str, x: View, norm: NormSpec) -> View {
+        let out = self.value(name, self.rows_of(x), x.cols);
+        self.push(Op::Norm { out, x, norm, add: None });
+        out
+    }
+
+    /// `x W^T + bias` as a new value.
+    pub fn matmul(&mut self, name: &'static str, x: View, weight: WeightId, bias: Option<WeightId>) -> View {
+        let out = self.value(name, self.rows_of(x), self.weights[weight.0 as usize].rows());
+        self.push(Op::MatMul { out, x, norm: None, weight, bias, add: None, glu: None });
+        out
+    }
+
+    /// `a + b` as a new value.
+    pub fn add(&mut self, name: &'static str, a: View, b: View) -> View {
+        let out = self.value(name, self.rows_of(a), a.cols);
+        self.push(Op::Add { out, a, b });
+        out
+    }
+
+    /// `act(gate) * up` as a new value.
+    pub fn glu(&mut self, gate: View, up: View, act: Activation) -> View {
+        let out = self.value("ffn_act", self.rows_of(up), up.cols);
+        self.push(Op::Glu { out, gate, up, act });
+        out
+    }
+
+    /// Attention over the cache as a new value.
+    pub fn attend(&mut self, q: View, spec: AttendSpec) -> View {
+        let out = self.value("attn", self.rows_of(q), spec.heads * spec.v_dim);
+        self.push(Op::Attend { out, q, spec });
+        out
+    }
+
+    /// The row kind of a view.
+    pub fn rows_of(&self, v: View) -> Rows {
+        self.values[v.value.0 as usize].rows
+    }
+
+    /// Checks every shape, handle and order; a device may rely on all of it.
+    pub fn check(&self) -> Result<()> {
+        let mut written = vec![false; self.values.len()];
+        for (i, node) in self.ops.iter().enumerate() {
+            let fail = |why: String| Error::Shape { at: format!("op {i} ({})", node.op.name()), why };
+            let mut problem = None;
+            node.op.clone().views_mut(|v, read| {
+                let Some(value) = self.values.get(v.value.0 as usize) else {
+                    problem = Some(format!("no value {}", v.value.0));
+                    return;
+                };
+                if v.cols == 0 || u64::from(v.col) + u64::from(v.cols) > u64::from(value.cols) {
+                    problem =
+                        Some(format!("columns {}+{} of {} ({})", v.col, v.cols, value.name, value.cols));
+                } else if read && !written[v.value.0 as usize] {
+                    problem = Some(format!("{} is read before it is written", value.name));
+                }
+            });
+            node.op.for_weights(|w| {
+                if w.0 as usize >= self.weights.len() {
+                    problem = Some(format!("no weight {}", w.0));
+                }
+            });
+            if let Some(why) = problem.or_else(|| self.op_problem(&node.op)) {
+                return Err(fail(why));
+            }
+            if let Some(out) = node.op.output() {
+                written[out.value.0 as usize] = true;
+            }
+        }
+        match self.logits {
+            Some(l) if written.get(l.value.0 as usize) == Some(&true) => Ok(()),
+            _ => Err(Error::Shape { at: "logits".into(), why: "no op writes them".into() }),
+        }
+    }
+
+    fn op_problem(&self, op: &Op) -> Option<String> {
+        let w = |id: WeightId| &self.weights[id.0 as usize];
+        let norm_problem = |n: &NormSpec, x: View| {
+            let bad_len =
+                n.weight.into_iter().chain(n.bias).any(|id| w(id).cols != n.group || w(id).rows() != 1);
+            (n.group == 0 || !x.cols.is_multiple_of(n.group) || bad_len)
+                .then(|| format!("norm group {} does not fit {} columns", n.group, x.cols))
+        };
+        let same = |a: View, b: View| {
+            (a.cols != b.cols || self.rows_of(a) != self.rows_of(b))
+                .then(|| format!("{} columns against {}", a.cols, b.cols))
+        };
+        match op {
+            Op::Embed { out, table, .. } => (w(*table).cols != out.cols)
+                .then(|| format!("table has {} columns, output {}", w(*table).cols, out.cols)),
+            Op::Norm { out, x, norm, add } => {
+                norm_problem(norm, *x).or_else(|| same(*out, *x)).or_else(|| add.and_then(|a| same(*out, a)))
+            }
+            Op::MatMul { out, x, norm, weight, bias, add, glu } => {
+                let rows = w(*weight).rows();
+                let y = if glu.is_some() { rows / 2 } else { rows };
+                if w(*weight).cols != x.cols || y != out.cols || (glu.is_some() && rows % 2 != 0) {
+                    return Some(format!(
+                        "weight {}x{} between {} and {} columns",
+                        rows,
+                        w(*weight).cols,
+                        x.cols,
+                        out.cols
+                    ));
+                }
+                if bias.is_some_and(|b| w(b).parts.iter().map(|p| p.rows).sum::<u32>() * w(b).cols != rows) {
+                    return Some(format!("bias does not have {rows} elements"));
+                }
+                if add.is_some() && glu.is_some() {
+                    return Some("a product is either gated or added, not both".into());
+                }
+                norm.as_ref().and_then(|n| norm_problem(n, *x)).or_else(|| add.and_then(|a| same(*out, a)))
+            }
+            Op::Rope { x, head_dim, table } => {
+                let fits = self.ropes.get(table.0 as usize).is_some_and(|t| {
+                    t.rot_dims <= *head_dim
+                        && t.rot_dims % 2 == 0
+                        && t.inv_freq.len() == t.rot_dims as usize / 2
+                });
+                (!fits || *head_dim == 0 || x.cols % head_dim != 0)
+                    .then(|| format!("rope of head {head_dim} on {} columns", x.cols))
+            }
+            Op::StoreKv { k, v, kv_layer } => {
+                let fits = self
+                    .kv
+                    .get(*kv_layer as usize)
+                    .is_some_and(|l| k.cols == l.kv_heads * l.head_dim && v.cols == l.kv_heads * l.v_dim);
+                (!fits).then(|| format!("keys {} and values {} do not fit cache {kv_layer}", k.cols, v.cols))
+            }
+            Op::Attend { out, q, spec: s } => {
+                let cache = self.kv.get(s.kv_layer as usize);
+                let fits = cache
+                    .is_some_and(|l| (l.kv_heads, l.head_dim, l.v_dim) == (s.kv_heads, s.head_dim, s.v_dim))
+                    && s.kv_heads > 0
+                    && s.heads % s.kv_heads == 0
+                    && q.cols == s.heads * s.head_dim
+                    && out.cols == s.heads * s.v_dim
+                    && s.window != Some(0);
+                (!fits).then(|| format!("{} heads over {} do not fit", s.heads, s.kv_heads))
+            }
+            Op::Glu { out, gate, up, .. } => same(*out, *gate).or_else(|| same(*out, *up)),
+            Op::Activate { out, x, .. } => same(*out, *x),
+            Op::Add { out, a, b } => same(*out, *a).or_else(|| same(*out, *b)),
+            Op::Scale { .. } | Op::Softcap { .. } => None,
+            Op::PickRows { out, x } => (out.cols != x.cols
+                || self.rows_of(*out) != Rows::Outputs
+                || self.rows_of(*x) != Rows::Tokens)
+                .then(|| "picks from tokens to outputs only".into()),
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! The semantics: a scalar interpreter with f64 accumulation and f32 values, one op at a time, nothing fused or tiled.
+//! It is a [`Device`], so tests run it and a fast device side by side.
+
+use crate::device::{
+    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout, StepInputs, Weight,
+};
+use crate::op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
+use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
+use crate::rope::{RopeStyle, RopeTable};
+use crate::{Error, Result};
+use quarrel_formats::quant;
+
+/// A gate's nonlinearity in f64; `quarrel` never clamps, so NaN stays NaN.
+pub fn activate(act: Activation, x: f64) -> f64 {
+    match act {
+        // The stable form: exp never overflows.
+        Activation::Silu => {
+            if x >= 0.0 {
+                x / (1.0 + (-x).exp())
+            } else {
+                let e = x.exp();
+                x * e / (1.0 + e)
+            }
+        }
+        Activation::GeluTanh => {
+            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
+        Activation::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
+        Activation::Relu => {
+            if x < 0.0 {
+                0.0
+            } else {
+                x
+            }
+        }
+    }
+}
+
+/// The error function by its Maclaurin series near zero and a continued fraction beyond, to about 1e-15.
+pub fn erf(x: f64) -> f64 {
+    if x.is_nan() {
+        return x;
+    }
+    let a = x.abs();
+    let value = if a < 2.5 {
+        let (mut term, mut sum) = (a, a);
+        let mut n = 0.0;
+        while term.abs() > 1e-17 * sum.abs().max(1e-300) {
+            n += 1.0;
+            term *= -a * a / n;
+            sum += term / (2.0 * n + 1.0);
+            if n > 200.0 {
+                break;
+            }
+        }
+        sum * 2.0 / std::f64::consts::PI.sqrt()
+    } else if a < 6.0 {
+        let mut f = 0.0;
+        for k in (1..=60).rev() {
+            f = f64::from(k) / 2.0 / (a + f);
+        }
+        1.0 - (-a * a).exp() / (std::f64::consts::PI.sqrt() * (a + f))
+    } else {
+        1.0
+    };
+    value.copysign(x)
+}
+
+/// Normalises `x` in groups into `out`.
+fn normalise(spec: &NormSpec, weight: Option<&[f32]>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
+    let g = spec.group as usize;
+    for (x, out) in x.chunks_exact(g).zip(out.chunks_exact_mut(g)) {
+        let mean = match spec.kind {
+            NormKind::Rms => 0.0,
+            NormKind::Layer => x.iter().map(|v| f64::from(*v)).sum::<f64>() / g as f64,
+        };
+        let var = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / g as f64;
+        let inv = 1.0 / (var + f64::from(spec.eps)).sqrt();
+        for i in 0..g {
+            let gain = weight.map_or(1.0, |w| f64::from(w[i]));
+            let shift = bias.map_or(0.0, |b| f64::from(b[i]));
+            out[i] = ((f64::from(x[i]) - mean) * inv * gain + shift) as f32;
+        }
+    }
+}
+
+/// Rotates the heads of one row.
+fn rotate(table: &RopeTable, head_dim: usize, position: u32, x: &mut [f32]) {
+    let half = table.rot_dims as usize / 2;
+    let (mut cos, mut sin) = (vec![0.0; half], vec![0.0; half]);
+    table.angles(position, &mut cos, &mut sin);
+    for head in x.chunks_exact_mut(head_dim) {
+        for i in 0..half {
+            let (a, b) = match table.style {
+                RopeStyle::Neox => (i, i + half),
+                RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+            };
+            let (x0, x1) = (head[a], head[b]);
+            head[a] = x0 * cos[i] - x1 * sin[i];
+            head[b] = x0 * sin[i] + x1 * cos[i];
+        }
+    }
+}
+
+/// Keys and values of one layer, `[block][token][kv_heads * dim]`.
+struct Cache {
+    layer: KvLayer,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Cache {
+    fn row(&self, blocks: &[u32], position: usize) -> usize {
+        blocks[position / BLOCK_TOKENS] as usize * BLOCK_TOKENS + position % BLOCK_TOKENS
+    }
+}
+
+/// A prepared Program: values as plain vectors, caches in f32.
+struct Ready {
+    program: Program,
+    weights: Vec<Weight>,
+    limits: Limits,
+    values: Vec<Vec<f32>>,
+    caches: Vec<Cache>,
+    rows: usize,
+    outputs: usize,
+}
+
+/// The reference device.
+pub struct Reference {
+    info: DeviceInfo,
+    weights: Vec<Vec<f32>>,
+    ready: Vec<Ready>,
+}
+
+impl Default for Reference {
+    fn default() -> Self {
+        let info =
+            DeviceInfo { name: "reference".into(), description: "scalar interpreter".into(), threads: 1 };
+        Reference { info, weights: Vec::new(), ready: Vec::new() }
+    }
+}
+
+impl Ready {
+    fn row_count(&self, v: View) -> usize {
+        match self.program.rows_of(v) {
+            Rows::Tokens => self.rows,
+            Rows::Outputs => self.outputs,
+        }
+    }
+
+    fn read_row(&self, v: View, row: usize) -> Vec<f32> {
+        let cols = self.program.values[v.value.0 as usize].cols as usize;
+        let start = row * cols + v.col as usize;
+        self.values[v.value.0 as usize][start..start + v.cols as usize].to_vec()
+    }
+
+    fn write_row(&mut self, v: View, row: usize, data: &[f32]) {
+        let cols = self.program.values[v.value.0 as usize].cols as usize;
+        let start = row * cols + v.col as usize;
+        self.values[v.value.0 as usize][start..start + v.cols as usize].copy_from_slice(data);
+    }
+
+    fn weight<'a>(&self, all: &'a [Vec<f32>], id: WeightId) -> &'a [f32] {
+        &all[self.weights[id.0 as usize].0 as usize]
+    }
+
+    fn norm_row(&self, all: &[Vec<f32>], spec: &NormSpec, x: &[f32]) -> Vec<f32> {
+        let mut out = vec![0.0; x.len()];
+        let w = spec.weight.map(|w| self.weight(all, w));
+        normalise(spec, w, spec.bias.map(|b| self.weight(all, b)), x, &mut out);
+        out
+    }
+
+    fn attend_row(&self, spec: &AttendSpec, q: &[f32], blocks: &[u32], position: usize) -> Vec<f32> {
+        let cache = &self.caches[spec.kv_layer as usize];
+        let (hd, vd) = (spec.head_dim as usize, spec.v_dim as usize);
+        let group = (spec.heads / spec.kv_heads) as usize;
+        let first = spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+        let mut out = vec![0.0; spec.heads as usize * vd];
+        for h in 0..spec.heads as usize {
+            let kvh = h / group;
+            let scores: Vec<f64> = (first..=position)
+                .map(|p| {
+                    let k = cache.row(blocks, p) * cache.layer.kv_heads as usize * hd + kvh * hd;
+                    let dot: f64 =
+                        (0..hd).map(|i| f64::from(q[h * hd + i]) * f64::from(cache.k[k + i])).sum();
+                    let s = dot * f64::from(spec.scale);
+                    spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+                })
+                .collect();
+            // `f64::max` drops NaN; a NaN score must reach the output instead.
+            let max = scores
+                .iter()
+                .fold(f64::NEG_INFINITY, |m, s| if s.is_nan() || m.is_nan() { f64::NAN } else { m.max(*s) });
+            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let total: f64 = weights.iter().sum();
+            for i in 0..vd {
+                let sum: f64 = weights
+                    .iter()
+                    .zip(first..=position)
+                    .map(|(w, p)| {
+                        let v = cache.row(blocks, p) * cache.layer.kv_heads as usize * vd + kvh * vd;
+                        w * f64::from(cache.v[v + i])
+                    })
+                    .sum();
+                out[h * vd + i] = (sum / total) as f32;
+            }
+        }
+        out
+    }
+
+    fn run_op(&mut self, all: &[Vec<f32>], op: &Op, step: &StepInputs) {
+        // Sequence and position of each row.
+        let places: Vec<(usize, usize)> = step
+            .seqs
+            .iter()
+            .enumerate()
+            .flat_map(|(s, seq)| (0..seq.rows).map(move |r| (s, seq.start + r)))
+            .collect();
+        match *op {
+            Op::Embed { out, table, scale } => {
+                let w = self.weight(all, table);
+                let cols = out.cols as usize;
+                for (r, t) in step.tokens.iter().enumerate() {
+                    let row: Vec<f32> = w[*t as usize * cols..][..cols].iter().map(|x| x * scale).collect();
+                    self.write_row(out, r, &row);
+                }
+            }
+            Op::Norm { out, x, ref norm, add } => {
+                for r in 0..self.row_count(x) {
+                    let mut y = self.norm_row(all, norm, &self.read_row(x, r));
+                    if let Some(a) = add {
+                        self.read_row(a, r).iter().zip(&mut y).for_each(|(a, y)| *y += a);
+                    }
+                    self.write_row(out, r, &y);
+                }
+            }
+            Op::MatMul { out, x, ref norm, weight, bias, add, glu } => {
+                let w = self.weight(all, weight);
+                let bias = bias.map(|b| self.weight(all, b));
+                for r in 0..self.row_count(x) {
+                    let mut input = self.read_row(x, r);
+                    if let Some(n) = norm {
+                        input = self.norm_row(all, n, &input);
+                    }
+                    let mut y: Vec<f32> = w
+                        .chunks_exact(input.len())
+                        .enumerate()
+                        .map(|(o, w)| {
+                            let dot: f64 =
+                                w.iter().zip(&input).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+                            (dot + bias.map_or(0.0, |b| f64::from(b[o]))) as f32
+                        })
+                        .collect();
+                    if let Some(act) = glu {
+                        let (gate, up) = y.split_at(y.len() / 2);
+                        y = gate
+                            .iter()
+                            .zip(up)
+                            .map(|(g, u)| activate(act, f64::from(*g)) as f32 * u)
+                            .collect();
+                    }
+                    if let Some(a) = add {
+                        self.read_row(a, r).iter().zip(&mut y).for_each(|(a, y)| *y += a);
+                    }
+                    self.write_row(out, r, &y);
+                }
+            }
+            Op::Rope { x, head_dim, table } => {
+                let table = self.program.ropes[table.0 as usize].clone();
+                for (r, (_, position)) in places.iter().enumerate() {
+                    let mut row = self.read_row(x, r);
+                    rotate(&table, head_dim as usize, *position as u32, &mut row);
+                    self.write_row(x, r, &row);
+                }
+            }
+            Op::StoreKv { k, v, kv_layer } => {
+                for (r, (s, position)) in places.iter().enumerate() {
+                    let (krow, vrow) = (self.read_row(k, r), self.read_row(v, r));
+                    let cache = &mut self.caches[kv_layer as usize];
+                    let at = cache.row(step.seqs[*s].blocks, *position);
+                    cache.k[at * krow.len()..][..krow.len()].copy_from_slice(&krow);
+                    cache.v[at * vrow.len()..][..vrow.len()].copy_from_slice(&vrow);
+                }
+            }
+            Op::Attend { out, q, ref spec } => {
+                for (r, (s, position)) in places.iter().enumerate() {
+                    let y = self.attend_row(spec, &self.read_row(q, r), step.seqs[*s].blocks, *position);
+                    self.write_row(out, r, &y);
+                }
+            }
+            Op::Glu { out, gate, up, act } => {
+                for r in 0..self.row_count(out) {
+                    let (g, u) = (self.read_row(gate, r), self.read_row(up, r));
+                    let y: Vec<f32> =
+                        g.iter().zip(&u).map(|(g, u)| activate(act, f64::from(*g)) as f32 * u).collect();
+                    self.write_row(out, r, &y);
+                }
+            }
+            Op::Activate { out, x, act } => self.map_rows(out, x, |v| activate(act, f64::from(v)) as f32),
+            Op::Add { out, a, b } => {
+                for r in 0..self.row_count(out) {
+                    let (x, y) = (self.read_row(a, r), self.read_row(b, r));
+                    let sum: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+                    self.write_row(out, r, &sum);
+                }
+            }
+            Op::Scale { x, by } => self.map_rows(x, x, |v| v * by),
+            Op::Softcap { x, cap } => {
+                self.map_rows(x, x, |v| (f64::from(cap) * (f64::from(v) / f64::from(cap)).tanh()) as f32)
+            }
+            Op::PickRows { out, x } => {
+                for (i, r) in step.outputs.iter().enumerate() {
+                    let row = self.read_row(x, *r as usize);
+                    self.write_row(out, i, &row);
+                }
+            }
+        }
+    }
+
+    fn map_rows(&mut self, out: View, x: View, f: impl Fn(f32) -> f32) {
+        for r in 0..self.row_count(out) {
+            let y: Vec<f32> = self.read_row(x, r).into_iter().map(&f).collect();
+            self.write_row(out, r, &y);
+        }
+    }
+}
+
+impl Device for Reference {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn load(&mut self, decl: &WeightDecl, weight: HostWeight) -> Result<Weight> {
+        weight.check(decl)?;
+        let mut data = vec![0.0; decl.rows() as usize * decl.cols as usize];
+        let mut at = 0;
+        for t in &weight.parts {
+            let n: usize = t.shape.iter().product();
+            quant::dequantize(t.dtype, &t.data, &mut data[at..at + n])
+                .map_err(|e| Error::Weight { name: t.name.clone(), why: e.to_string() })?;
+            at += n;
+        }
+        self.weights.push(data);
+        Ok(Weight(self.weights.len() as u32 - 1))
+    }
+
+    fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared> {
+        program.check()?;
+        let values = program
+            .values
+            .iter()
+            .map(|v| {
+                let rows = match v.rows {
+                    Rows::Tokens => limits.rows,
+                    Rows::Outputs => limits.outputs,
+                };
+                vec![f32::NAN; rows * v.cols as usize]
+            })
+            .collect();
+        let tokens = limits.kv_blocks * BLOCK_TOKENS;
+        let caches = program
+            .kv
+            .iter()
+            .map(|l| Cache {
+                layer: *l,
+                k: vec![f32::NAN; tokens * (l.kv_heads * l.head_dim) as usize],
+                v: vec![f32::NAN; tokens * (l.kv_heads * l.v_dim) as usize],
+            })
+            .collect();
+        self.ready.push(Ready {
+            program,
+            weights: weights.to_vec(),
+            limits,
+            values,
+            caches,
+            rows: 0,
+            outputs: 0,
+        });
+        Ok(Prepared(self.ready.len() as u32 - 1))
+    }
+
+    fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
+        let ready = &mut self.ready[prepared.0 as usize];
+        step.check(&ready.limits, vocab(&ready.program))?;
+        (ready.rows, ready.outputs) = (step.tokens.len(), step.outputs.len());
+        for node in ready.program.ops.clone() {
+            ready.run_op(&self.weights, &node.op, step);
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()> {
+        let ready = &self.ready[prepared.0 as usize];
+        let (view, rows) = match what {
+            Readout::Logits(row) => (ready.program.logits.expect("checked by prepare"), row..row + 1),
+            Readout::View(view) => (view, 0..ready.row_count(view)),
+        };
+        if rows.end > ready.row_count(view) || out.len() != rows.len() * view.cols as usize {
+            return Err(Error::Step(format!("cannot read rows {rows:?} into {} elements", out.len())));
+        }
+        for (r, out) in rows.zip(out.chunks_exact_mut(view.cols as usize)) {
+            out.copy_from_slice(&ready.read_row(view, r));
+        }
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
+        for cache in &mut self.ready[prepared.0 as usize].caches {
+            for (from, to) in pairs {
+                for (data, dim) in [(&mut cache.k, cache.layer.head_dim), (&mut cache.v, cache.layer.v_dim)] {
+                    let n = BLOCK_TOKENS * (cache.layer.kv_heads * dim) as usize;
+                    data.copy_within(*from as usize * n..(*from as usize + 1) * n, *to as usize * n);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn memory(&self) -> usize {
+        let floats = |v: &[Vec<f32>]| v.iter().map(Vec::len).sum::<usize>();
+        let caches = self.ready.iter().flat_map(|r| &r.caches).map(|c| c.k.len() + c.v.len()).sum::<usize>();
+        4 * (floats(&self.weights) + caches + self.ready.iter().map(|r| floats(&r.values)).sum::<usize>())
+    }
+}
+
+/// The number of rows of the embedding table, which bounds token ids.
+pub fn vocab(program: &Program) -> usize {
+    program
+        .ops
+        .iter()
+        .find_map(|n| match n.op {
+            Op::Embed { table, .. } => Some(program.weights[table.0 as usize].rows() as usize),
+            _ => None,
+        })
+        .unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn erf_matches_published_values() {
+        // Abramowitz & Stegun, table 7.1.
+        for (x, want) in [
+            (0.0, 0.0),
+            (0.1, 0.112_462_916_018_284_9),
+            (0.5, 0.520_499_877_813_046_5),
+            (1.0, 0.842_700_792_949_714_9),
+            (2.0, 0.995_322_265_018_952_7),
+            (3.0, 0.999_977_909_503_001_4),
+        ] {
+            assert!((erf(x) - want).abs() < 2e-15, "erf({x}) = {}", erf(x));
+            assert_eq!(erf(-x), -erf(x));
+        }
+        assert!(erf(f64::NAN).is_nan());
+    }
+
+    #[test]
+    fn gates_stay_finite_and_exact_at_extremes() {
+        for act in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
+            for x in [100.0, 1000.0] {
+                assert_eq!(activate(act, x), x, "{act:?}({x})");
+                assert!(activate(act, -x).abs() < 1e-40, "{act:?}(-{x})");
+            }
+            assert!(activate(act, f64::NAN).is_nan());
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Tensor names. GGUF's are canonical; Hugging Face's are found through a table of stems.
+
+use crate::arch::Arch;
+
+/// Canonical stem and Hugging Face stem, for every family that does not say otherwise.
+pub const COMMON: crate::arch::NameTable = &[
+    ("token_embd", "model.embed_tokens"),
+    ("output_norm", "model.norm"),
+    ("output", "lm_head"),
+    ("blk.{}.attn_norm", "model.layers.{}.input_layernorm"),
+    ("blk.{}.attn_q", "model.layers.{}.self_attn.q_proj"),
+    ("blk.{}.attn_k", "model.layers.{}.self_attn.k_proj"),
+    ("blk.{}.attn_v", "model.layers.{}.self_attn.v_proj"),
+    ("blk.{}.attn_output", "model.layers.{}.self_attn.o_proj"),
+    ("blk.{}.attn_q_norm", "model.layers.{}.self_attn.q_norm"),
+    ("blk.{}.attn_k_norm", "model.layers.{}.self_attn.k_norm"),
+    ("blk.{}.ffn_norm", "model.layers.{}.post_attention_layernorm"),
+    ("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
+    ("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
+    ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
+];
+
+/// The Hugging Face name of a canonical tensor name, e.g. `blk.3.attn_q.weight`.
+pub fn hf(arch: &Arch, canonical: &str) -> Option<String> {
+    let (stem, kind) = canonical.rsplit_once('.')?;
+    let (pattern, layer) = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, rest)) => (format!("blk.{{}}.{rest}"), layer),
+        None => (stem.to_string(), ""),
+    };
+    let (_, name) = arch.names.iter().chain(COMMON).find(|(c, _)| *c == pattern)?;
+    Some(format!("{}.{kind}", name.replace("{}", layer)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arch::{GEMMA3, LLAMA};
+
+    #[test]
+    fn canonical_names_map_to_hugging_face() {
+        for (arch, canonical, want) in [
+            (&LLAMA, "token_embd.weight", "model.embed_tokens.weight"),
+            (&LLAMA, "blk.12.attn_q.bias", "model.layers.12.self_attn.q_proj.bias"),
+            (&LLAMA, "blk.0.ffn_norm.weight", "model.layers.0.post_attention_layernorm.weight"),
+            (&GEMMA3, "blk.0.ffn_norm.weight", "model.layers.0.pre_feedforward_layernorm.weight"),
+            (&GEMMA3, "blk.7.post_attention_norm.weight", "model.layers.7.post_attention_layernorm.weight"),
+        ] {
+            assert_eq!(hf(arch, canonical).as_deref(), Some(want));
+        }
+        assert_eq!(hf(&LLAMA, "blk.0.attn_sinks.weight"), None);
+    }
+}

@@ -1,0 +1,51 @@
+//! From the tensors of a source to the weights of a device: names, Gemma's norm + 1, then `Device::load`.
+
+use crate::spec::ModelSpec;
+use crate::{Error, Result, names};
+use quarrel_formats::{Bytes, DType, Source, Tensor, quant};
+use quarrel_ir::{Device, HostWeight, Program, Weight};
+
+/// Loads every weight of `program`, in its order. `progress` is called with the bytes of each tensor taken in.
+pub fn load(
+    source: &Source,
+    spec: &ModelSpec,
+    program: &Program,
+    device: &mut dyn Device,
+    mut progress: impl FnMut(u64),
+) -> Result<Vec<Weight>> {
+    program
+        .weights
+        .iter()
+        .map(|decl| {
+            let parts =
+                decl.parts.iter().map(|p| tensor(source, spec, &p.name)).collect::<Result<Vec<_>>>()?;
+            let bytes = parts.iter().map(|t| t.data.len() as u64).sum();
+            let weight = device.load(decl, HostWeight { parts })?;
+            progress(bytes);
+            Ok(weight)
+        })
+        .collect()
+}
+
+/// Finds a tensor by its canonical name and brings it to canonical form.
+pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
+    let name = match source {
+        Source::Gguf(_) => canonical.to_string(),
+        Source::Hf(_) => names::hf(spec.arch, canonical).unwrap_or_else(|| canonical.into()),
+    };
+    let found = source
+        .tensor(&name)
+        .cloned()
+        .ok_or_else(|| Error::MissingTensor { name, file: crate::place(source) })?;
+    let minus_one = matches!(source, Source::Hf(_)) && spec.arch.hf_norm_minus_one;
+    if minus_one && canonical.ends_with("_norm.weight") { add_one(found) } else { Ok(found) }
+}
+
+/// A norm gain stored as its difference from 1.
+fn add_one(tensor: Tensor) -> Result<Tensor> {
+    let n: usize = tensor.shape.iter().product();
+    let mut gain = vec![0.0f32; n];
+    quant::dequantize(tensor.dtype, &tensor.data, &mut gain)?;
+    let bytes: Vec<u8> = gain.iter().flat_map(|g| (g + 1.0).to_le_bytes()).collect();
+    Ok(Tensor { dtype: DType::F32, data: Bytes::from(bytes), ..tensor })
+}
