@@ -51,6 +51,8 @@ pub(crate) trait Lanes: Copy {
 
     /// `-8 * 2^shift * sum(x)` from a sum of an [`XBlock`].
     unsafe fn start(sums: i32, shift: i32) -> Self::P;
+    /// The same of a block's second half, from the sums of the whole and of the first half.
+    unsafe fn start_second(sums: i32, half: i32, shift: i32) -> Self::P;
     /// Zero.
     unsafe fn zero() -> Self::P;
     /// Adds the products of each column's four bytes (unsigned) with the four bytes at `x` (signed).
@@ -87,6 +89,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn i8(p: *const u8) -> Self::F;
     /// Product.
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// Sum.
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Stores `L` floats.

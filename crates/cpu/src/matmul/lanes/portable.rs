@@ -71,6 +71,12 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn start_second(sums: i32, half: i32, shift: i32) -> Self::P {
+        // SAFETY: no instructions are needed.
+        unsafe { Self::start(sums - half, shift) }
+    }
+
+    #[inline(always)]
     unsafe fn zero() -> Self::P {
         [0; L]
     }
@@ -153,6 +159,11 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] + b[i])
     }
 
     #[inline(always)]
