@@ -18,7 +18,8 @@ const FORBIDDEN: &[(&[&str], &str)] = &[
 
 /// Fails with one line for each broken habit.
 pub(crate) fn check() -> Result<()> {
-    let listed = Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]).output()?;
+    let listed =
+        Command::new("git").args(["ls-files", "--cached", "--others", "--exclude-standard"]).output()?;
     ensure!(listed.status.success(), "`git ls-files` failed");
     let mut problems = Vec::new();
     for path in String::from_utf8(listed.stdout)?.lines() {
