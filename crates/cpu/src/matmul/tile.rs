@@ -109,8 +109,16 @@ unsafe fn rows<S: Lanes, T: Format, const R: usize>(
                         }
                     }
                     for r in 0..R {
-                        products[r] =
-                            if h == 0 { S::mul(sums[r], scale) } else { S::fma(sums[r], scale, products[r]) };
+                        // Two halves are first added where there are registers for it: one addition less for each.
+                        if halves == 1 || S::L == 8 {
+                            let scaled = S::mul(sums[r], scale);
+                            acc[r] = S::fma(scaled, S::splat((*x.add(r)).scale), acc[r]);
+                        } else if h == 0 {
+                            products[r] = S::mul(sums[r], scale);
+                        } else {
+                            let both = S::fma(sums[r], scale, products[r]);
+                            acc[r] = S::fma(both, S::splat((*x.add(r)).scale), acc[r]);
+                        }
                     }
                     if T::SCALES == Scales::Min16 {
                         let min = S::mul(offset, S::u8(small.add((2 * i + 1) * S::L)));
@@ -121,9 +129,6 @@ unsafe fn rows<S: Lanes, T: Format, const R: usize>(
                             acc[r] = S::fma(min, S::splat(-sum), acc[r]);
                         }
                     }
-                }
-                for r in 0..R {
-                    acc[r] = S::fma(products[r], S::splat((*x.add(r)).scale), acc[r]);
                 }
                 if matches!(T::SCALES, Scales::HalfMin | Scales::Min32) {
                     // What was subtracted from the codes comes back here, with the offset.

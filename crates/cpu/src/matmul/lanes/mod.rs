@@ -87,6 +87,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn u8(p: *const u8) -> Self::F;
     /// `L` signed bytes.
     unsafe fn i8(p: *const u8) -> Self::F;
+    /// Asks for the cache line at `p`, which may be anywhere.
+    fn prefetch(p: *const u8);
     /// Product.
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// Sum.
