@@ -96,8 +96,11 @@ fn weights_with(
             let shift = if p.name.contains("norm") { 1.0 } else { 0.0 };
             let mut values: Vec<f32> = (0..n).map(|_| random.next() * scale + shift).collect();
             change(&p.name, &mut values);
-            let dtype =
-                if vector || decl.cols as usize % dtype.block_len() != 0 { DType::F32 } else { dtype };
+            let dtype = if vector || !(decl.cols as usize).is_multiple_of(dtype.block_len()) {
+                DType::F32
+            } else {
+                dtype
+            };
             let mut data = Vec::new();
             match dtype {
                 // The encoder refuses NaN.
