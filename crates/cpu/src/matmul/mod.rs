@@ -19,7 +19,7 @@ use self::lanes::{Avx2, Avx512};
 use self::lanes::{Lanes, Portable};
 pub use self::{input::Quantized, wide::PackedFloats};
 pub(crate) use self::{
-    input::{GROUP, SMALLEST, XBlock, finish, quantize_special},
+    input::{GROUP, SMALLEST, STEPS, XBlock, finish, quantize_special, split},
     tile::plane_bytes,
 };
 use crate::{
