@@ -275,7 +275,7 @@ fn packed_floats_give_the_same_bits() {
             for (rows, cols) in [(40, 512), (16, 300), (5, 7), (33, 16), (1, 1000)] {
                 let cols = if dtype.is_quantized() { 512 } else { cols };
                 let w = packed(isa, dtype, rows, cols, &weights(dtype, rows, cols, &mut rng));
-                for n in [1, 2, 6, 7, 12, 13, 31] {
+                for n in [1, 2, 6, 7, 12, 13, 31, 127] {
                     let mut x = X::new(isa, (0..n * cols).map(|_| rng.float()).collect(), n);
                     let want = product(&w, &mut x, Epilogue::default());
                     let mut out = vec![0.0; n * rows];
