@@ -82,7 +82,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         cpu.read(prepared, Readout::Logits(0), &mut logits)?;
         let prompt = clock.elapsed().as_secs_f64();
         if args.ops {
-            table("prompt", &cpu, prepared, &program);
+            table("prompt", prompt, &cpu, prepared, &program);
         }
         let mut out = vec![best(&logits)];
         let first = start.elapsed().as_secs_f64();
@@ -95,7 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let decode = clock.elapsed().as_secs_f64();
         if args.ops {
-            table("decode", &cpu, prepared, &program);
+            table("decode", decode, &cpu, prepared, &program);
         }
         println!("{}", out.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
         println!(
@@ -113,7 +113,8 @@ fn best(logits: &[f32]) -> u32 {
     (0..logits.len()).fold(0, |b, i| if logits[i] > logits[b] { i } else { b }) as u32
 }
 
-fn table(title: &str, cpu: &Cpu, prepared: Prepared, program: &Program) {
+/// Where `seconds` went: each kind of op, the barriers, and the rest, which is outside the tape.
+fn table(title: &str, seconds: f64, cpu: &Cpu, prepared: Prepared, program: &Program) {
     let mut kinds: BTreeMap<String, (u64, u64)> = BTreeMap::new();
     for (node, t) in program.ops.iter().zip(cpu.timings(prepared)) {
         let name = match &node.op {
@@ -126,14 +127,16 @@ fn table(title: &str, cpu: &Cpu, prepared: Prepared, program: &Program) {
         let sum = kinds.entry(name).or_default();
         *sum = (sum.0 + t.busy_ns, sum.1 + t.wait_ns);
     }
-    let total: u64 = kinds.values().map(|k| k.0 + k.1).sum();
-    for (name, (busy, wait)) in kinds {
-        let share = |ns: u64| 100.0 * ns as f64 / total as f64;
+    let share = |ns: f64| 100.0 * ns / (1e9 * seconds);
+    let (mut busy, mut wait) = (0.0, 0.0);
+    for (name, (b, w)) in kinds {
+        (busy, wait) = (busy + b as f64, wait + w as f64);
         println!(
-            "{title} {name:24} {:9.3} ms {:5.1} %, wait {:5.1} %",
-            busy as f64 / 1e6,
-            share(busy),
-            share(wait)
+            "{title} {name:24} {:9.3} ms {:5.1} %, wait {:4.1} %",
+            b as f64 / 1e6,
+            share(b as f64),
+            share(w as f64)
         );
     }
+    println!("{title}: barriers {:.1} %, outside the tape {:.1} %", share(wait), 100.0 - share(busy + wait));
 }

@@ -116,65 +116,102 @@ pub(crate) unsafe fn chunk<S: Simd, E: Element>(
     weights: &mut Weights,
     parts: &mut [f32],
 ) {
+    let (start, end) = (chunk * CHUNK, (chunk + 1) * CHUNK);
     let len = state_len(spec);
-    let hd = queries.head_dim;
-    // Several groups find the chunk in the cache of the core, behind the first.
+    reset(parts, len);
+    // Several groups find the chunk in the cache of the core, behind the first; one alone fetches ahead.
     let alone = queries.spans.len() <= MOST;
     let mut at = 0;
     // No closures around vectors: they would be functions of their own, without the instructions.
     while at < queries.spans.len() {
         let n = group_size(queries.spans.len() - at);
-        let spans = &queries.spans[at..at + n];
         let parts = &mut parts[at * len..(at + n) * len];
-        reset(parts, len);
-        let q = &queries.packed[at * hd..(at + n) * hd];
-        // SAFETY: the caller's promise.
-        unsafe {
-            match n {
-                1 => group::<S, E, 1, 4>(s, spec, kv, q, spans, chunk, alone, weights, parts),
-                2 => group::<S, E, 2, 4>(s, spec, kv, q, spans, chunk, alone, weights, parts),
-                3 => group::<S, E, 3, 4>(s, spec, kv, q, spans, chunk, alone, weights, parts),
-                4 => group::<S, E, 4, 4>(s, spec, kv, q, spans, chunk, alone, weights, parts),
-                6 => group::<S, E, 6, 2>(s, spec, kv, q, spans, chunk, alone, weights, parts),
-                _ => group::<S, E, 8, 2>(s, spec, kv, q, spans, chunk, alone, weights, parts),
+        let q = &queries.packed[at * queries.head_dim..(at + n) * queries.head_dim];
+        let mut spans = [(end, start); MOST];
+        // All that some vector sees, and what every vector sees.
+        let ((mut lo, mut hi), (mut from, mut to)) = ((end, start), (start, end));
+        for (clamped, span) in spans.iter_mut().zip(&queries.spans[at..at + n]) {
+            *clamped = (span.0.max(start), span.1.min(end));
+            if clamped.0 < clamped.1 {
+                (lo, hi) = (lo.min(clamped.0), hi.max(clamped.1));
             }
+            (from, to) = (from.max(clamped.0), to.min(clamped.1));
         }
         at += n;
+        if lo >= hi {
+            continue;
+        }
+        let blocks = lo / BLOCK_TOKENS..hi.div_ceil(BLOCK_TOKENS);
+        // SAFETY: the caller's promise, here and below.
+        unsafe {
+            match n {
+                1 => scores::<S, E, 1>(s, kv, q, blocks.clone(), start, alone, weights),
+                2 => scores::<S, E, 2>(s, kv, q, blocks.clone(), start, alone, weights),
+                3 => scores::<S, E, 3>(s, kv, q, blocks.clone(), start, alone, weights),
+                4 => scores::<S, E, 4>(s, kv, q, blocks.clone(), start, alone, weights),
+                6 => scores::<S, E, 6>(s, kv, q, blocks.clone(), start, alone, weights),
+                _ => scores::<S, E, 8>(s, kv, q, blocks.clone(), start, alone, weights),
+            }
+        }
+        for r in 0..n {
+            let (max, sum) = soften(s, spec, spans[r], blocks.clone(), start, &mut weights[r]);
+            (parts[r * len], parts[r * len + 1]) = (max, sum);
+        }
+        // Tokens that a vector does not see are never read for it: a stale or NaN value there must not matter. So each
+        // takes what it alone sees before, then all take what they share, then each what it alone sees behind.
+        for phase in 0..3 {
+            if phase == 1 {
+                if from >= to {
+                    continue;
+                }
+                let tokens = from..to;
+                // SAFETY: as above.
+                unsafe {
+                    match n {
+                        1 => values::<S, E, 1, 4>(s, kv, weights, 0, tokens, parts),
+                        2 => values::<S, E, 2, 4>(s, kv, weights, 0, tokens, parts),
+                        3 => values::<S, E, 3, 4>(s, kv, weights, 0, tokens, parts),
+                        4 => values::<S, E, 4, 4>(s, kv, weights, 0, tokens, parts),
+                        6 => values::<S, E, 6, 2>(s, kv, weights, 0, tokens, parts),
+                        _ => values::<S, E, 8, 2>(s, kv, weights, 0, tokens, parts),
+                    }
+                }
+                continue;
+            }
+            for r in 0..n {
+                let (lo, hi) = spans[r];
+                let own = match (from < to, phase) {
+                    (true, 0) => lo..from,
+                    (true, _) => to..hi,
+                    (false, 0) => lo..hi,
+                    (false, _) => continue,
+                };
+                if own.start < own.end {
+                    // SAFETY: as above.
+                    unsafe {
+                        values::<S, E, 1, 4>(s, kv, weights, r, own, &mut parts[r * len..(r + 1) * len])
+                    };
+                }
+            }
+        }
     }
 }
 
-/// `R` query vectors over one chunk; values are summed in `N` vectors of columns at a time. A group that is `alone` in its
-/// tile fetches ahead.
+/// Writes the dot products of `R` packed query vectors with the keys of `blocks` to `weights`.
 ///
 /// # Safety
 /// As for [`chunk`].
 #[inline(always)]
-unsafe fn group<S: Simd, E: Element, const R: usize, const N: usize>(
+unsafe fn scores<S: Simd, E: Element, const R: usize>(
     s: S,
-    spec: &AttendSpec,
     kv: KvHead,
     q: &[f32],
-    spans: &[Span],
-    chunk: usize,
+    blocks: Range<usize>,
+    start: usize,
     alone: bool,
     weights: &mut Weights,
-    parts: &mut [f32],
 ) {
-    let (start, end) = (chunk * CHUNK, (chunk + 1) * CHUNK);
-    let spans: [Span; R] = std::array::from_fn(|r| (spans[r].0.max(start), spans[r].1.min(end)));
-    let (mut lo, mut hi) = (end, start);
-    for (from, to) in spans.into_iter().filter(|s| s.0 < s.1) {
-        (lo, hi) = (lo.min(from), hi.max(to));
-    }
-    if lo >= hi {
-        return;
-    }
-    let blocks = lo / BLOCK_TOKENS..hi.div_ceil(BLOCK_TOKENS);
-    let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
-    let (index, none) = (s.load(&index), s.splat(f32::NEG_INFINITY));
-
-    let mut top = [none; R];
-    for b in blocks.clone() {
+    for b in blocks {
         // SAFETY: the caller's promise.
         let keys = unsafe {
             if alone {
@@ -182,70 +219,56 @@ unsafe fn group<S: Simd, E: Element, const R: usize, const N: usize>(
             }
             kv.keys::<E>(b)
         };
-        let scores = scores::<S, E, R>(s, q, keys);
-        let first = b * BLOCK_TOKENS;
+        let scores = dots::<S, E, R>(s, q, keys);
         for r in 0..R {
-            let mut x = scores[r] * s.splat(spec.scale);
-            if let Some(cap) = spec.softcap {
-                x = softcap(cap, x);
-            }
-            let (lo, hi) = spans[r];
-            if lo > first || hi < first + BLOCK_TOKENS {
-                x = index.select_lt(s.splat(hi.saturating_sub(first) as f32), x, none);
-                x = index.select_lt(s.splat(lo.saturating_sub(first) as f32), none, x);
-            }
-            top[r] = x.max(top[r]);
-            x.store(&mut weights[r][first - start..]);
-        }
-    }
-    let len = parts.len() / R;
-    for r in 0..R {
-        let max = top[r].largest();
-        // A row whose scores are all minus infinity has weights of 0 here, and 0 / 0 in the end.
-        let shift = s.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
-        let mut sum = s.zero();
-        for x in weights[r][blocks.start * BLOCK_TOKENS - start..blocks.end * BLOCK_TOKENS - start]
-            .chunks_exact_mut(LANES)
-        {
-            let e = (s.load(x) - shift).exp();
-            sum = sum + e;
-            e.store(x);
-        }
-        (parts[r * len], parts[r * len + 1]) = (max, sum.sum());
-    }
-    // Tokens that some rows do not see are never read for them: a stale or NaN value there must not matter. So a row
-    // takes what it alone sees before, then all take what they share, then it takes what it alone sees behind.
-    let (mut from, mut to) = (start, end);
-    for (lo, hi) in spans {
-        (from, to) = (from.max(lo), to.min(hi));
-    }
-    let shared = from < to;
-    let weights: &[[f32; CHUNK]; R] = weights.first_chunk().expect("R is at most MOST");
-    for behind in [false, true] {
-        for r in 0..R {
-            let (lo, hi) = spans[r];
-            let own = match (shared, behind) {
-                (true, false) => lo..from,
-                (true, true) => to..hi,
-                (false, false) => lo..hi,
-                (false, true) => 0..0,
-            };
-            if own.start < own.end {
-                let (w, part) = (std::array::from_ref(&weights[r]), &mut parts[r * len..(r + 1) * len]);
-                // SAFETY: the caller's promise.
-                unsafe { values::<S, E, 1, 4>(s, kv, w, own, part) };
-            }
-        }
-        if shared && !behind {
-            // SAFETY: the caller's promise.
-            unsafe { values::<S, E, R, N>(s, kv, weights, from..to, parts) };
+            scores[r].store(&mut weights[r][b * BLOCK_TOKENS - start..]);
         }
     }
 }
 
+/// Turns a row of dot products into weights relative to the largest score; returns that score and the sum of the weights.
+#[inline(always)]
+fn soften<S: Simd>(
+    s: S,
+    spec: &AttendSpec,
+    span: Span,
+    blocks: Range<usize>,
+    start: usize,
+    row: &mut [f32; CHUNK],
+) -> (f32, f32) {
+    let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
+    let (index, none) = (s.load(&index), s.splat(f32::NEG_INFINITY));
+    let row = &mut row[blocks.start * BLOCK_TOKENS - start..blocks.end * BLOCK_TOKENS - start];
+    let mut top = none;
+    for (x, b) in row.chunks_exact_mut(LANES).zip(blocks) {
+        let first = b * BLOCK_TOKENS;
+        let mut score = s.load(x) * s.splat(spec.scale);
+        if let Some(cap) = spec.softcap {
+            score = softcap(cap, score);
+        }
+        if span.0 > first || span.1 < first + BLOCK_TOKENS {
+            score = index.select_lt(s.splat(span.1.saturating_sub(first) as f32), score, none);
+            score = index.select_lt(s.splat(span.0.saturating_sub(first) as f32), none, score);
+        }
+        // A NaN is lost here and comes back in the sum.
+        top = score.max(top);
+        score.store(x);
+    }
+    let max = top.largest();
+    // A row whose scores are all minus infinity has weights of 0 here, and 0 / 0 in the end.
+    let shift = s.splat(if max == f32::NEG_INFINITY { 0.0 } else { max });
+    let mut sum = s.zero();
+    for x in row.chunks_exact_mut(LANES) {
+        let e = (s.load(x) - shift).exp();
+        sum = sum + e;
+        e.store(x);
+    }
+    (max, sum.sum())
+}
+
 /// Dot products of `R` packed query vectors with the 16 keys of a block; even and odd columns are summed apart.
 #[inline(always)]
-fn scores<S: Simd, E: Element, const R: usize>(s: S, q: &[f32], keys: &[E]) -> [S::F; R] {
+fn dots<S: Simd, E: Element, const R: usize>(s: S, q: &[f32], keys: &[E]) -> [S::F; R] {
     let (mut even, mut odd) = ([s.zero(); R], [s.zero(); R]);
     let mut k = keys.chunks_exact(2 * LANES);
     let mut p = q.chunks_exact(2 * R);
@@ -268,7 +291,8 @@ fn scores<S: Simd, E: Element, const R: usize>(s: S, q: &[f32], keys: &[E]) -> [
     even
 }
 
-/// Adds the weighted values of `tokens` to the `R` states in `parts`, token by token.
+/// Adds the values of `tokens`, weighted by `R` rows of `weights` from row `first` on, to the states in `parts`, token by
+/// token; `N` vectors of columns at a time.
 ///
 /// # Safety
 /// As for [`chunk`].
@@ -276,10 +300,12 @@ fn scores<S: Simd, E: Element, const R: usize>(s: S, q: &[f32], keys: &[E]) -> [
 unsafe fn values<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     kv: KvHead,
-    weights: &[[f32; CHUNK]; R],
+    weights: &Weights,
+    first: usize,
     tokens: Range<usize>,
     parts: &mut [f32],
 ) {
+    let weights: &[[f32; CHUNK]; R] = weights[first..].first_chunk().expect("a group has at most MOST rows");
     let len = parts.len() / R;
     let columns = len - LANES;
     let mut col = 0;
