@@ -1,0 +1,16 @@
+//! Q8_0, and Q8_1 and Q8_K, which ggml makes of activations and which files hardly ever hold.
+//!
+//! ```text
+//! Q8_0  | d: f16 | qs: 32 x i8 |                              34 bytes   y = d * q
+//! Q8_1  | d: f16 | s: f16 | qs: 32 x i8 |                     36 bytes   y = d * q, s = d * sum(q)
+//! Q8_K  | d: f32 | qs: 256 x i8 | sums of 16: 16 x i16 |     292 bytes   y = d * q
+//! ```
+
+use super::f16_at;
+
+pub(super) fn decode_q8_0(b: &[u8; 34], y: &mut [f32; 32]) {
+    let d = f16_at(b, 0);
+    for j in 0..32 {
+        y[j] = d * f32::from(b[2 + j] as i8);
+    }
+}
