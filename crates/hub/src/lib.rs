@@ -1,1 +1,18 @@
 //! Where models come from: names, catalog, downloads, caches, verification.
+
+#![forbid(unsafe_code)]
+
+pub mod cache;
+pub mod catalog;
+pub mod digest;
+mod error;
+mod hub;
+pub mod name;
+mod progress;
+mod quant;
+pub mod wheel;
+
+pub use error::{Attempt, Candidate, Error, Result};
+pub use hub::{Config, Entry, Hub, Info, LocalModel, Options, Outcome, Store, Wanted};
+pub use progress::Progress;
+pub use quant::human_bytes;
