@@ -9,7 +9,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 #[derive(Debug, Error)]
 pub enum Error {
     /// A metadata field that the tokenizer needs is absent.
-    #[error("the vocabulary has no `{field}`; without it the model has no tokenizer (use a file made with its vocabulary)")]
+    #[error(
+        "the vocabulary has no `{field}`; without it the model has no tokenizer (use a file made with its vocabulary)"
+    )]
     Missing {
         /// The GGUF key or JSON field.
         field: &'static str,
@@ -31,7 +33,9 @@ pub enum Error {
         known: &'static str,
     },
     /// `tokenizer.ggml.pre` names rules that are not known; guessing would give wrong ids.
-    #[error("pre-tokenizer `{name}` (tokenizer.ggml.pre) is not known, and guessing would give wrong tokens; known: {known}")]
+    #[error(
+        "pre-tokenizer `{name}` (tokenizer.ggml.pre) is not known, and guessing would give wrong tokens; known: {known}"
+    )]
     UnknownPre {
         /// The name in the file.
         name: String,

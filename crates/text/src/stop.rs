@@ -37,9 +37,8 @@ impl StopMatcher {
         }
         self.held.push_str(text);
         let ends = self.stops.iter().enumerate().filter(|(_, s)| !s.is_empty());
-        let first = ends
-            .filter_map(|(i, s)| self.held.find(s.as_str()).map(|at| (at + s.len(), at, i)))
-            .min(); // earliest end, then earliest start
+        let first =
+            ends.filter_map(|(i, s)| self.held.find(s.as_str()).map(|at| (at + s.len(), at, i))).min(); // earliest end, then earliest start
         if let Some((_, start, index)) = first {
             self.held.truncate(start);
             self.stopped = Some(index);
@@ -96,7 +95,11 @@ mod tests {
     #[test]
     fn which_stop() {
         assert_eq!(run(&["abcd", "bc"], &["xabcd"]), ("xa".into(), Some(1)), "the first to be complete");
-        assert_eq!(run(&["bc", "abc"], &["xabc"]), ("x".into(), Some(1)), "of two that end together the longer");
+        assert_eq!(
+            run(&["bc", "abc"], &["xabc"]),
+            ("x".into(), Some(1)),
+            "of two that end together the longer"
+        );
         assert_eq!(run(&[""], &["abc"]), ("abc".into(), None));
         assert_eq!(run(&["aab"], &["a", "a", "a", "b"]), ("a".into(), Some(0)));
         assert_eq!(run(&["é"], &["\u{c3}é"]), ("\u{c3}".into(), Some(0)));

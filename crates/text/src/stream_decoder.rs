@@ -31,7 +31,11 @@ pub struct StreamDecoder {
 impl StreamDecoder {
     /// A stream at its first token.
     pub fn new(leading: Leading, control: Control) -> Self {
-        Self { held: Vec::new(), strip_first: leading == Leading::Strip, show_control: control == Control::Show }
+        Self {
+            held: Vec::new(),
+            strip_first: leading == Leading::Strip,
+            show_control: control == Control::Show,
+        }
     }
 
     /// The text that this token completes, perhaps none.

@@ -46,7 +46,8 @@ impl Bpe {
             let cut = joined.len();
             spell(&merge[space + 1..], byte_level, &mut joined);
             let find = |bytes: &[u8]| index.get(pieces, bytes);
-            if let (Some(l), Some(r), Some(to)) = (find(&joined[..cut]), find(&joined[cut..]), find(&joined)) {
+            if let (Some(l), Some(r), Some(to)) = (find(&joined[..cut]), find(&joined[cut..]), find(&joined))
+            {
                 map.entry((l, r)).or_insert((rank as u32, to));
             }
         }
@@ -62,7 +63,14 @@ impl Bpe {
     ///
     /// # Errors
     /// A byte for which the vocabulary has no token.
-    pub(super) fn encode(&self, text: &str, pieces: &Pieces, index: &Index, unk: Option<u32>, out: &mut Vec<u32>) -> Result<()> {
+    pub(super) fn encode(
+        &self,
+        text: &str,
+        pieces: &Pieces,
+        index: &Index,
+        unk: Option<u32>,
+        out: &mut Vec<u32>,
+    ) -> Result<()> {
         let mut merger = Merger::default();
         for word in self.pre.split(text) {
             let newlines = !self.pre.rules.byte_level && word.bytes().all(|b| b == b'\n');

@@ -32,7 +32,7 @@ use special::{Part, Partition, Strip};
 use table::{Index, NONE, Pieces};
 
 /// Longest text that is encoded at once.
-pub const MAX_TEXT_BYTES: usize = 256 << 20;
+pub const MAX_TEXT_BYTES: usize = 64 << 20;
 
 /// Whether names of control tokens in a text are those tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,7 +202,12 @@ impl Tokenizer {
             (Scheme::Spm | Scheme::Bpe, _) => {
                 let add_space_prefix = vocab.add_space_prefix.unwrap_or(true);
                 let scores = vocab.scores.to_vec();
-                (Engine::Spm { index, scores, bytes: byte_tokens, add_space_prefix }, true, false, add_space_prefix)
+                (
+                    Engine::Spm { index, scores, bytes: byte_tokens, add_space_prefix },
+                    true,
+                    false,
+                    add_space_prefix,
+                )
             }
         };
         let (add_bos, add_eos) = match vocab.scheme {
@@ -309,7 +314,9 @@ impl Tokenizer {
     fn encode_text(&self, text: &str, after_special: bool, out: &mut Vec<u32>) -> Result<()> {
         let unk = self.special.unk;
         match &self.engine {
-            Engine::Bpe { bpe, index } if bpe.pre.rules.byte_level => bpe.encode(text, &self.bytes, index, unk, out),
+            Engine::Bpe { bpe, index } if bpe.pre.rules.byte_level => {
+                bpe.encode(text, &self.bytes, index, unk, out)
+            }
             Engine::Bpe { bpe, index } => bpe.encode(&text.replace(' ', "▁"), &self.texts, index, unk, out),
             Engine::Spm { index, scores, bytes, add_space_prefix } => {
                 let mut escaped = String::with_capacity(text.len() + text.len() / 2 + 3);
@@ -478,7 +485,8 @@ impl Tokenizer {
     }
 
     fn find_ends(&mut self) {
-        let mut ends: Vec<u32> = [self.special.eos, self.special.eot, self.special.eom].into_iter().flatten().collect();
+        let mut ends: Vec<u32> =
+            [self.special.eos, self.special.eot, self.special.eom].into_iter().flatten().collect();
         let marked = |id: u32| matches!(self.types[id as usize], TokenType::Control | TokenType::UserDefined);
         let mut found = Vec::new();
         for id in (0..self.vocab_size() as u32).filter(|&id| marked(id)) {
@@ -515,9 +523,8 @@ fn strips(vocab: &Vocab<'_>, texts: &Pieces, types: &[TokenType]) -> Vec<(u32, S
     let model = vocab.model_name.to_lowercase();
     let phi3 = model.contains("phi-3") || model.contains("phi3");
     let jina = vocab.pre.contains("jina-v2");
-    let special = |kind: TokenType| {
-        matches!(kind, TokenType::Control | TokenType::Unknown | TokenType::UserDefined)
-    };
+    let special =
+        |kind: TokenType| matches!(kind, TokenType::Control | TokenType::Unknown | TokenType::UserDefined);
     let ids = (0..texts.len() as u32).filter(|&id| special(types[id as usize]));
     ids.filter_map(|id| {
         let text = texts.get(id).filter(|t| !t.is_empty())?;

@@ -52,13 +52,27 @@ const DEEPSEEK_WORDS: Step = Step::Split(
     ],
     Tail::Spaces,
 );
+/// The cased letters of the Unicode version that DeepSeek LLM was made with.
+const DEEPSEEK_LETTERS: &str = "\\s?[\
+    A-Za-z\u{B5}\u{C0}-\u{D6}\u{D8}-\u{F6}\u{F8}-\u{1BA}\u{1BC}-\u{1BF}\u{1C4}-\u{293}\
+    \u{295}-\u{2AF}\u{370}-\u{373}\u{376}\u{377}\u{37B}-\u{37D}\u{37F}\u{386}\u{388}-\u{38A}\u{38C}\
+    \u{38E}-\u{3A1}\u{3A3}-\u{3F5}\u{3F7}-\u{481}\u{48A}-\u{52F}\u{531}-\u{556}\u{10A0}-\u{10C5}\
+    \u{13A0}-\u{13F5}\u{13F8}-\u{13FD}\u{1C90}-\u{1CBA}\u{1CBD}-\u{1CBF}\u{1D00}-\u{1D2B}\
+    \u{1D6B}-\u{1D77}\u{1D79}-\u{1D9A}\u{1E00}-\u{1F15}\u{1F18}-\u{1F1D}\u{1F20}-\u{1F45}\
+    \u{1F48}-\u{1F4D}\u{1F50}-\u{1F57}\u{1F59}\u{1F5B}\u{1F5D}\u{1F5F}-\u{1F7D}\u{1F80}-\u{1FB4}\
+    \u{1FB6}-\u{1FBC}\u{1FBE}\u{1FC2}-\u{1FC4}\u{1FC6}-\u{1FCC}\u{1FD0}-\u{1FD3}\u{1FD6}-\u{1FDB}\
+    \u{1FE0}-\u{1FEC}\u{1FF2}-\u{1FF4}\u{1FF6}-\u{1FFC}\u{2102}\u{2107}\u{210A}-\u{2113}\u{2115}\
+    \u{2119}-\u{211D}\u{2124}\u{2126}\u{2128}\u{212A}-\u{212D}\u{212F}-\u{2134}\u{2139}\
+    \u{213C}-\u{213F}\u{2145}-\u{2149}\u{214E}\u{2183}\u{2184}\u{2C00}-\u{2C7B}\u{2C7E}-\u{2CE4}\
+    \u{2CEB}-\u{2CEE}\u{2CF2}\u{2CF3}\u{A640}-\u{A66D}\u{A680}-\u{A69B}\u{A722}-\u{A76F}\
+    \u{A771}-\u{A787}\u{A78B}-\u{A78E}\u{AB70}-\u{ABBF}\u{FB00}-\u{FB06}\u{FB13}-\u{FB17}\
+    \u{FF21}-\u{FF3A}\u{FF41}-\u{FF5A}\u{10400}-\u{1044F}\u{104B0}-\u{104D3}\u{104D8}-\u{104FB}\
+    \u{10C80}-\u{10CB2}\u{10CC0}-\u{10CF2}\u{118A0}-\u{118DF}\u{1E900}-\u{1E943}]+";
 const CJK: Step = Step::Split(&["[一-龥぀-ゟ゠-ヿ]+"], Tail::Plain);
 const UP_DOWN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+";
 const UP: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*";
-const UP_DOWN_S: &str =
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?";
-const UP_S: &str =
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?";
+const UP_DOWN_S: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?";
+const UP_S: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?";
 const GPT4O: Step = Step::Split(&[UP_DOWN_S, UP_S, r"\p{N}{1,3}", MARKS_SLASH, LINES, SPACES], Tail::Spaces);
 const POEMS: Step = Step::Split(&[" ?[^(\\s|.,!?…。，、।۔،)]+"], Tail::Plain);
 const NEWLINES: Step = Step::Split(&[r"[^\n]+", r"\n+"], Tail::Plain);
@@ -178,12 +192,7 @@ static TABLE: &[Rules] = &[
         &["deepseek-llm"],
         &[
             Step::Split(&[r"[\r\n]"], Tail::Plain),
-            Step::Split(
-                &[
-                    r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+",
-                ],
-                Tail::Plain,
-            ),
+            Step::Split(&[DEEPSEEK_LETTERS], Tail::Plain),
             Step::Split(&[r"\s?[!-/:-~！-／：-～‘-‟　-。]+"], Tail::Plain),
             Step::Split(&[r"\s+$"], Tail::Plain),
             Step::Split(&["[一-龥ࠀ-一가-퟿]+"], Tail::Plain),
@@ -207,15 +216,15 @@ static TABLE: &[Rules] = &[
     whole(
         &["youtu"],
         &[
-            Step::Split(&["[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+"], Tail::Plain),
+            Step::Split(
+                &["[가-힣ㄱ-ㆎ]+|[！…“”‘’—：；，、-〿︰-﹏]+|[ㄅ-ㄯ]+|[一-龥぀-ゟ゠-ヿ]+"],
+                Tail::Plain,
+            ),
             Step::Split(&[UP_DOWN_S, UP_S, r"\p{N}", MARKS_SLASH, LINES, SPACES], Tail::Spaces),
         ],
         false,
     ),
-    rules(
-        &["falcon"],
-        &[Step::Split(&[r"[\p{P}\$\+<=>\^~\|`]+"], Tail::Plain), GPT2, THREE_ASCII_DIGITS],
-    ),
+    rules(&["falcon"], &[Step::Split(&[r"[\p{P}\$\+<=>\^~\|`]+"], Tail::Plain), GPT2, THREE_ASCII_DIGITS]),
     rules(&["bloom", "poro-chat", "gpt3-finnish"], &[POEMS]),
     rules(&["viking"], &[POEMS, DIGIT]),
     whole(
@@ -258,7 +267,10 @@ static TABLE: &[Rules] = &[
     rules(&["superbpe"], &[Step::Split(&[r"\p{N}+"], Tail::Plain), Step::Threes(false)]),
     rules(
         &["bailingmoe", "bailingmoe2", "llada-moe"],
-        &[Step::Split(&[r"'(?i:[sdmt]|ll|ve|re)", WORD, r"\p{N}", MARKS, r"\s*[\r\n]", SPACES], Tail::Spaces)],
+        &[Step::Split(
+            &[r"'(?i:[sdmt]|ll|ve|re)", WORD, r"\p{N}", MARKS, r"\s*[\r\n]", SPACES],
+            Tail::Spaces,
+        )],
     ),
     rules(
         &["seed-coder"],
@@ -335,7 +347,9 @@ impl PreTokenizer {
         };
         let steps = rules.steps.iter().map(|step| {
             Ok(match *step {
-                Step::Split(alts, tail) => Compiled::Split { regex: compile(alts)?, last: alts.len() - 1, tail },
+                Step::Split(alts, tail) => {
+                    Compiled::Split { regex: compile(alts)?, last: alts.len() - 1, tail }
+                }
                 Step::Threes(boundary) => Compiled::Threes { digits: compile(&[r"\d+"])?, boundary },
             })
         });
@@ -476,7 +490,11 @@ mod tests {
             let pre = PreTokenizer::by_name(name).unwrap();
             for unit in [" ", "1", "a", "!", "\n", " \n"] {
                 let text = unit.repeat(200_000) + "x";
-                assert_eq!(pre.split(&text).iter().map(|w| w.len()).sum::<usize>(), text.len(), "{name} {unit:?}");
+                assert_eq!(
+                    pre.split(&text).iter().map(|w| w.len()).sum::<usize>(),
+                    text.len(),
+                    "{name} {unit:?}"
+                );
             }
         }
     }

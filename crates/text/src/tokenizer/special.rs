@@ -38,7 +38,10 @@ impl Partition {
         let matcher = AhoCorasick::builder()
             .match_kind(MatchKind::LeftmostLongest)
             .build(ids.iter().map(|&(id, _)| texts.get(id).unwrap_or_default()))
-            .map_err(|e| Error::BadField { field: "tokenizer.ggml.tokens", what: format!("special tokens: {e}") })?;
+            .map_err(|e| Error::BadField {
+                field: "tokenizer.ggml.tokens",
+                what: format!("special tokens: {e}"),
+            })?;
         Ok(Self { matcher: Some(matcher), ids })
     }
 
@@ -58,7 +61,8 @@ impl Partition {
             }
             parts.push(Part::Token(id));
             let after = &text[m.end()..];
-            rest_from = m.end() + if strip.right { after.len() - after.trim_start_matches(space).len() } else { 0 };
+            rest_from =
+                m.end() + if strip.right { after.len() - after.trim_start_matches(space).len() } else { 0 };
         }
         if rest_from < text.len() {
             parts.push(Part::Text(&text[rest_from..]));

@@ -112,7 +112,9 @@ impl Unigram {
                 out.extend(spelled.iter().rev().map(|&b| bytes[b as usize]));
             } else if !unknown_after {
                 let what = String::from_utf8_lossy(spelled);
-                out.push(unk.ok_or_else(|| Error::Encode(format!("the vocabulary has no token for `{what}`")))?);
+                out.push(
+                    unk.ok_or_else(|| Error::Encode(format!("the vocabulary has no token for `{what}`")))?,
+                );
             }
             unknown_after = unknown;
             end = start as usize;
@@ -171,8 +173,10 @@ impl Charsmap {
         if bytes.is_empty() {
             return Ok(Self::default());
         }
-        let bad = |what: &str| Error::BadField { field: "tokenizer.ggml.precompiled_charsmap", what: what.into() };
-        let (head, rest) = bytes.split_first_chunk::<4>().ok_or_else(|| bad("shorter than its length field"))?;
+        let bad =
+            |what: &str| Error::BadField { field: "tokenizer.ggml.precompiled_charsmap", what: what.into() };
+        let (head, rest) =
+            bytes.split_first_chunk::<4>().ok_or_else(|| bad("shorter than its length field"))?;
         let size = u32::from_le_bytes(*head) as usize;
         if size % 4 != 0 || size >= rest.len() {
             return Err(bad("its trie does not fit in it"));
@@ -187,8 +191,11 @@ impl Charsmap {
         if self.nodes.is_empty() {
             return Ok(None);
         }
-        let bad = |what: &str| Error::BadField { field: "tokenizer.ggml.precompiled_charsmap", what: what.into() };
-        let node = |i: u32| self.nodes.get(i as usize).copied().ok_or_else(|| bad("an index points outside the trie"));
+        let bad =
+            |what: &str| Error::BadField { field: "tokenizer.ggml.precompiled_charsmap", what: what.into() };
+        let node = |i: u32| {
+            self.nodes.get(i as usize).copied().ok_or_else(|| bad("an index points outside the trie"))
+        };
         let base = |n: u32| (n >> 10) << ((n & (1 << 9)) >> 6);
         let mut found = None;
         let mut at = base(node(0)?);
@@ -204,7 +211,8 @@ impl Charsmap {
             }
         }
         let Some((offset, used)) = found else { return Ok(None) };
-        let tail = self.texts.get(offset as usize..).ok_or_else(|| bad("a replacement points outside the table"))?;
+        let tail =
+            self.texts.get(offset as usize..).ok_or_else(|| bad("a replacement points outside the table"))?;
         let end = tail.iter().position(|&b| b == 0).ok_or_else(|| bad("a replacement does not end"))?;
         let text = str::from_utf8(&tail[..end]).map_err(|_| bad("a replacement is not UTF-8"))?;
         Ok(Some((text, used)))

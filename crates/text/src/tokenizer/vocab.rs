@@ -133,15 +133,17 @@ impl<'a> Vocab<'a> {
     /// # Errors
     /// A field is missing, of the wrong type, too short, or names an id outside the vocabulary.
     pub fn from_gguf(meta: &'a Metadata) -> Result<Self> {
-        let model = meta.str("tokenizer.ggml.model").ok_or(Error::Missing { field: "tokenizer.ggml.model" })?;
+        let model =
+            meta.str("tokenizer.ggml.model").ok_or(Error::Missing { field: "tokenizer.ggml.model" })?;
         let (scheme, defaults) = match model {
             "gpt2" | "gemma4" => (Scheme::Bpe, SpecialIds::default()),
             "llama" => {
                 (Scheme::Spm, SpecialIds { bos: Some(1), eos: Some(2), unk: Some(0), ..Default::default() })
             }
-            "t5" => {
-                (Scheme::Unigram, SpecialIds { eos: Some(1), unk: Some(2), pad: Some(0), ..Default::default() })
-            }
+            "t5" => (
+                Scheme::Unigram,
+                SpecialIds { eos: Some(1), unk: Some(2), pad: Some(0), ..Default::default() },
+            ),
             "bert" => {
                 let ids = SpecialIds { bos: Some(101), unk: Some(100), sep: Some(102), ..Default::default() };
                 (Scheme::WordPiece, SpecialIds { pad: Some(0), ..ids })
@@ -151,9 +153,8 @@ impl<'a> Vocab<'a> {
                 return Err(Error::UnknownModel { name: shorten(other), known });
             }
         };
-        let tokens = meta
-            .strings("tokenizer.ggml.tokens")
-            .ok_or(Error::Missing { field: "tokenizer.ggml.tokens" })?;
+        let tokens =
+            meta.strings("tokenizer.ggml.tokens").ok_or(Error::Missing { field: "tokenizer.ggml.tokens" })?;
         let mut vocab = Vocab::new(scheme, tokens);
         vocab.pre = match (model, meta.str("tokenizer.ggml.pre")) {
             ("gemma4", _) => Cow::Borrowed("gemma4"),

@@ -3,7 +3,9 @@
 
 use tokenizers::normalizers::BertNormalizer;
 use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
-use tokenizers::{NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer};
+use tokenizers::{
+    NormalizedString, Normalizer, OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer,
+};
 
 use super::table::{Index, Pieces};
 use crate::{Error, Result};
@@ -38,10 +40,13 @@ pub(super) fn encode(
         let mut at = 0;
         while at < raw.len() {
             let longest = raw.len().min(at + index.longest);
-            let found = (at + 1..=longest).rev().find_map(|end| Some((index.get(pieces, &raw[at..end])?, end)));
+            let found =
+                (at + 1..=longest).rev().find_map(|end| Some((index.get(pieces, &raw[at..end])?, end)));
             let Some((id, end)) = found else {
                 out.truncate(first_new);
-                out.push(unk.ok_or_else(|| Error::Encode(format!("the vocabulary has no token for `{word}`")))?);
+                out.push(
+                    unk.ok_or_else(|| Error::Encode(format!("the vocabulary has no token for `{word}`")))?,
+                );
                 break;
             };
             out.push(id);
