@@ -52,12 +52,12 @@ pub enum Error {
     },
     /// There is no encoder for this type.
     #[error(
-        "{0}: quantising to this type is not supported; use one of Q8_0, Q6_K, Q5_K, Q4_K, Q4_0, F16, BF16"
+        "{0}: quantising to this type is not supported; use another, such as Q8_0, Q6_K, Q5_K, Q4_K, Q4_0, F16 or BF16"
     )]
     NoEncoder(DType),
     /// A value that a quantised type cannot hold.
-    #[error("value {index} is {value}: only finite numbers can be quantised to {dtype}")]
-    NotFinite {
+    #[error("value {index} is {value}: {dtype} cannot hold it, only finite numbers of ordinary size")]
+    CannotHold {
         /// The tensor type.
         dtype: DType,
         /// Position of the value in the slice given.

@@ -16,5 +16,5 @@ pub use bytes::Bytes;
 pub use dtype::DType;
 pub use error::Error;
 pub use gguf::{Array, Gguf, Metadata, TensorInfo, Value};
-pub use quant::dequantize;
+pub use quant::{dequantize, quantize};
 pub use source::{GgufSource, HfSource, Source, Tensor};

@@ -10,7 +10,10 @@
 //! bytes 0-3 `A4 A4 a0..a0` (two upper bits of groups 4-7, six bits of groups 0-3), bytes 4-7 the same for the minima,
 //! bytes 8-11 `m4 m4 m4 m4 a4 a4 a4 a4` (four low bits of groups 4-7).
 
-use super::f16_at;
+use super::{
+    f16_at,
+    fit::{Measure, Search, affine, nearest, round_f16},
+};
 
 /// The eight (scale, minimum) pairs.
 #[inline]
@@ -56,5 +59,62 @@ pub(super) fn decode_q5_k(b: &[u8; 176], y: &mut [f32; 256]) {
             y[64 * g + j] = d0 * f32::from(q & 15 | (h & 1) << 4) - m0;
             y[64 * g + 32 + j] = d1 * f32::from(q >> 4 | (h & 2) << 3) - m1;
         }
+    }
+}
+
+/// Fits scales and minima, writes the 16 bytes of the header, and gives `q` of value `i`, at most `levels`.
+fn encode(x: &[f32; 256], search: &Search, head: &mut [u8]) -> [u8; 256] {
+    let groups = x.as_chunks::<32>().0;
+    let fits: [(f32, f32); 8] = std::array::from_fn(|g| affine(&groups[g], |rms, v| rms + v.abs(), search));
+    let max = |part: fn(&(f32, f32)) -> f32| fits.iter().map(part).fold(0.0, f32::max);
+    let (max_scale, max_min) = (max(|f| f.0), max(|f| f.1));
+    let step =
+        |value: f32, max: f32| if max > 0.0 { nearest(63.0 / max * value).clamp(0, 63) as u8 } else { 0 };
+    let (d, dmin) = (round_f16(max_scale / 63.0), round_f16(max_min / 63.0));
+    head[..2].copy_from_slice(&d.1);
+    head[2..4].copy_from_slice(&dmin.1);
+    let packed = &mut head[4..16];
+    packed.fill(0);
+    let mut q = [0; 256];
+    for (g, q) in q.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+        let (scale, min) = (step(fits[g].0, max_scale), step(fits[g].1, max_min));
+        if g < 4 {
+            packed[g] |= scale;
+            packed[g + 4] |= min;
+        } else {
+            packed[g + 4] |= scale & 15 | min << 4;
+            packed[g - 4] |= scale >> 4 << 6;
+            packed[g] |= min >> 4 << 6;
+        }
+        let (scale, min) = (d.0 * f32::from(scale), dmin.0 * f32::from(min));
+        for j in 0..32 {
+            q[j] = if scale == 0.0 {
+                0
+            } else {
+                nearest((groups[g][j] + min) / scale).clamp(0, search.levels.into()) as u8
+            };
+        }
+    }
+    q
+}
+
+pub(super) fn encode_q4_k(x: &[f32; 256], b: &mut [u8; 144]) {
+    let search = Search { levels: 15, start: -1.0, steps: 20, measure: Measure::Square };
+    let q = encode(x, &search, b);
+    for i in 0..128 {
+        let low = i / 32 * 64 + i % 32;
+        b[16 + i] = q[low] | q[low + 32] << 4;
+    }
+}
+
+pub(super) fn encode_q5_k(x: &[f32; 256], b: &mut [u8; 176]) {
+    let search = Search { levels: 31, start: -0.5, steps: 15, measure: Measure::Square };
+    let q = encode(x, &search, b);
+    for j in 0..32 {
+        b[16 + j] = (0..8).fold(0, |bits, g| bits | q[32 * g + j] >> 4 << g);
+    }
+    for i in 0..128 {
+        let low = i / 32 * 64 + i % 32;
+        b[48 + i] = q[low] & 15 | q[low + 32] << 4;
     }
 }

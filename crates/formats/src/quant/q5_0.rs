@@ -6,7 +6,10 @@
 //! ```
 //! The low four bits lie as in Q4_0; bit `j` of `qh` is the fifth bit of value `j`.
 
-use super::f16_at;
+use super::{
+    f16_at,
+    fit::{extreme, inverse, range, round_f16},
+};
 
 /// Calls `put(position, q)` with the 32 five-bit numbers of `qh` and `qs`.
 #[inline]
@@ -29,4 +32,31 @@ pub(super) fn decode_q5_1(b: &[u8; 24], y: &mut [f32; 32]) {
     let (d, m) = (f16_at(b, 0), f16_at(b, 2));
     let bits = b.last_chunk().expect("24 bytes have a tail of 20");
     unpack(bits, |j, q| y[j] = d * f32::from(q) + m);
+}
+
+/// Writes the 32 five-bit numbers as `qh` and `qs`.
+fn pack(b: &mut [u8], quant: impl Fn(usize) -> u8) {
+    let mut qh = 0u32;
+    for j in 0..16 {
+        let (low, high) = (quant(j), quant(j + 16));
+        b[4 + j] = low & 15 | high << 4;
+        qh |= u32::from(low >> 4) << j | u32::from(high >> 4) << (j + 16);
+    }
+    b[..4].copy_from_slice(&qh.to_le_bytes());
+}
+
+pub(super) fn encode_q5_0(x: &[f32; 32], b: &mut [u8; 22]) {
+    let d = extreme(x) / -16.0;
+    let id = inverse(d);
+    b[..2].copy_from_slice(&round_f16(d).1);
+    pack(&mut b[2..], |j| ((x[j] * id + 16.5) as u8).min(31));
+}
+
+pub(super) fn encode_q5_1(x: &[f32; 32], b: &mut [u8; 24]) {
+    let (low, high) = range(x);
+    let d = (high - low) / 31.0;
+    let id = inverse(d);
+    b[..2].copy_from_slice(&round_f16(d).1);
+    b[2..4].copy_from_slice(&round_f16(low).1);
+    pack(&mut b[4..], |j| (((x[j] - low) * id + 0.5) as u8).min(31));
 }
