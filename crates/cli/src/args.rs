@@ -95,7 +95,7 @@ pub(crate) struct FetchArgs {
 /// How the model is held and computed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
-    /// Tokens of context, prompt and answer together [default: the model's, at most 8192]
+    /// Tokens of context, prompt and answer together [default: the model's, at most 32768]
     #[arg(short, long, value_name = "TOKENS", visible_alias = "context", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Engine")]
     pub(crate) ctx: Option<u32>,
     /// Threads to compute with [default: one for each physical core that may be used]
@@ -146,7 +146,7 @@ pub(crate) struct SampleArgs {
     /// End the answer before this text (may be given several times)
     #[arg(long, value_name = "TEXT", action = ArgAction::Append, allow_hyphen_values = true, help_heading = "Sampling")]
     pub(crate) stop: Vec<String>,
-    /// Quality-guided preset: the temperature follows the entropy of each step, within a nucleus
+    /// Quality-guided preset: the temperature follows the entropy of each step (--temp scales it), with top-p 0.9
     #[arg(long, help_heading = "Sampling")]
     pub(crate) quality: bool,
 }
@@ -186,7 +186,7 @@ pub(crate) struct Run {
     #[arg(long, conflicts_with = "stream", help_heading = "Output")]
     pub(crate) json: bool,
     /// With --json: the log-probability of each token, and the N best in its place
-    #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u32).range(0..=100), help_heading = "Output")]
+    #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u32).range(0..=64), help_heading = "Output")]
     pub(crate) logprobs: Option<u32>,
 }
 

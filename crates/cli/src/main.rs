@@ -2,11 +2,15 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod chat_format;
 mod commands;
 mod failure;
 mod input;
+mod interrupt;
 mod models;
 mod render;
+mod session;
+mod settings;
 mod spelling;
 
 use std::process::ExitCode;

@@ -177,6 +177,11 @@ pub(crate) fn steps(total: u64, what: &str) -> ProgressBar {
     bar(Some(total), STEPS, STEPS_OPEN, what)
 }
 
+/// A bar that counts bytes.
+pub(crate) fn transfer(total: Option<u64>, what: &str) -> ProgressBar {
+    bar(total, BYTES, BYTES_OPEN, what)
+}
+
 /// Shows the hub's transfers.
 #[derive(Default)]
 pub(crate) struct Transfers {
@@ -186,7 +191,7 @@ pub(crate) struct Transfers {
 impl quarrel_hub::Progress for Transfers {
     fn start(&mut self, total: Option<u64>, what: &str) {
         self.finish();
-        let bar = bar(total, BYTES, BYTES_OPEN, what);
+        let bar = transfer(total, what);
         if bar.is_hidden() {
             let size = total.map(|n| format!(" ({})", quarrel_hub::human_bytes(n))).unwrap_or_default();
             note(format!("{what}{size}"));

@@ -36,7 +36,6 @@ pub(super) fn built() -> Command {
 
 fn page(command: Command, name: &str) -> Result<String> {
     let mut page = Vec::new();
-    let command = command.name(name.to_owned()).display_name(name.to_owned());
     clap_mangen::Man::new(command).title(name.to_uppercase()).render(&mut page)?;
     Ok(String::from_utf8(page)?)
 }
