@@ -101,6 +101,9 @@ impl Source {
         if info.is_dir() {
             return open_dir(path);
         }
+        if path.file_name().is_some_and(|n| n == "model.safetensors.index.json") {
+            return HfSource::open_dir(path.parent().unwrap_or(Path::new("."))).map(Source::Hf);
+        }
         let head = map(path)?;
         match sniff(&head) {
             Kind::Gguf => GgufSource::open(path, head).map(Source::Gguf),

@@ -2,6 +2,8 @@
 """Regenerates the goldens of this crate:  pip install gguf numpy;  python3 crates/formats/tests/generate.py
 
 tests/data/dequantize.bin   byte-made blocks of every tensor type and the values that the Python package `gguf` reads
+tests/data/quantize.bin     values and what `gguf` encodes them to; for the types it has no encoder for, what ggml's library
+                            does (pip install llama-cpp-python)
 src/quant/grids/*.bin       the codebooks of the IQ types, packed as `gguf` packs them
 
 The types that `gguf.quants` cannot decode (Q8_1, Q8_K; the integers and F64, which numpy reads) are decoded here from the
@@ -9,6 +11,7 @@ layouts in ggml-common.h. Layout of dequantize.bin, little-endian, repeated: nam
 block (u32), values per block (u32), the blocks, per block the FNV-1a-64 of the values' bits, then the values of the
 first FULL blocks as f32.
 """
+import ctypes
 import pathlib
 import struct
 
@@ -88,6 +91,32 @@ def decode(name, blocks):
     return quants.dequantize(blocks.reshape(1, -1), T[name]).ravel()
 
 
+def encoded():
+    rng = np.random.default_rng(7)
+    x = rng.normal(size=256 * 6).astype(np.float32)
+    x[256:512] = rng.laplace(size=256) * 0.02       # as weights are
+    x[512:768] = np.abs(x[512:768]) + 1             # one sign, far from zero
+    x[768:1024] *= 10.0 ** rng.integers(-6, 3, 256)  # uneven
+    x[1024:1280] = 0
+    x[1280:1312] = 0.75                              # constant blocks, then a ramp
+    x[1312:1344] = -3
+    x[1344:1536] = np.linspace(-5, 5, 192)
+    out = bytearray(struct.pack("<I", len(x)) + x.astype("<f4").tobytes())
+    for name in ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "MXFP4"]:
+        out += struct.pack("<B", len(name)) + name.encode() + quants.quantize(x.reshape(1, -1), T[name]).tobytes()
+    import llama_cpp
+    lib = ctypes.CDLL(str(pathlib.Path(llama_cpp.__file__).parent / "lib/libggml-base.so"))
+    f = lib.ggml_quantize_chunk
+    f.restype, f.argtypes = ctypes.c_size_t, [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + [ctypes.c_int64] * 3 + [ctypes.c_void_p]
+    for name in ["Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL"]:
+        values, size = SIZES[name]
+        dst = np.zeros(len(x) // values * size, np.uint8)
+        n = f(int(T[name]), x.ctypes.data, dst.ctypes.data, 0, 1, len(x), None)
+        assert n == dst.size, (name, n, dst.size)
+        out += struct.pack("<B", len(name)) + name.encode() + dst.tobytes()
+    return out
+
+
 def fnv(data):
     h = 0xCBF29CE484222325
     for b in data:
@@ -111,6 +140,8 @@ def main():
             out += struct.pack("<Q", fnv(row.tobytes()))
         out += values[:FULL].tobytes()
     (HERE / "data/dequantize.bin").write_bytes(out)
+
+    (HERE / "data/quantize.bin").write_bytes(encoded())
 
     grids = HERE.parent / "src/quant/grids"
     grids.mkdir(exist_ok=True)

@@ -27,7 +27,8 @@ fn main() -> Result<()> {
     let flag = |name: &str| args.iter().any(|a| a == name);
     let hub = Hub::from_env()?;
     let name = args.iter().find(|a| !a.starts_with("--")).map_or(hub.default_model(), String::as_str);
-    let options = Options { offline: flag("--offline"), accept_substitute: flag("--yes") };
+    let options =
+        Options { offline: flag("--offline"), accept_substitute: flag("--yes"), refresh: flag("--refresh") };
     match hub.resolve(name, options, &mut Lines { done: 0 }) {
         Ok(outcome) => println!("{outcome:#?}"),
         Err(e) => {

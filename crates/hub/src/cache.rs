@@ -67,6 +67,9 @@ pub struct Manifest {
     pub licence: Option<String>,
     /// Its files; the weights come first.
     pub files: Vec<FileEntry>,
+    /// What of it is left out, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 impl Manifest {

@@ -191,6 +191,17 @@ impl Error {
         }
     }
 
+    /// The error as the reason of an attempt, whose source is named beside it: the host alone stands for the address.
+    pub(crate) fn brief(&self) -> String {
+        match self {
+            Error::Http { url, why, .. } => {
+                let host = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+                format!("{}: {why}", host.split('/').next().unwrap_or(host))
+            }
+            other => other.to_string(),
+        }
+    }
+
     pub(crate) fn malformed(what: impl fmt::Display, why: impl fmt::Display) -> Self {
         Error::Malformed { what: what.to_string(), why: why.to_string() }
     }

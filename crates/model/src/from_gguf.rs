@@ -2,7 +2,7 @@
 //! that is ignored silently changes what the model computes.
 
 use crate::arch::{self, Arch, QkNorm};
-use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers};
+use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
 use quarrel_ir::RopeTable;
@@ -130,19 +130,15 @@ impl Reader<'_> {
 
     fn layers(&self, count: u32) -> Result<Vec<LayerSpec>> {
         let window = self.opt_u32("attention.sliding_window")?.filter(|w| *w > 0);
-        let layers = layers(self.arch, count.min(1 << 16), window);
+        let count = count.min(1 << 16); // `check` refuses such counts; until then they must not cost memory
         let key = self.key("attention.sliding_window_pattern");
-        if let Some(pattern) = self.meta.bools(&key) {
-            // Newer files spell the pattern out; it must be the family's.
-            let same = pattern.len() == layers.len()
-                && pattern.iter().zip(&layers).all(|(p, l)| *p == l.window.is_some());
-            if !same {
-                return Err(field_error(key, "is not this family's pattern of window layers"));
-            }
-        } else if self.meta.contains(&key) {
-            return Err(field_error(key, "is not a list of booleans"));
-        }
-        Ok(layers)
+        let local = match (self.meta.bools(&key), self.meta.u32(&key)) {
+            (Some(listed), _) if listed.len() == count as usize => listed.to_vec(),
+            (None, Some(n)) if n > 0 => (0..count).map(|l| (l + 1) % n != 0).collect(),
+            (None, None) if !self.meta.contains(&key) => local_layers(self.arch, count),
+            _ => return Err(field_error(key, format!("is neither {count} booleans nor a period"))),
+        };
+        Ok(layers(self.arch, &local, window))
     }
 
     fn ropes(&self, head_dim: u32) -> Result<Vec<RopeTable>> {

@@ -1,9 +1,9 @@
 //! A specification from a Hugging Face `config.json`. As with GGUF, a setting that would change the result and is not
 //! understood is refused by name.
 
-use crate::arch::{self, Arch, QkNorm, WindowPattern};
+use crate::arch::{self, Arch, QkNorm};
 use crate::from_gguf::shorten;
-use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers};
+use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names};
 use quarrel_formats::Source;
 use quarrel_ir::{RopeStyle, RopeTable};
@@ -112,18 +112,24 @@ impl Reader<'_> {
         let window = self.opt_u32("sliding_window")?.filter(|w| *w > 0);
         // Llama has no window; a number left in its configuration by a converter is not used by transformers either.
         let window = window.filter(|_| self.arch.gguf != arch::LLAMA.gguf);
-        let layers = layers(self.arch, count.min(1 << 16), window);
-        if let (Some(types), WindowPattern::AllButEvery(_)) =
-            (self.config["layer_types"].as_array(), self.arch.windows)
-        {
-            let local = |t: &Value| t.as_str() == Some("sliding_attention");
-            if types.len() != layers.len()
-                || types.iter().zip(&layers).any(|(t, l)| local(t) != l.window.is_some())
-            {
-                return Err(field_error("layer_types", "is not this family's pattern of window layers"));
-            }
-        }
-        Ok(layers)
+        let count = count.min(1 << 16); // `check` refuses such counts; until then they must not cost memory
+        let local = match &self.config["layer_types"] {
+            Value::Null => match self.opt_u32("sliding_window_pattern")? {
+                Some(n) if n > 0 => (0..count).map(|l| (l + 1) % n != 0).collect(),
+                _ => local_layers(self.arch, count),
+            },
+            types => types
+                .as_array()
+                .filter(|t| t.len() == count as usize)
+                .and_then(|t| t.iter().map(is_local).collect::<Option<Vec<bool>>>())
+                .ok_or_else(|| {
+                    field_error(
+                        "layer_types",
+                        format!("must list {count} times full_attention or sliding_attention"),
+                    )
+                })?,
+        };
+        Ok(layers(self.arch, &local, window))
     }
 
     /// Newer files nest rope settings in `rope_parameters`, per kind of layer where there are two.
@@ -200,6 +206,15 @@ impl Reader<'_> {
             return Ok(());
         }
         Err(Error::NotUnderstood { arch: self.arch.gguf, what: "tensors", names: shorten(&unknown) })
+    }
+}
+
+/// A layer type of `config.json`; `None` for kinds that are not known here.
+fn is_local(kind: &Value) -> Option<bool> {
+    match kind.as_str()? {
+        "sliding_attention" => Some(true),
+        "full_attention" => Some(false),
+        _ => None,
     }
 }
 

@@ -125,18 +125,23 @@ impl ModelSpec {
     }
 }
 
-/// The window and the rope table of each layer; table 1 is the local one where the family has it.
-pub(crate) fn layers(arch: &Arch, count: u32, window: Option<u32>) -> Vec<LayerSpec> {
+/// Which layers are window layers when the file does not list them itself.
+pub(crate) fn local_layers(arch: &Arch, count: u32) -> Vec<bool> {
     (0..count)
-        .map(|l| {
-            let local = match arch.windows {
-                WindowPattern::All => true,
-                WindowPattern::AllButEvery(n) => (l + 1) % n != 0,
-            };
-            let rope = usize::from(local && arch.local_rope_base.is_some());
-            LayerSpec { window: window.filter(|_| local), rope }
+        .map(|l| match arch.windows {
+            WindowPattern::All => true,
+            WindowPattern::AllButEvery(n) => (l + 1) % n != 0,
         })
         .collect()
+}
+
+/// The window and the rope table of each layer; table 1 is the local one where the family has it.
+pub(crate) fn layers(arch: &Arch, local: &[bool], window: Option<u32>) -> Vec<LayerSpec> {
+    let layer = |local: &bool| LayerSpec {
+        window: window.filter(|_| *local),
+        rope: usize::from(*local && arch.local_rope_base.is_some()),
+    };
+    local.iter().map(layer).collect()
 }
 
 pub(crate) fn attn_scale(arch: &Arch, layers: u32, dim: u32, heads: u32, head_dim: u32) -> f32 {

@@ -2,11 +2,13 @@
 //! The only crate that knows strings; the engine sees token ids. No I/O, no clock, and no panic on any input.
 #![forbid(unsafe_code)]
 
+pub mod chat_template;
 mod error;
 pub mod stop;
 pub mod stream_decoder;
 pub mod tokenizer;
 
+pub use chat_template::{ChatTemplate, DateTime, RenderInput};
 pub use error::{Error, Result};
 pub use stop::StopMatcher;
 pub use stream_decoder::StreamDecoder;

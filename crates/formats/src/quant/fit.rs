@@ -98,13 +98,19 @@ pub(super) fn symmetric(x: &[f32], levels: i16) -> f32 {
     if extreme.abs() < 1e-15 {
         return 0.0;
     }
-    let quant = |v: f32, inverse: f32| nearest(inverse * v).clamp(-i32::from(levels), i32::from(levels) - 1) as f32;
+    let quant =
+        |v: f32, inverse: f32| nearest(inverse * v).clamp(-i32::from(levels), i32::from(levels) - 1) as f32;
     best_scale(x, (-9..=9).map(|step| -(f32::from(levels) + 0.1 * step as f32) / extreme), quant)
 }
 
-/// Of the inverse scales to try, the least-squares scale of the one that fits best; values weigh by their square.
-pub(super) fn best_scale(x: &[f32], inverses: impl Iterator<Item = f32>, quant: impl Fn(f32, f32) -> f32) -> f32 {
-    let (mut scale, mut best) = (0.0, 0.0);
+/// Of the inverse scales to try, the least-squares scale of the one that fits best; values weigh by their square. Where
+/// those sums leave the range of `f32`, the first one as it is.
+pub(super) fn best_scale(
+    x: &[f32],
+    inverses: impl Iterator<Item = f32>,
+    quant: impl Fn(f32, f32) -> f32,
+) -> f32 {
+    let (mut scale, mut best) = (None, 0.0);
     for inverse in inverses {
         let (mut sum_xl, mut sum_l2) = (0.0f32, 0.0f32);
         for v in x {
@@ -113,9 +119,11 @@ pub(super) fn best_scale(x: &[f32], inverses: impl Iterator<Item = f32>, quant: 
             sum_l2 += w * l * l;
         }
         if sum_l2 > 0.0 && sum_xl * sum_xl > best * sum_l2 {
-            scale = sum_xl / sum_l2;
-            best = scale * sum_xl;
+            scale = Some(sum_xl / sum_l2);
+            best = sum_xl / sum_l2 * sum_xl;
+        } else if scale.is_none() {
+            scale = Some(1.0 / inverse);
         }
     }
-    scale
+    scale.unwrap_or(0.0)
 }

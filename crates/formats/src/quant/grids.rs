@@ -15,7 +15,11 @@ pub(super) static IQ3_S: [[i8; 4]; 512] =
     unpack(include_bytes!("grids/iq3_s.bin"), 4, &[1, 3, 5, 7, 9, 11, 13, 15]);
 
 /// Codes of `bits` bits, the lowest first, as values. Does not compile if a code has no value or a byte is left over.
-const fn unpack<const ROWS: usize, const COLS: usize>(packed: &[u8], bits: usize, values: &[i8]) -> [[i8; COLS]; ROWS] {
+const fn unpack<const ROWS: usize, const COLS: usize>(
+    packed: &[u8],
+    bits: usize,
+    values: &[i8],
+) -> [[i8; COLS]; ROWS] {
     assert!(packed.len() * 8 == ROWS * COLS * bits);
     let mut rows = [[0; COLS]; ROWS];
     let mut i = 0;
@@ -51,7 +55,9 @@ mod tests {
     #[test]
     fn the_codebooks_are_those_of_python_gguf() {
         fn fnv(table: &[i8]) -> u64 {
-            table.iter().fold(0xcbf2_9ce4_8422_2325, |h, v| (h ^ u64::from(*v as u8)).wrapping_mul(0x100_0000_01b3))
+            table
+                .iter()
+                .fold(0xcbf2_9ce4_8422_2325, |h, v| (h ^ u64::from(*v as u8)).wrapping_mul(0x100_0000_01b3))
         }
         assert_eq!(fnv(IQ1_S.as_flattened()), 0x6703_ed86_3501_ae2e);
         assert_eq!(fnv(IQ2_XXS.as_flattened()), 0xbb4e_e025_b5ac_6e8e);

@@ -47,7 +47,8 @@ pub(super) fn encode_nl(x: &[f32; 32], b: &mut [u8; 18]) {
         0.0
     } else {
         let least = f32::from(VALUES[0]);
-        let inverses = [-least / extreme].into_iter().chain((-7..=7).map(|step| (step as f32 + least) / extreme));
+        let inverses =
+            [-least / extreme].into_iter().chain((-7..=7).map(|step| (step as f32 + least) / extreme));
         best_scale(x, inverses, |v, inverse| VALUES[nearest(inverse * v)].into())
     };
     b[..2].copy_from_slice(&round_f16(scale).1);

@@ -29,7 +29,8 @@ pub(super) fn encode(x: &[f32; 256], b: &mut [u8; 84]) {
     let fits: [(f32, f32); 16] = std::array::from_fn(|g| affine(&groups[g], |_, v| v.abs(), &search));
     let max = |part: fn(&(f32, f32)) -> f32| fits.iter().map(part).fold(0.0, f32::max);
     let (max_scale, max_min) = (max(|f| f.0), max(|f| f.1));
-    let step = |value: f32, max: f32| if max > 0.0 { nearest(15.0 / max * value).clamp(0, 15) as u8 } else { 0 };
+    let step =
+        |value: f32, max: f32| if max > 0.0 { nearest(15.0 / max * value).clamp(0, 15) as u8 } else { 0 };
     let (d, dmin) = (round_f16(max_scale / 15.0), round_f16(max_min / 15.0));
     b[80..82].copy_from_slice(&d.1);
     b[82..84].copy_from_slice(&dmin.1);

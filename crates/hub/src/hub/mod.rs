@@ -1,6 +1,7 @@
 //! The front door: a [`Hub`] turns what a person typed into a verified file on this machine, and lists, shows and removes
 //! what is there.
 
+mod local;
 mod manage;
 mod resolve;
 mod suggest;
@@ -11,9 +12,12 @@ use crate::cache::{Cache, Manifest, Role};
 use crate::catalog::Catalog;
 use crate::digest::Digest;
 use crate::error::{Attempt, Error, Result};
+use crate::fetch::NetConfig;
+use crate::hf::{HfCache, HfConfig};
+use crate::ollama::OllamaStore;
 use crate::wheel::PipConfig;
 
-pub use manage::{Entry, Info};
+pub use manage::{CatalogInfo, Entry, Info};
 
 /// Where things are and how to reach them. [`Config::from_env`] is what a program wants; tests fill it in by hand.
 #[derive(Debug, Clone)]
@@ -24,11 +28,20 @@ pub struct Config {
     pub pip: PipConfig,
     /// Short names.
     pub catalog: Catalog,
+    /// The Hugging Face hub and its cache.
+    pub hf: HfConfig,
+    /// Ollama stores to read, in order.
+    pub ollama: Vec<OllamaStore>,
+    /// The address of Ollama's registry.
+    pub ollama_registry: String,
+    /// How to use the network.
+    pub net: NetConfig,
 }
 
 impl Config {
     /// The configuration from the environment: `QUARREL_HOME` (or `XDG_CACHE_HOME/quarrel`, or `~/.cache/quarrel`),
-    /// `QUARREL_PIP`, `VIRTUAL_ENV`.
+    /// `QUARREL_PIP`, `VIRTUAL_ENV`, `OLLAMA_MODELS`, `SSL_CERT_FILE`, and the Hugging Face variables that
+    /// [`HfConfig::from_vars`] lists.
     ///
     /// # Errors
     /// When no home directory can be found.
@@ -50,10 +63,18 @@ impl Config {
                     "neither QUARREL_HOME nor HOME is set; set one to a directory for models",
                 )
             })?;
+        let own = dir("OLLAMA_MODELS").or_else(|| user_home.as_ref().map(|h| h.join(".ollama/models")));
+        let service = PathBuf::from("/usr/share/ollama/.ollama/models"); // where the Linux service keeps its models
+        let mut ollama: Vec<_> = own.into_iter().chain([service]).map(OllamaStore::new).collect();
+        ollama.dedup();
         Ok(Config {
-            home,
             pip: PipConfig::new(var("QUARREL_PIP").as_deref(), dir("VIRTUAL_ENV").as_deref()),
             catalog: Catalog::builtin()?,
+            hf: HfConfig::from_vars(&var, cache.unwrap_or_else(|| home.clone()))?,
+            ollama,
+            ollama_registry: "https://registry.ollama.ai".into(),
+            net: NetConfig { ca_file: dir("SSL_CERT_FILE"), ..NetConfig::default() },
+            home,
         })
     }
 }
@@ -65,6 +86,9 @@ pub struct Options {
     pub offline: bool,
     /// Take the catalog's substitute when an exact variant cannot be had, instead of only offering it.
     pub accept_substitute: bool,
+    /// Ask the sources again although the model is here, and fetch what has changed. Files of other programs' stores do
+    /// not count as being here.
+    pub refresh: bool,
 }
 
 /// Which program's directory a file is in.
@@ -159,12 +183,13 @@ pub struct Wanted {
 pub struct Hub {
     config: Config,
     cache: Cache,
+    hf: HfCache,
 }
 
 impl Hub {
     /// A hub with this configuration. Nothing is read or written yet.
     pub fn new(config: Config) -> Hub {
-        Hub { cache: Cache::new(&config.home), config }
+        Hub { cache: Cache::new(&config.home), hf: HfCache::new(&config.hf.cache), config }
     }
 
     /// A hub configured by the environment.
@@ -206,7 +231,7 @@ impl Hub {
             system: text(Role::System)?,
             params,
             substitute_for: None,
-            notes: Vec::new(),
+            notes: manifest.notes.clone(),
         }))
     }
 }

@@ -90,6 +90,7 @@ pub fn fetch(
         precision: files.first().and_then(|f| crate::quant::in_name(&f.name)),
         licence,
         files,
+        notes: Vec::new(),
     })
 }
 

@@ -99,7 +99,7 @@ pub(super) fn download(
             Ok(None) => {}
             Err(e) => return Err(failed(e.to_string())),
         }
-        let now = bytes_under(dir, 0);
+        let now = largest_under(dir, 0);
         if now > seen {
             // A wheel is compressed and the hint is not, so the bar may end early but never passes its end.
             let step = size_hint.map_or(now, |hint| now.min(hint)).saturating_sub(seen);
@@ -156,15 +156,16 @@ fn explain(package: &Package, dir: &Path, stderr: &str) -> Error {
     Error::Pip { what: format!("pip download {package}"), why }
 }
 
-/// The bytes of all files under a directory; what vanishes meanwhile counts nothing.
-fn bytes_under(dir: &Path, depth: u32) -> u64 {
+/// The size of the largest file under a directory: the wheel, wherever pip has it at the moment (it copies it at the
+/// end, so a sum would count it twice).
+fn largest_under(dir: &Path, depth: u32) -> u64 {
     let Ok(entries) = fs::read_dir(dir) else { return 0 };
     let size = |e: fs::DirEntry| match e.metadata() {
-        Ok(m) if m.is_dir() && depth < 4 => bytes_under(&e.path(), depth + 1),
+        Ok(m) if m.is_dir() && depth < 4 => largest_under(&e.path(), depth + 1),
         Ok(m) if m.is_file() => m.len(),
-        _ => 0,
+        _ => 0, // it vanished meanwhile
     };
-    entries.flatten().map(size).sum()
+    entries.flatten().map(size).max().unwrap_or(0)
 }
 
 #[cfg(test)]
