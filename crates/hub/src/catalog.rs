@@ -173,10 +173,10 @@ impl Catalog {
                     }
                 }
                 if let Some(s) = &v.substitute
-                    && m.variant(s).is_none_or(|other| other.has_tag(v.tag()))
+                    && m.variant(s).is_none_or(|other| other.has_tag(v.tag()) || other.substitute.is_some())
                 {
                     return Err(format!(
-                        "`{}:{}` has the substitute `{s}`, which is no other variant",
+                        "`{}:{}` has the substitute `{s}`, which is no other variant or has one itself",
                         m.name,
                         v.tag()
                     ));

@@ -527,8 +527,10 @@ fn refused(url: &str, reply: &Response<Body>, retry_after_max: Duration) -> Fail
 /// A failure below HTTP, in words.
 fn transport(url: &str, e: ureq::Error, config: &NetConfig) -> Failure {
     let (why, again) = match e {
-        ureq::Error::HostNotFound => {
-            ("its address was not found; is there a network?".into(), Again::IfWorkedBefore)
+        ureq::Error::HostNotFound => (NO_ADDRESS.into(), Again::IfWorkedBefore),
+        // The standard library gives a failed lookup no kind of its own.
+        ureq::Error::Io(e) if e.to_string().contains("lookup address") => {
+            (NO_ADDRESS.into(), Again::IfWorkedBefore)
         }
         ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
             let s = config.connect_timeout.as_secs_f32();

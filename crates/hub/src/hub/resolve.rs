@@ -371,7 +371,7 @@ impl Hub {
         if let Some(other) = variant.substitute.as_deref().and_then(|tag| model.variant(tag)) {
             let offered = self.wanted(model, other)?;
             if offered.here || !options.offline {
-                return self.substitute(model, variant, other, offered, attempts, options, progress);
+                return self.substitute(model, variant, offered, attempts, options, progress);
             }
         }
         match options.offline {
@@ -384,7 +384,6 @@ impl Hub {
         &self,
         model: &Model,
         variant: &Variant,
-        other: &Variant,
         offered: Wanted,
         why: Vec<Attempt>,
         options: Options,
@@ -394,7 +393,8 @@ impl Hub {
         if !options.accept_substitute {
             return Ok(Outcome::Substitute { wanted, offered, why });
         }
-        let mut outcome = self.resolve_variant(&offered.name, model, other, options, progress)?;
+        let options = Options { accept_substitute: false, refresh: false, ..options };
+        let mut outcome = self.resolve_name(&Name::parse(&offered.name)?, options, progress)?;
         if let Outcome::Ready(local) = &mut outcome {
             local.substitute_for = Some(wanted.name);
             local.notes.extend(why.iter().map(|a| format!("{}: {}", a.source, a.why)));
@@ -403,9 +403,10 @@ impl Hub {
     }
 
     fn wanted(&self, model: &Model, variant: &Variant) -> Result<Wanted> {
-        let here = self.ours(&model.name, variant.tag())?;
+        let name = format!("{}:{}", model.name, variant.tag());
+        let here = self.exactly_here(&Name::parse(&name)?)?;
         Ok(Wanted {
-            name: format!("{}:{}", model.name, variant.tag()),
+            name,
             precision: variant.precision.clone(),
             size: here.as_ref().map(|h| h.size).or(variant.size),
             source: here
