@@ -1,0 +1,56 @@
+//! From an opened model to a running engine: specification, Program, weights, thread.
+
+use crate::{Engine, EngineConfig, Handle, Result};
+use quarrel_formats::Source;
+use quarrel_ir::Device;
+use quarrel_model::{ModelSpec, decoder, weights};
+
+/// The longest context that is taken without being asked for. KV blocks are reserved for the whole context, but a CPU's
+/// pages come into being as they are written, so a long default costs address space only; 32,768 keeps that to a few GB for
+/// an 8B model.
+pub const CONTEXT_DEFAULT_MAX: usize = 32_768;
+
+/// How to load a model.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Longest sequence in tokens; `None` is the model's own context, at most [`CONTEXT_DEFAULT_MAX`]. More than the model
+    /// was trained for is allowed when asked for.
+    pub context: Option<usize>,
+    /// Apply the fusion rewrites to the Program.
+    pub fuse: bool,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        LoadOptions { context: None, fuse: true }
+    }
+}
+
+/// A model that runs.
+pub struct Loaded {
+    /// The engine.
+    pub handle: Handle,
+    /// What it runs.
+    pub spec: ModelSpec,
+}
+
+impl Engine {
+    /// Loads the weights of `source` into `device` and starts an engine. `configure` may change the sizes that follow from
+    /// the options; `progress` is called with the bytes of each weight taken in.
+    pub fn load(
+        source: &Source,
+        mut device: Box<dyn Device>,
+        options: &LoadOptions,
+        configure: impl FnOnce(&mut EngineConfig),
+        progress: impl FnMut(u64),
+    ) -> Result<Loaded> {
+        let spec = quarrel_model::spec(source)?;
+        let program = decoder::decoder(&spec, &decoder::Options { fuse: options.fuse });
+        let loaded = weights::load(source, &spec, &program, &mut *device, progress)?;
+        let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
+        let mut config = EngineConfig::new(context);
+        configure(&mut config);
+        let handle = Engine::start(device, program, &loaded, config)?;
+        Ok(Loaded { handle, spec })
+    }
+}

@@ -1,0 +1,228 @@
+//! What a caller asks for: a prompt of token ids, how to sample, and when to stop.
+
+use crate::{Error, Result};
+
+/// Temperature that follows the entropy of the distribution.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct DynamicTemperature {
+    /// At entropy 0.
+    pub min: f32,
+    /// At the uniform distribution.
+    pub max: f32,
+    /// Bends the curve between them; 1 is a line.
+    pub exponent: f32,
+}
+
+/// How tokens are drawn. The default samples the model's own distribution.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// Divides the logits; 0 is greedy, whatever else is set.
+    pub temperature: f32,
+    /// Keep this many best tokens; 0 keeps all.
+    pub top_k: u32,
+    /// Keep the smallest set of best tokens with this mass; 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens of at least this share of the best one's probability; 0 keeps all.
+    pub min_p: f32,
+    /// CTRL's penalty on tokens of prompt and answer; 1 is off.
+    pub repetition_penalty: f32,
+    /// OpenAI's penalty on tokens that the answer has; 0 is off.
+    pub presence_penalty: f32,
+    /// OpenAI's penalty per time that the answer has a token; 0 is off.
+    pub frequency_penalty: f32,
+    /// Penalties look at this many last tokens; `None` looks at all.
+    pub penalty_window: Option<u32>,
+    /// Added to the logits of these tokens; `-inf` forbids one.
+    pub logit_bias: Vec<(u32, f32)>,
+    /// The same seed gives the same tokens; `None` draws one, which [`crate::RequestStats::seed`] reports.
+    pub seed: Option<u64>,
+    /// Takes the place of `temperature` where that is not 0.
+    pub dynamic_temperature: Option<DynamicTemperature>,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Sampling {
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            penalty_window: None,
+            logit_bias: Vec::new(),
+            seed: None,
+            dynamic_temperature: None,
+        }
+    }
+}
+
+impl Sampling {
+    /// Always the best token.
+    pub fn greedy() -> Sampling {
+        Sampling { temperature: 0.0, ..Sampling::default() }
+    }
+
+    /// The quality preset: entropy-scaled temperature with nucleus sampling. Where the model is sure it is nearly
+    /// greedy, and only where it is unsure may it explore. The entropy of a language model's row is a small share of
+    /// `ln n` (2 nats of 11 are an open choice), so the upper bound is rarely near.
+    pub fn quality() -> Sampling {
+        Sampling {
+            top_p: 0.9,
+            dynamic_temperature: Some(DynamicTemperature { min: 0.2, max: 1.5, exponent: 1.0 }),
+            ..Sampling::default()
+        }
+    }
+
+    /// Checks every field against its range; an error names the field, the value and the range.
+    pub fn check(&self) -> Result<()> {
+        let field = |field, value: &dyn std::fmt::Display, range, ok: bool| {
+            if ok { Ok(()) } else { Err(Error::Field { field, value: value.to_string(), range }) }
+        };
+        let t = self.temperature;
+        field("temperature", &t, "0 (greedy) to 100", (0.0..=100.0).contains(&t))?;
+        field("top_p", &self.top_p, "above 0, at most 1 (off)", self.top_p > 0.0 && self.top_p <= 1.0)?;
+        field("min_p", &self.min_p, "0 (off) to 1", (0.0..=1.0).contains(&self.min_p))?;
+        let r = self.repetition_penalty;
+        field("repetition_penalty", &r, "above 0, at most 100; 1 is off", r > 0.0 && r <= 100.0)?;
+        for (name, v) in
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
+        {
+            field(name, &v, "-2 to 2; 0 is off", (-2.0..=2.0).contains(&v))?;
+        }
+        let window = self.penalty_window.unwrap_or(1);
+        field("penalty_window", &window, "1 or more tokens, or none for all", window > 0)?;
+        for (_, b) in &self.logit_bias {
+            field("logit_bias", b, "-inf (never) or a finite number", *b < f32::INFINITY)?;
+        }
+        if let Some(d) = self.dynamic_temperature {
+            field("dynamic_temperature.min", &d.min, "0 to 100", (0.0..=100.0).contains(&d.min))?;
+            field("dynamic_temperature.max", &d.max, "min to 100", d.max >= d.min && d.max <= 100.0)?;
+            field(
+                "dynamic_temperature.exponent",
+                &d.exponent,
+                "above 0, at most 10",
+                d.exponent > 0.0 && d.exponent <= 10.0,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+/// One generation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// Token ids, special ones included; at least one.
+    pub prompt: Vec<u32>,
+    /// How to draw.
+    pub sampling: Sampling,
+    /// Most tokens to make; `None` goes on to the end of the context.
+    pub max_tokens: Option<u32>,
+    /// End-of-generation ids: one of them ends the answer and is not part of it.
+    pub stop_ids: Vec<u32>,
+    /// Treat `stop_ids` as ordinary tokens.
+    pub ignore_eos: bool,
+    /// Report this many best tokens with each token, at most [`LOGPROBS_MAX`].
+    pub logprobs: Option<u8>,
+}
+
+/// Largest [`Request::logprobs`].
+pub const LOGPROBS_MAX: u8 = 64;
+
+impl Request {
+    /// A request with the default sampling and no stop.
+    pub fn new(prompt: Vec<u32>) -> Request {
+        Request {
+            prompt,
+            sampling: Sampling::default(),
+            max_tokens: None,
+            stop_ids: Vec::new(),
+            ignore_eos: false,
+            logprobs: None,
+        }
+    }
+
+    /// Checks the request against a model's vocabulary and the engine's context, in tokens.
+    pub(crate) fn check(&self, vocab: usize, context: usize) -> Result<()> {
+        self.sampling.check()?;
+        check_tokens(&self.prompt, vocab)?;
+        if self.prompt.len() >= context {
+            return Err(Error::PromptTooLong { prompt: self.prompt.len(), context });
+        }
+        if self.max_tokens == Some(0) {
+            return Err(Error::Field { field: "max_tokens", value: "0".into(), range: "1 or more" });
+        }
+        if let Some(n) = self.logprobs.filter(|n| *n > LOGPROBS_MAX) {
+            return Err(Error::Field { field: "logprobs", value: n.to_string(), range: "0 to 64" });
+        }
+        match self.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
+            Some((id, _)) => Err(Error::Token { id: *id, what: "logit_bias", vocab }),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Checks that there are tokens and that all are in the vocabulary.
+pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<()> {
+    if tokens.is_empty() {
+        return Err(Error::Field { field: "prompt", value: "empty".into(), range: "1 token or more" });
+    }
+    match tokens.iter().find(|t| **t as usize >= vocab) {
+        Some(id) => Err(Error::Token { id: *id, what: "prompt", vocab }),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_the_field_and_its_range() {
+        let d = Sampling::default;
+        let dynamic = |min, max, exponent| Sampling {
+            dynamic_temperature: Some(DynamicTemperature { min, max, exponent }),
+            ..d()
+        };
+        let cases = [
+            ("temperature", Sampling { temperature: -0.1, ..d() }),
+            ("temperature", Sampling { temperature: f32::NAN, ..d() }),
+            ("top_p", Sampling { top_p: 0.0, ..d() }),
+            ("top_p", Sampling { top_p: 1.1, ..d() }),
+            ("min_p", Sampling { min_p: 2.0, ..d() }),
+            ("repetition_penalty", Sampling { repetition_penalty: 0.0, ..d() }),
+            ("presence_penalty", Sampling { presence_penalty: 3.0, ..d() }),
+            ("frequency_penalty", Sampling { frequency_penalty: f32::NAN, ..d() }),
+            ("penalty_window", Sampling { penalty_window: Some(0), ..d() }),
+            ("logit_bias", Sampling { logit_bias: vec![(1, f32::NAN)], ..d() }),
+            ("logit_bias", Sampling { logit_bias: vec![(1, f32::INFINITY)], ..d() }),
+            ("dynamic_temperature.min", dynamic(-1.0, 1.0, 1.0)),
+            ("dynamic_temperature.max", dynamic(1.0, 0.5, 1.0)),
+            ("dynamic_temperature.exponent", dynamic(0.5, 1.0, 0.0)),
+        ];
+        for (field, s) in cases {
+            let e = s.check().unwrap_err().to_string();
+            assert!(e.starts_with(field), "{field}: {e}");
+        }
+        for s in [d(), Sampling::greedy(), Sampling::quality()] {
+            s.check().unwrap();
+        }
+    }
+
+    #[test]
+    fn requests_are_checked_against_vocabulary_and_context() {
+        let ok = Request::new(vec![1, 2, 3]);
+        ok.check(4, 4).unwrap();
+        assert!(matches!(ok.check(4, 3), Err(Error::PromptTooLong { prompt: 3, context: 3 })));
+        assert!(matches!(ok.check(3, 9), Err(Error::Token { id: 3, what: "prompt", vocab: 3 })));
+        assert!(Request::new(vec![]).check(4, 4).is_err());
+        assert!(Request { max_tokens: Some(0), ..ok.clone() }.check(4, 4).is_err());
+        assert!(Request { logprobs: Some(65), ..ok.clone() }.check(4, 4).is_err());
+        let sampling = Sampling { logit_bias: vec![(4, 1.0)], ..Sampling::default() };
+        assert!(matches!(
+            Request { sampling, ..ok }.check(4, 4),
+            Err(Error::Token { what: "logit_bias", .. })
+        ));
+    }
+}

@@ -1,0 +1,67 @@
+//! Top-p, or nucleus (Holtzman et al. 2020): the smallest set of best tokens whose mass reaches `p`.
+//! A quickselect by mass: halves are split by rank and only the half with the boundary is split again, so no sort.
+
+use super::{Candidate, best_first};
+
+/// Keeps the nucleus of the candidates, in no order. `total` is the mass that `p` is a share of; `p = 1` keeps all.
+pub(crate) fn keep(candidates: &mut Vec<Candidate>, p: f32, total: f64) {
+    if p >= 1.0 {
+        return;
+    }
+    let mut need = f64::from(p) * total;
+    // The nucleus ends in `low..high`: everything before `low` is in it.
+    let (mut low, mut high) = (0, candidates.len());
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        candidates[low..high].select_nth_unstable_by(middle - low, best_first);
+        let mass: f64 = candidates[low..middle].iter().map(|c| f64::from(c.weight)).sum();
+        if mass >= need {
+            high = middle;
+        } else {
+            need -= mass;
+            low = middle;
+        }
+    }
+    candidates.truncate(high);
+}
+
+/// Tokens of less weight than this cannot be in the nucleus: all `n` of them together weigh less than `1 - p`.
+pub(crate) fn least_weight(p: f32, total: f64, n: usize) -> f64 {
+    (1.0 - f64::from(p)) * total / n as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    proptest::proptest! {
+        #[test]
+        fn is_the_smallest_prefix_that_reaches_p(
+            weights in proptest::collection::vec(1u16..1000, 1..300), p in 0.01f32..1.0,
+        ) {
+            let all: Vec<Candidate> = weights
+                .iter()
+                .enumerate()
+                .map(|(i, w)| Candidate { id: i as u32, logit: f32::from(*w).ln(), weight: f32::from(*w) })
+                .collect();
+            let total: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+            let mut sorted = all.clone();
+            sorted.sort_by(best_first);
+            let mut mass = 0.0;
+            let want = 1 + sorted
+                .iter()
+                .position(|c| {
+                    mass += f64::from(c.weight);
+                    mass >= f64::from(p) * total
+                })
+                .unwrap();
+            let mut got = all.clone();
+            keep(&mut got, p, total);
+            proptest::prop_assert_eq!(got.len(), want);
+            got.sort_by(best_first);
+            proptest::prop_assert_eq!(&got[..], &sorted[..want]);
+            let least = least_weight(p, total, all.len());
+            proptest::prop_assert!(got.iter().all(|c| f64::from(c.weight) >= least));
+        }
+    }
+}

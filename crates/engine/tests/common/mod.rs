@@ -1,0 +1,167 @@
+//! A tiny random decoder made in memory, on the reference device, and a wrapper that makes the device misbehave.
+#![allow(dead_code, unreachable_pub)] // each test binary uses its part
+
+use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, Request, RequestStats, Stream};
+use quarrel_formats::{Bytes, DType, Tensor};
+use quarrel_ir::reference::Reference;
+use quarrel_ir::{
+    Device, DeviceInfo, HostWeight, Limits, Prepared, Program, Readout, Result, RopeStyle, RopeTable,
+    StepInputs, Weight, WeightDecl,
+};
+use quarrel_model::{LayerSpec, ModelSpec, arch, decoder};
+
+pub const VOCAB: u32 = 61;
+
+pub fn spec() -> ModelSpec {
+    ModelSpec {
+        arch: &arch::LLAMA,
+        vocab: VOCAB,
+        dim: 12,
+        heads: 2,
+        kv_heads: 1,
+        head_dim: 6,
+        v_dim: 6,
+        ff: 20,
+        context: 256,
+        eps: 1e-5,
+        attn_scale: 6f32.powf(-0.5),
+        attn_softcap: None,
+        logit_softcap: None,
+        qkv_bias: false,
+        out_bias: false,
+        ff_bias: false,
+        tied: false,
+        ropes: vec![RopeTable::new(RopeStyle::Neox, 6, 10_000.0, None)],
+        // The second layer has a window that ends inside a block.
+        layers: vec![LayerSpec { window: None, rope: 0 }, LayerSpec { window: Some(21), rope: 0 }],
+    }
+}
+
+pub fn program() -> Program {
+    decoder::decoder(&spec(), &decoder::Options::default())
+}
+
+/// Uniform in -1..1 from the name and the index, by an integer hash.
+pub fn element(name: &str, i: usize) -> f32 {
+    let mut h =
+        name.bytes().fold(i as u64 + 1, |h, b| (h ^ u64::from(b)).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    h = (h ^ (h >> 31)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    ((h >> 40) as f32 / (1u64 << 23) as f32) - 1.0
+}
+
+/// Loads the random weights; with `nan`, one element of the output head is not a number.
+pub fn load(device: &mut dyn Device, program: &Program, nan: bool) -> Vec<Weight> {
+    let load = |decl: &WeightDecl| {
+        let parts = decl
+            .parts
+            .iter()
+            .map(|part| {
+                let n = (part.rows * decl.cols) as usize;
+                let mut values: Vec<f32> = (0..n).map(|i| 1.3 * element(&part.name, i)).collect();
+                if nan && part.name == "output.weight" {
+                    values[17] = f32::NAN;
+                }
+                Tensor {
+                    name: part.name.clone(),
+                    dtype: DType::F32,
+                    shape: vec![part.rows as usize, decl.cols as usize],
+                    data: Bytes::from(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>()),
+                }
+            })
+            .collect();
+        device.load(decl, HostWeight { parts }).unwrap()
+    };
+    program.weights.iter().map(load).collect()
+}
+
+pub fn start(config: EngineConfig) -> Handle {
+    start_on(Reference::default(), config)
+}
+
+pub fn start_on(mut device: impl Device + 'static, config: EngineConfig) -> Handle {
+    let program = program();
+    let weights = load(&mut device, &program, false);
+    Engine::start(Box::new(device), program, &weights, config).unwrap()
+}
+
+/// A prompt that depends on `salt`.
+pub fn prompt(n: usize, salt: u32) -> Vec<u32> {
+    (0..n as u32).map(|i| (i * i + 7 * i + salt * 13 + i * salt) % VOCAB).collect()
+}
+
+/// The tokens, the end and the figures of an answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub tokens: Vec<u32>,
+    pub logprobs: Vec<f32>,
+    pub reason: FinishReason,
+    pub stats: RequestStats,
+}
+
+pub fn collect(stream: Stream) -> std::result::Result<Answer, quarrel_engine::Error> {
+    let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+    for event in stream {
+        match event {
+            Event::Prefill { done, total } => assert!(done <= total),
+            Event::Token { id, logprob, .. } => {
+                tokens.push(id);
+                logprobs.push(logprob);
+            }
+            Event::Done { reason, stats } => {
+                assert_eq!(stats.completion_tokens, tokens.len());
+                return Ok(Answer { tokens, logprobs, reason, stats });
+            }
+            Event::Failed(error) => return Err(error),
+        }
+    }
+    panic!("the stream ended without Done or Failed")
+}
+
+pub fn run(handle: &Handle, request: Request) -> Answer {
+    collect(handle.submit(request).unwrap()).unwrap()
+}
+
+/// The reference device, with a function called before each step.
+pub struct Hooked<F> {
+    inner: Reference,
+    step: u64,
+    before: F,
+}
+
+impl<F: FnMut(u64) -> Result<()> + Send> Hooked<F> {
+    pub fn new(before: F) -> Hooked<F> {
+        Hooked { inner: Reference::default(), step: 0, before }
+    }
+}
+
+impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
+    fn info(&self) -> &DeviceInfo {
+        self.inner.info()
+    }
+
+    fn load(&mut self, decl: &WeightDecl, weight: HostWeight) -> Result<Weight> {
+        self.inner.load(decl, weight)
+    }
+
+    fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared> {
+        self.inner.prepare(program, weights, limits)
+    }
+
+    fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
+        self.step += 1;
+        (self.before)(self.step)?;
+        self.inner.run(prepared, step)
+    }
+
+    fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()> {
+        self.inner.read(prepared, what, out)
+    }
+
+    fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
+        self.inner.copy_blocks(prepared, pairs)
+    }
+
+    fn memory(&self) -> usize {
+        self.inner.memory()
+    }
+}
