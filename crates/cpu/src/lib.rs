@@ -1,1 +1,19 @@
 //! The CPU device: thread pool, packed weights and SIMD kernels.
+//!
+//! [`Cpu`] prepares a Program once and then runs each step as one parallel region over its tape. Results do not depend on
+//! the number of threads, on the other rows of a step, or on how a prompt is cut into steps.
+
+mod device;
+mod exec;
+mod kernels;
+mod kv;
+mod linear;
+mod plan;
+mod pool;
+pub mod simd;
+mod weights;
+
+pub use device::{Cpu, CpuOptions};
+pub use exec::OpTime;
+pub use kv::KvType;
+pub use simd::Isa;

@@ -1,0 +1,305 @@
+//! The CPU as a [`Device`]: loads weights, prepares Programs and runs steps on its threads.
+
+use crate::exec::{self, Memory, OpTime, Run, Scratch, Tile};
+use crate::kv::{KvPool, KvType};
+use crate::linear;
+use crate::plan;
+use crate::pool::{Pool, physical_cores};
+use crate::simd::Isa;
+use crate::weights::{Held, uses};
+use memmap2::MmapMut;
+use quarrel_ir::arena::{ALIGN, Arena, Slot};
+use quarrel_ir::reference::vocab;
+use quarrel_ir::{
+    AttendSpec, Device, DeviceInfo, Error, HostWeight, Limits, Op, Prepared, Program, Readout, Result, Rows,
+    StepInputs, View, Weight, WeightDecl,
+};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+
+/// How to set up the CPU.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct CpuOptions {
+    /// Threads, the caller included; the physical cores that the process may use if not given.
+    pub threads: Option<usize>,
+    /// Instructions; the best that the processor has if not given.
+    pub isa: Option<Isa>,
+    /// Number type of the KV cache.
+    pub kv: KvType,
+    /// Keep every value until the step's end, so that all can be read; takes more memory.
+    pub keep_values: bool,
+    /// Fill the values with NaN before each step, so that a read of anything unwritten shows. For tests.
+    pub poison: bool,
+}
+
+/// The CPU device.
+pub struct Cpu {
+    info: DeviceInfo,
+    options: CpuOptions,
+    isa: Isa,
+    pool: Pool,
+    held: Vec<Held>,
+    ready: Vec<Ready>,
+    profile: bool,
+}
+
+/// A prepared Program.
+struct Ready {
+    program: Program,
+    limits: Limits,
+    ids: Vec<Weight>,
+    slots: Vec<Slot>,
+    angles: Vec<Slot>,
+    barriers: Vec<bool>,
+    linear: Vec<Option<linear::Plan>>,
+    attends: Vec<AttendSpec>,
+    arena: MmapMut,
+    kv: KvPool,
+    shared: linear::Shared,
+    scratch: Vec<Mutex<Scratch>>,
+    counters: Vec<AtomicUsize>,
+    places: Vec<(usize, usize)>,
+    tiles: Vec<Tile>,
+    parts: Vec<f32>,
+    times: Mutex<Vec<OpTime>>,
+    outputs: usize,
+    rows: usize,
+}
+
+impl Cpu {
+    /// Starts the threads.
+    pub fn new(options: CpuOptions) -> Result<Cpu> {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let threads = options.threads.unwrap_or_else(physical_cores).max(1);
+        let pool = Pool::new(threads).map_err(|e| Error::Device {
+            device: "cpu".into(),
+            why: format!("cannot start {threads} threads: {e}"),
+        })?;
+        let info = DeviceInfo { name: "cpu".into(), description: describe(isa), threads };
+        Ok(Cpu { info, options, isa, pool, held: Vec::new(), ready: Vec::new(), profile: false })
+    }
+
+    /// Turns per-op timing on, from zero, or off.
+    pub fn profile(&mut self, on: bool) {
+        self.profile = on;
+        for r in &mut self.ready {
+            r.times.get_mut().unwrap_or_else(PoisonError::into_inner).fill(OpTime::default());
+        }
+    }
+
+    /// The times of each op of a prepared Program since [`Cpu::profile`], by index in [`Program::ops`].
+    pub fn timings(&self, prepared: Prepared) -> Vec<OpTime> {
+        self.ready[prepared.0 as usize].times.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Brings the weights of a Program into the forms that its ops read.
+    fn pack(&mut self, program: &Program, weights: &[Weight]) -> Result<()> {
+        let mut todo = Vec::new();
+        for (id, uses) in weights.iter().zip(uses(program)) {
+            let held = &mut self.held[id.0 as usize];
+            if uses.vector {
+                held.make_vector()?;
+            }
+            if uses.matrix && held.packed.is_empty() {
+                todo.push(id.0 as usize);
+            }
+        }
+        linear::pack(&mut self.pool, &mut self.held, &todo)
+    }
+}
+
+/// `Intel Xeon Gold 6330, avx512`, or just the instructions.
+fn describe(isa: Isa) -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|s| {
+        let line = s.lines().find_map(|l| l.strip_prefix("model name"))?;
+        Some(line.trim_start_matches([' ', '\t', ':']).trim().to_string())
+    });
+    cpu.map_or(isa.to_string(), |c| format!("{c}, {isa}"))
+}
+
+/// Kernels read their inputs while they write their output, so the two must not share columns.
+fn check_overlap(program: &Program) -> Result<()> {
+    for (i, node) in program.ops.iter().enumerate() {
+        let Some(out) = node.op.output().filter(|_| !node.op.in_place()) else { continue };
+        let mut clash = false;
+        node.op.for_inputs(|v| {
+            clash |= v.value == out.value && v.col < out.col + out.cols && out.col < v.col + v.cols;
+        });
+        if clash {
+            let at = format!("op {i} ({})", node.op.name());
+            return Err(Error::Shape { at, why: "the output overlaps an input".into() });
+        }
+    }
+    Ok(())
+}
+
+impl Device for Cpu {
+    fn info(&self) -> &DeviceInfo {
+        &self.info
+    }
+
+    fn load(&mut self, decl: &WeightDecl, weight: HostWeight) -> Result<Weight> {
+        weight.check(decl)?;
+        let held = Held::new(decl.clone(), weight.parts);
+        held.check()?;
+        held.tensors.iter().for_each(|t| t.data.will_need());
+        self.held.push(held);
+        Ok(Weight(self.held.len() as u32 - 1))
+    }
+
+    fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared> {
+        program.check()?;
+        check_overlap(&program)?;
+        if weights.len() != program.weights.len()
+            || weights
+                .iter()
+                .zip(&program.weights)
+                .any(|(w, d)| self.held.get(w.0 as usize).is_none_or(|h| h.decl != *d))
+        {
+            return Err(Error::Shape {
+                at: "weights".into(),
+                why: "are not those that the program declares".into(),
+            });
+        }
+        self.pack(&program, weights)?;
+        let arena = Arena::plan(&program, &limits, self.options.keep_values);
+        let mut elements = arena.elements;
+        let angles: Vec<Slot> = program
+            .ropes
+            .iter()
+            .map(|t| {
+                let slot = Slot {
+                    offset: elements,
+                    stride: (t.rot_dims as usize).next_multiple_of(ALIGN),
+                    rows: limits.rows,
+                };
+                elements += slot.stride * slot.rows;
+                slot
+            })
+            .collect();
+        let bytes = elements.max(1) * size_of::<f32>();
+        let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "activations", bytes })?;
+        let attends = program
+            .ops
+            .iter()
+            .filter_map(|n| if let Op::Attend { spec, .. } = &n.op { Some(*spec) } else { None })
+            .collect();
+        let threads = self.pool.threads();
+        let linear = linear::plans(&program, &self.held, weights, threads);
+        let shared = linear::Shared::new(&program, &linear, &limits)?;
+        let n = program.ops.len();
+        self.ready.push(Ready {
+            barriers: plan::barriers(&program, &arena),
+            kv: KvPool::new(&program.kv, self.options.kv, limits.kv_blocks)?,
+            limits,
+            ids: weights.to_vec(),
+            slots: arena.slots,
+            angles,
+            linear,
+            attends,
+            arena: memory,
+            shared,
+            scratch: (0..threads).map(|_| Mutex::new(Scratch::default())).collect(),
+            counters: (0..n).map(|_| AtomicUsize::new(0)).collect(),
+            places: Vec::with_capacity(limits.rows),
+            tiles: Vec::new(),
+            parts: Vec::new(),
+            times: Mutex::new(vec![OpTime::default(); n]),
+            outputs: 0,
+            rows: 0,
+            program,
+        });
+        Ok(Prepared(self.ready.len() as u32 - 1))
+    }
+
+    fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
+        let r = &mut self.ready[prepared.0 as usize];
+        step.check(&r.limits, vocab(&r.program))?;
+        (r.rows, r.outputs) = (step.tokens.len(), step.outputs.len());
+        r.places.clear();
+        for (s, seq) in step.seqs.iter().enumerate() {
+            r.places.extend((seq.start..seq.start + seq.rows).map(|p| (s, p)));
+            let written = seq.start / quarrel_ir::BLOCK_TOKENS
+                ..(seq.start + seq.rows).div_ceil(quarrel_ir::BLOCK_TOKENS);
+            r.kv.touch(&seq.blocks[written]);
+        }
+        let group = r.attends.iter().map(|a| (a.heads / a.kv_heads) as usize).max().unwrap_or(1);
+        exec::tiles(step, group, &mut r.tiles);
+        let parts =
+            r.attends.iter().map(|a| exec::parts_len(&r.tiles, a, self.info.threads)).max().unwrap_or(0);
+        r.parts.resize(parts.max(r.parts.len()), 0.0);
+        r.counters.iter().for_each(|c| c.store(0, Relaxed));
+        if self.options.poison {
+            let nan = f32::NAN.to_ne_bytes();
+            r.arena.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&nan));
+        }
+        let run = Run {
+            isa: self.isa,
+            program: &r.program,
+            slots: &r.slots,
+            barriers: &r.barriers,
+            linear: &r.linear,
+            held: &self.held,
+            ids: &r.ids,
+            arena: Memory(r.arena.as_mut_ptr().cast()),
+            angles: &r.angles,
+            kv: r.kv.share(),
+            step,
+            places: &r.places,
+            tiles: &r.tiles,
+            counters: &r.counters,
+            parts: Memory(r.parts.as_mut_ptr()),
+            shared: &r.shared,
+            scratch: &r.scratch,
+            times: self.profile.then_some(&r.times),
+        };
+        self.pool.run(&|team| run.thread(team)).map_err(|why| Error::Device {
+            device: self.info.name.clone(),
+            why: format!("a step failed: {why}; this is a bug, please report it"),
+        })
+    }
+
+    fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()> {
+        let r = &self.ready[prepared.0 as usize];
+        let (view, rows) = match what {
+            Readout::Logits(row) => {
+                let logits = r.program.logits;
+                (
+                    logits.ok_or_else(|| Error::Step("the program has no logits".into()))?,
+                    row..row.saturating_add(1),
+                )
+            }
+            Readout::View(view) => (view, 0..r.row_count(view)),
+        };
+        if rows.end > r.row_count(view) || out.len() != rows.len() * view.cols as usize {
+            return Err(Error::Step(format!("cannot read rows {rows:?} into {} elements", out.len())));
+        }
+        let slot = r.slots[view.value.0 as usize];
+        for (row, out) in rows.zip(out.chunks_exact_mut(view.cols as usize)) {
+            let at = 4 * (slot.offset + row * slot.stride + view.col as usize);
+            let bytes = r.arena[at..at + 4 * out.len()].chunks_exact(4);
+            out.iter_mut().zip(bytes).for_each(|(x, b)| *x = f32::from_ne_bytes([b[0], b[1], b[2], b[3]]));
+        }
+        Ok(())
+    }
+
+    fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
+        self.ready[prepared.0 as usize].kv.copy(pairs)
+    }
+
+    fn memory(&self) -> usize {
+        let weights = self.held.iter().map(Held::bytes).sum::<usize>();
+        let ready =
+            self.ready.iter().map(|r| r.arena.len() + r.kv.resident() + 4 * r.parts.len() + r.shared.bytes());
+        weights + ready.sum::<usize>()
+    }
+}
+
+impl Ready {
+    fn row_count(&self, v: View) -> usize {
+        match self.program.rows_of(v) {
+            Rows::Tokens => self.rows,
+            Rows::Outputs => self.outputs,
+        }
+    }
+}

@@ -1,0 +1,533 @@
+//! One step: every thread interprets the same tape inside one parallel region.
+//!
+//! Soundness of the shared memory rests on [`crate::plan`]: between two barriers no thread writes what another one reads
+//! or writes. Each `unsafe` block below names the split that makes its part the thread's own.
+
+use crate::kernels::attention::{self, Queries, Weights};
+use crate::kernels::elementwise::{Each, map};
+use crate::kernels::norm::{Norm, norm};
+use crate::kernels::{embed::embed, rope::rope};
+use crate::kv::{Element, KvHead, KvShare, KvType};
+use crate::linear::{self, Lines};
+use crate::plan;
+use crate::pool::Team;
+use crate::simd::{Isa, Kernel, LANES, Simd};
+use crate::weights::Held;
+use quarrel_ir::arena::Slot;
+use quarrel_ir::{AttendSpec, BLOCK_TOKENS, NormSpec, Op, Program, Rows, StepInputs, View, Weight, WeightId};
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+/// Query vectors of a tile, about: rows of one sequence that attend together.
+const TILE: usize = 32;
+
+/// Columns of a matrix in the arena.
+#[derive(Clone, Copy)]
+pub(crate) struct Mat {
+    base: *mut f32,
+    stride: usize,
+    cols: usize,
+    rows: usize,
+}
+
+impl Mat {
+    /// One row.
+    ///
+    /// # Safety
+    /// No thread may write these columns of the row while the slice lives.
+    pub(crate) unsafe fn row<'a>(self, r: usize) -> &'a [f32] {
+        assert!(r < self.rows, "row {r} of {}", self.rows);
+        // SAFETY: the slot has `rows` rows of `stride` >= `cols` elements; no writer by the contract.
+        unsafe { std::slice::from_raw_parts(self.base.add(r * self.stride), self.cols) }
+    }
+
+    /// One row, or with `part` some of its columns, to write.
+    ///
+    /// # Safety
+    /// No other thread may read or write these columns of the row while the slice lives.
+    pub(crate) unsafe fn part_mut<'a>(self, r: usize, part: Range<usize>) -> &'a mut [f32] {
+        assert!(
+            r < self.rows && part.start <= part.end && part.end <= self.cols,
+            "row {r}, columns {part:?}"
+        );
+        // SAFETY: as in `row`; the columns are this thread's own by the contract.
+        unsafe { std::slice::from_raw_parts_mut(self.base.add(r * self.stride + part.start), part.len()) }
+    }
+
+    /// One row to write.
+    ///
+    /// # Safety
+    /// As for [`Mat::part_mut`].
+    pub(crate) unsafe fn row_mut<'a>(self, r: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { self.part_mut(r, 0..self.cols) }
+    }
+}
+
+/// Memory that threads share by agreement.
+#[derive(Clone, Copy)]
+pub(crate) struct Memory(pub(crate) *mut f32);
+
+// SAFETY: a plain address; every access through it is an `unsafe` block that says whose the elements are.
+unsafe impl Sync for Memory {}
+// SAFETY: as above.
+unsafe impl Send for Memory {}
+
+/// Rows of one sequence that attend together.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tile {
+    seq: usize,
+    /// First row of the step.
+    row: usize,
+    rows: usize,
+    /// Position of the first row.
+    position: usize,
+}
+
+/// Cuts the step into tiles.
+pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
+    out.clear();
+    let most = (TILE / group).max(1);
+    let mut row = 0;
+    for (seq, s) in step.seqs.iter().enumerate() {
+        for at in (0..s.rows).step_by(most) {
+            let rows = most.min(s.rows - at);
+            out.push(Tile { seq, row: row + at, rows, position: s.start + at });
+        }
+        row += s.rows;
+    }
+}
+
+/// Nanoseconds of one op on the calling thread.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpTime {
+    /// Inside the op, waits included that belong to the op itself.
+    pub busy_ns: u64,
+    /// At the barrier before it.
+    pub wait_ns: u64,
+    /// How often it ran.
+    pub calls: u64,
+}
+
+/// What a thread needs for itself.
+pub(crate) struct Scratch {
+    pub(crate) lines: Lines,
+    queries: Queries,
+    weights: Box<Weights>,
+    states: Vec<f32>,
+    parts: Vec<f32>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch {
+            lines: Lines::default(),
+            queries: Queries::default(),
+            weights: attention::weights(),
+            states: Vec::new(),
+            parts: Vec::new(),
+        }
+    }
+}
+
+/// Everything a step reads, and the memory it writes.
+pub(crate) struct Run<'a> {
+    pub(crate) isa: Isa,
+    pub(crate) program: &'a Program,
+    pub(crate) slots: &'a [Slot],
+    pub(crate) barriers: &'a [bool],
+    pub(crate) linear: &'a [Option<linear::Plan>],
+    pub(crate) held: &'a [Held],
+    pub(crate) ids: &'a [Weight],
+    pub(crate) arena: Memory,
+    /// By rope table: cosines and sines of each row.
+    pub(crate) angles: &'a [Slot],
+    pub(crate) kv: KvShare<'a>,
+    pub(crate) step: &'a StepInputs<'a>,
+    /// Sequence and position of each row.
+    pub(crate) places: &'a [(usize, usize)],
+    pub(crate) tiles: &'a [Tile],
+    /// Next piece of work, by op.
+    pub(crate) counters: &'a [AtomicUsize],
+    /// Parts of attention that is split over threads.
+    pub(crate) parts: Memory,
+    pub(crate) shared: &'a linear::Shared,
+    pub(crate) scratch: &'a [Mutex<Scratch>],
+    /// Times by op, when they are wanted.
+    pub(crate) times: Option<&'a Mutex<Vec<OpTime>>>,
+}
+
+impl Run<'_> {
+    pub(crate) fn mat(&self, v: View) -> Mat {
+        let slot = self.slots[v.value.0 as usize];
+        self.slot(slot, v.col as usize, v.cols as usize)
+    }
+
+    fn slot(&self, slot: Slot, col: usize, cols: usize) -> Mat {
+        // SAFETY: the arena was allocated for all its slots, and a view lies within its value.
+        let base = unsafe { self.arena.0.add(slot.offset + col) };
+        Mat { base, stride: slot.stride, cols, rows: slot.rows }
+    }
+
+    pub(crate) fn rows(&self, v: View) -> usize {
+        match self.program.rows_of(v) {
+            Rows::Tokens => self.step.tokens.len(),
+            Rows::Outputs => self.step.outputs.len(),
+        }
+    }
+
+    pub(crate) fn held(&self, id: WeightId) -> &Held {
+        &self.held[self.ids[id.0 as usize].0 as usize]
+    }
+
+    pub(crate) fn norm(&self, n: &NormSpec) -> Norm<'_> {
+        Norm {
+            kind: n.kind,
+            eps: n.eps,
+            group: n.group as usize,
+            gain: n.weight.map(|w| self.held(w).vector()),
+            shift: n.bias.map(|w| self.held(w).vector()),
+        }
+    }
+
+    /// The tape, as one thread runs it.
+    pub(crate) fn thread(&self, team: &Team) {
+        let mut scratch = self.scratch[team.index].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut times = self
+            .times
+            .filter(|_| team.index == 0)
+            .map(|t| (t.lock().unwrap_or_else(PoisonError::into_inner), Cell::new(Instant::now())));
+        let lap = |last: &Cell<Instant>| {
+            let now = Instant::now();
+            (now - last.replace(now)).as_nanos() as u64
+        };
+        self.angles(team);
+        for (i, node) in self.program.ops.iter().enumerate() {
+            if let Some((_, last)) = &times {
+                lap(last);
+            }
+            if self.barriers[i] {
+                team.barrier();
+            }
+            if let Some((t, last)) = &mut times {
+                t[i].wait_ns += lap(last);
+            }
+            self.op(team, &mut scratch, i, &node.op);
+            if let Some((t, last)) = &mut times {
+                t[i].busy_ns += lap(last);
+                t[i].calls += 1;
+            }
+        }
+    }
+
+    fn angles(&self, team: &Team) {
+        for (table, slot) in self.program.ropes.iter().zip(self.angles) {
+            let half = table.rot_dims as usize / 2;
+            let mat = self.slot(*slot, 0, 2 * half);
+            for r in team.share(self.places.len()) {
+                // SAFETY: rows are split over the threads, as where the angles are read.
+                let (cos, sin) = unsafe { mat.row_mut(r) }.split_at_mut(half);
+                table.angles(self.places[r].1 as u32, cos, sin);
+            }
+        }
+    }
+
+    fn op(&self, team: &Team, scratch: &mut Scratch, i: usize, op: &Op) {
+        match *op {
+            Op::Embed { out, table, scale } => {
+                let (held, out) = (self.held(table), self.mat(out));
+                for r in team.share(self.step.tokens.len()) {
+                    // SAFETY: rows are split over the threads.
+                    let out = unsafe { out.row_mut(r) };
+                    let (dtype, bytes, row_bytes, row) = held.table_row(self.step.tokens[r]);
+                    embed(self.isa, dtype, bytes, row_bytes, row, scale, out);
+                }
+            }
+            Op::Norm { out, x, norm: ref spec, add } => {
+                let n = self.norm(spec);
+                let (rows, out, x, add) =
+                    (self.rows(x), self.mat(out), self.mat(x), add.map(|a| self.mat(a)));
+                for r in team.share(rows) {
+                    // SAFETY: rows are split over the threads; `prepare` refused an output that overlaps an input.
+                    let (out, x, add) = unsafe { (out.row_mut(r), x.row(r), add.map(|a| a.row(r))) };
+                    norm(self.isa, &n, x, add, out);
+                }
+            }
+            Op::MatMul { .. } => linear::matmul(self, team, &mut scratch.lines, i, op),
+            Op::Rope { x, head_dim, table } => {
+                let t = &self.program.ropes[table.0 as usize];
+                let half = t.rot_dims as usize / 2;
+                let (x, angles) = (self.mat(x), self.slot(self.angles[table.0 as usize], 0, 2 * half));
+                for r in team.share(self.places.len()) {
+                    // SAFETY: rows are split over the threads.
+                    let (x, angles) = unsafe { (x.row_mut(r), angles.row(r)) };
+                    let (cos, sin) = angles.split_at(half);
+                    rope(self.isa, t, head_dim as usize, cos, sin, x);
+                }
+            }
+            Op::StoreKv { k, v, kv_layer } => match self.kv.kind() {
+                KvType::F16 => self.isa.run(Store::<u16>(self, team, k, v, kv_layer, PhantomData)),
+                KvType::F32 => self.isa.run(Store::<f32>(self, team, k, v, kv_layer, PhantomData)),
+            },
+            Op::Attend { out, q, ref spec } => match self.kv.kind() {
+                KvType::F16 => self.attend::<u16>(team, scratch, i, out, q, spec),
+                KvType::F32 => self.attend::<f32>(team, scratch, i, out, q, spec),
+            },
+            Op::Glu { out, gate, up, act } => self.each(team, op, Each::Glu(act), out, Some(gate), Some(up)),
+            Op::Activate { out, x, act } => self.each(team, op, Each::Activate(act), out, Some(x), None),
+            Op::Add { out, a, b } => self.each(team, op, Each::Add, out, Some(a), Some(b)),
+            Op::Scale { x, by } => self.each(team, op, Each::Scale(by), x, None, None),
+            Op::Softcap { x, cap } => self.each(team, op, Each::Softcap(cap), x, None, None),
+            Op::PickRows { out, x } => {
+                let (out, x) = (self.mat(out), self.mat(x));
+                for r in team.share(self.step.outputs.len()) {
+                    // SAFETY: output rows are split over the threads; a barrier lies behind the writers of `x`.
+                    let (out, x) = unsafe { (out.row_mut(r), x.row(self.step.outputs[r] as usize)) };
+                    out.copy_from_slice(x);
+                }
+            }
+        }
+    }
+
+    fn each(&self, team: &Team, op: &Op, each: Each, out: View, x: Option<View>, y: Option<View>) {
+        let (rows, mat) = (self.rows(out), self.mat(out));
+        let (x, y) = (x.map(|x| self.mat(x)), y.map(|y| self.mat(y)));
+        let (share, cols) = if plan::by_rows(op) {
+            (team.share(rows), 0..mat.cols)
+        } else {
+            let lines = team.share(mat.cols.div_ceil(LANES));
+            (0..rows, lines.start * LANES..(lines.end * LANES).min(mat.cols))
+        };
+        for r in share {
+            // SAFETY: rows, or columns of wide matrices, are split over the threads; overlap was refused.
+            let (out, x, y) =
+                unsafe { (mat.part_mut(r, cols.clone()), x.map(|x| x.row(r)), y.map(|y| y.row(r))) };
+            let y = y.map_or(&[][..], |y| &y[cols.clone()]);
+            map(self.isa, each, x.map(|x| &x[cols.clone()]), y, out);
+        }
+    }
+
+    /// Attention of the step's tiles. Tiles and heads are claimed one by one; when there are too few of them for the
+    /// threads, their chunks are, and merged afterwards with the same arithmetic.
+    fn attend<E: Element>(
+        &self,
+        team: &Team,
+        scratch: &mut Scratch,
+        i: usize,
+        out: View,
+        q: View,
+        spec: &AttendSpec,
+    ) {
+        let (out, q) = (self.mat(out), self.mat(q));
+        let split = split_chunks(self.tiles, spec, team.threads);
+        let tasks = self.tiles.len() * spec.kv_heads as usize;
+        let units = tasks * split.unwrap_or(1);
+        loop {
+            let unit = self.counters[i].fetch_add(1, Relaxed);
+            if unit >= units {
+                break;
+            }
+            // The last tiles see the longest context, so they go first.
+            let task = (units - 1 - unit) / split.unwrap_or(1);
+            let part = split.map(|n| (units - 1 - unit) % n);
+            self.isa.run(Attend::<E> {
+                run: self,
+                spec,
+                out,
+                q,
+                scratch,
+                task,
+                part,
+                split,
+                element: PhantomData,
+            });
+        }
+        if let Some(chunks) = split {
+            team.barrier();
+            for task in team.share(tasks) {
+                self.isa.run(Merge { run: self, spec, out, states: &mut scratch.states, task, chunks });
+            }
+        }
+    }
+
+    /// A tile and kv head by number.
+    fn task(&self, spec: &AttendSpec, task: usize) -> (Tile, usize) {
+        (self.tiles[task / spec.kv_heads as usize], task % spec.kv_heads as usize)
+    }
+
+    /// The part of `task` from its `chunk`th chunk, when attention is split.
+    ///
+    /// # Safety
+    /// No other thread may use this part while the slice lives.
+    unsafe fn part<'b>(&self, spec: &AttendSpec, task: usize, chunk: usize, chunks: usize) -> &'b mut [f32] {
+        let most = tile_states(self.tiles, spec);
+        let (tile, _) = self.task(spec, task);
+        let len = tile.rows * (spec.heads / spec.kv_heads) as usize * attention::state_len(spec);
+        // SAFETY: `parts_len` counts `most` elements for each chunk of each task; this one is the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.parts.0.add((task * chunks + chunk) * most), len) }
+    }
+}
+
+/// Elements of the states of the largest tile.
+fn tile_states(tiles: &[Tile], spec: &AttendSpec) -> usize {
+    let rows = tiles.iter().map(|t| t.rows).max().unwrap_or(0);
+    rows * (spec.heads / spec.kv_heads) as usize * attention::state_len(spec)
+}
+
+/// The chunks that a tile's rows see.
+fn tile_chunks(tile: &Tile, spec: &AttendSpec) -> Range<usize> {
+    let (first, last) = (tile.position, tile.position + tile.rows - 1);
+    attention::chunks(&[attention::span(spec, first), attention::span(spec, last)])
+}
+
+/// If tiles and heads are too few for the threads: the most chunks of a tile, by which they are split further.
+fn split_chunks(tiles: &[Tile], spec: &AttendSpec, threads: usize) -> Option<usize> {
+    if threads == 1 || tiles.len() * spec.kv_heads as usize >= 4 * threads {
+        return None;
+    }
+    tiles.iter().map(|t| tile_chunks(t, spec).len()).max().filter(|n| *n > 1)
+}
+
+/// Elements that `Run::parts` needs for a step.
+pub(crate) fn parts_len(tiles: &[Tile], spec: &AttendSpec, threads: usize) -> usize {
+    split_chunks(tiles, spec, threads)
+        .map_or(0, |chunks| tiles.len() * spec.kv_heads as usize * chunks * tile_states(tiles, spec))
+}
+
+struct Store<'a, E>(&'a Run<'a>, &'a Team<'a>, View, View, u32, PhantomData<E>);
+
+impl<E: Element> Kernel for Store<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Store(run, team, k, v, layer, _) = self;
+        let (k, v) = (run.mat(k), run.mat(v));
+        for r in team.share(run.places.len()) {
+            let (seq, position) = run.places[r];
+            let block = run.step.seqs[seq].blocks[position / BLOCK_TOKENS];
+            // SAFETY: rows, and so tokens, are split over the threads; readers wait at a barrier; `attend` and this
+            // function choose `E` by the same kind.
+            unsafe {
+                run.kv.store::<S, E>(s, layer as usize, block, position % BLOCK_TOKENS, k.row(r), v.row(r));
+            }
+        }
+    }
+}
+
+/// One tile and kv head, whole or one of its chunks.
+struct Attend<'a, E> {
+    run: &'a Run<'a>,
+    spec: &'a AttendSpec,
+    out: Mat,
+    q: Mat,
+    scratch: &'a mut Scratch,
+    task: usize,
+    part: Option<usize>,
+    split: Option<usize>,
+    element: PhantomData<E>,
+}
+
+impl<E: Element> Kernel for Attend<'_, E> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Attend { run, spec, out, q, scratch, task, part, split, .. } = self;
+        let (tile, head) = run.task(spec, task);
+        let range = tile_chunks(&tile, spec);
+        if part.is_some_and(|p| p >= range.len()) {
+            return;
+        }
+        let (hd, group) = (spec.head_dim as usize, (spec.heads / spec.kv_heads) as usize);
+        let kv: KvHead = run.kv.head(spec.kv_layer as usize, head, run.step.seqs[tile.seq].blocks);
+        let rows = (0..tile.rows).map(|r| {
+            // SAFETY: queries are only read here, behind a barrier.
+            let row = unsafe { q.row(tile.row + r) };
+            (&row[head * group * hd..(head + 1) * group * hd], attention::span(spec, tile.position + r))
+        });
+        scratch.queries.pack(hd, group, rows);
+        let len = attention::state_len(spec);
+        let states = tile.rows * group * len;
+        if let (Some(p), Some(chunks)) = (part, split) {
+            // SAFETY: each part is claimed by one thread.
+            let out = unsafe { run.part(spec, task, p, chunks) };
+            // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `E` is the cache's kind.
+            unsafe {
+                attention::chunk::<S, E>(
+                    s,
+                    spec,
+                    kv,
+                    &scratch.queries,
+                    range.start + p,
+                    &mut scratch.weights,
+                    out,
+                );
+            }
+            return;
+        }
+        scratch.states.resize(states.max(scratch.states.len()), 0.0);
+        scratch.parts.resize(states.max(scratch.parts.len()), 0.0);
+        let (state, parts) = (&mut scratch.states[..states], &mut scratch.parts[..states]);
+        attention::reset(state, len);
+        for c in range {
+            // SAFETY: as above.
+            unsafe {
+                attention::chunk::<S, E>(s, spec, kv, &scratch.queries, c, &mut scratch.weights, parts)
+            };
+            for (state, part) in state.chunks_exact_mut(len).zip(parts.chunks_exact(len)) {
+                attention::merge(s, state, part);
+            }
+        }
+        finish(s, spec, &tile, head, state, out);
+    }
+}
+
+/// Writes the states of a tile and kv head to its rows and columns of `out`.
+#[inline(always)]
+fn finish<S: Simd>(s: S, spec: &AttendSpec, tile: &Tile, head: usize, states: &[f32], out: Mat) {
+    let (vd, group) = (spec.v_dim as usize, (spec.heads / spec.kv_heads) as usize);
+    for (j, state) in states.chunks_exact(attention::state_len(spec)).enumerate() {
+        let (row, h) = (tile.row + j / group, head * group + j % group);
+        // SAFETY: rows and heads of a task belong to the thread that claimed it.
+        let out = unsafe { out.part_mut(row, h * vd..(h + 1) * vd) };
+        attention::finish(s, state, out);
+    }
+}
+
+/// Merges the parts of one split task.
+struct Merge<'a> {
+    run: &'a Run<'a>,
+    spec: &'a AttendSpec,
+    out: Mat,
+    states: &'a mut Vec<f32>,
+    task: usize,
+    chunks: usize,
+}
+
+impl Kernel for Merge<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Merge { run, spec, out, states, task, chunks } = self;
+        let (tile, head) = run.task(spec, task);
+        let len = attention::state_len(spec);
+        let n = tile.rows * (spec.heads / spec.kv_heads) as usize * len;
+        states.resize(n.max(states.len()), 0.0);
+        let states = &mut states[..n];
+        attention::reset(states, len);
+        for c in 0..tile_chunks(&tile, spec).len() {
+            // SAFETY: parts were written before the barrier, and this thread alone has the task now.
+            let part = unsafe { run.part(spec, task, c, chunks) };
+            for (state, part) in states.chunks_exact_mut(len).zip(part.chunks_exact(len)) {
+                attention::merge(s, state, part);
+            }
+        }
+        finish(s, spec, &tile, head, states, out);
+    }
+}

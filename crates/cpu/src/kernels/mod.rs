@@ -1,0 +1,9 @@
+//! The float kernels, a file per family of ops, written once on 16 lanes.
+//!
+//! Every result depends on its own row alone, in an order that the shape fixes: not on other rows, threads or chunks.
+
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod embed;
+pub(crate) mod norm;
+pub(crate) mod rope;

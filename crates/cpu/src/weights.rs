@@ -1,0 +1,107 @@
+//! What the device keeps of each weight: the tensor as it came, and what a Program needs of it: a vector in f32, a matrix
+//! in tiles, or a table whose rows are decoded in place.
+
+use crate::linear::Packed;
+use quarrel_formats::{DType, Tensor, dequantize};
+use quarrel_ir::{Error, Op, Program, Result, WeightDecl};
+
+/// How a Program uses a weight.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Uses {
+    pub(crate) vector: bool,
+    pub(crate) matrix: bool,
+    pub(crate) table: bool,
+}
+
+/// The uses of every weight of a Program, by `WeightId`.
+pub(crate) fn uses(program: &Program) -> Vec<Uses> {
+    let mut all = vec![Uses::default(); program.weights.len()];
+    for node in &program.ops {
+        node.op.for_weights(|w| all[w.0 as usize].vector = true);
+        match node.op {
+            Op::MatMul { weight, .. } => {
+                all[weight.0 as usize] = Uses { vector: false, matrix: true, ..all[weight.0 as usize] }
+            }
+            Op::Embed { table, .. } => {
+                all[table.0 as usize] = Uses { vector: false, table: true, ..all[table.0 as usize] }
+            }
+            _ => {}
+        }
+    }
+    all
+}
+
+/// A weight of the device.
+pub(crate) struct Held {
+    pub(crate) decl: WeightDecl,
+    pub(crate) tensors: Vec<Tensor>,
+    vector: Vec<f32>,
+    pub(crate) packed: Vec<Packed>,
+}
+
+impl Held {
+    pub(crate) fn new(decl: WeightDecl, tensors: Vec<Tensor>) -> Held {
+        Held { decl, tensors, vector: Vec::new(), packed: Vec::new() }
+    }
+
+    /// Checks that the stored types have a meaning here, so that later access cannot fail.
+    pub(crate) fn check(&self) -> Result<()> {
+        for t in &self.tensors {
+            let cols = self.decl.cols as usize;
+            // A vector of many parts has rows of one element, which no block type can have.
+            let row = if t.shape.len() > 1 { cols } else { t.len() };
+            let fail = |why: String| Error::Weight { name: t.name.clone(), why };
+            let bytes = t.dtype.row_bytes(row).and_then(|b| b.checked_mul(t.len() / row.max(1)));
+            if bytes != Some(t.data.len()) {
+                return Err(fail(format!(
+                    "{} bytes do not hold {:?} of type {}",
+                    t.data.len(),
+                    t.shape,
+                    t.dtype
+                )));
+            }
+            let block = t.dtype.block_len();
+            dequantize(t.dtype, &t.data[..t.dtype.block_bytes().min(t.data.len())], &mut vec![0.0; block])
+                .map_err(|e| fail(e.to_string()))?;
+        }
+        Ok(())
+    }
+
+    /// Decodes a vector, once.
+    pub(crate) fn make_vector(&mut self) -> Result<()> {
+        if self.vector.is_empty() {
+            let mut all = Vec::with_capacity(self.decl.rows() as usize * self.decl.cols as usize);
+            for t in &self.tensors {
+                let at = all.len();
+                all.resize(at + t.len(), 0.0);
+                dequantize(t.dtype, &t.data, &mut all[at..])
+                    .map_err(|e| Error::Weight { name: t.name.clone(), why: e.to_string() })?;
+            }
+            self.vector = all;
+        }
+        Ok(())
+    }
+
+    /// A norm's or bias's numbers; empty unless [`Held::make_vector`] was called.
+    pub(crate) fn vector(&self) -> &[f32] {
+        &self.vector
+    }
+
+    /// Where the row of a token is: type, bytes of its tensor, bytes of a row, row in the tensor.
+    pub(crate) fn table_row(&self, token: u32) -> (DType, &[u8], usize, u32) {
+        let mut row = token;
+        for (t, part) in self.tensors.iter().zip(&self.decl.parts) {
+            if row < part.rows {
+                return (t.dtype, &t.data, t.data.len() / part.rows as usize, row);
+            }
+            row -= part.rows;
+        }
+        unreachable!("token {token} was checked against the table's rows")
+    }
+
+    /// Bytes in memory of our own.
+    pub(crate) fn bytes(&self) -> usize {
+        let kept = self.tensors.iter().filter(|t| !t.data.is_mapped()).map(|t| t.data.len()).sum::<usize>();
+        kept + 4 * self.vector.len() + self.packed.iter().map(Packed::bytes).sum::<usize>()
+    }
+}
