@@ -109,7 +109,7 @@ pub(crate) struct EngineArgs {
 /// A kind of device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Device {
-    /// The processor
+    // The processor. (No doc comment: clap would print one, and space out the whole help for it.)
     Cpu,
 }
 
@@ -153,7 +153,9 @@ pub(crate) struct SampleArgs {
 
 /// Answer one prompt and leave.
 #[derive(Debug, Args)]
-#[command(after_help = "The answer goes to stdout as it is made, all else to stderr. Exit codes: 0 done, 1 error, 2 usage, 130 stopped by Ctrl-C.")]
+#[command(
+    after_help = "The answer goes to stdout as it is made, all else to stderr. Exit codes: 0 done, 1 error, 2 usage, 130 stopped by Ctrl-C."
+)]
 pub(crate) struct Run {
     /// The prompt; without it, --file or piped stdin is read
     #[arg(value_name = "PROMPT", num_args = 0.., allow_negative_numbers = true)]
@@ -192,7 +194,9 @@ pub(crate) struct Run {
 
 /// Talk with a model.
 #[derive(Debug, Args)]
-#[command(after_help = "Type /help inside. Ctrl-C stops an answer, Ctrl-D leaves. The history of lines is kept in $XDG_STATE_HOME/quarrel/history.")]
+#[command(
+    after_help = "Type /help inside. Ctrl-C stops an answer, Ctrl-D leaves. The history of lines is kept in $XDG_STATE_HOME/quarrel/history."
+)]
 pub(crate) struct Chat {
     /// System prompt [default: the model's own, if it has one]
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Prompt")]
@@ -216,6 +220,9 @@ pub(crate) struct Pull {
     pub(crate) models: Vec<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
+    /// Ask the sources again although a model is here, and fetch what has changed
+    #[arg(long, conflicts_with = "offline", help_heading = "Model")]
+    pub(crate) refresh: bool,
     /// Print one JSON object: models, each with name, path, size, digest, source, precision
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -235,9 +242,12 @@ pub(crate) struct List {
 /// Show a model.
 #[derive(Debug, Args)]
 pub(crate) struct Show {
-    /// The model, in any form that --model takes; it is not fetched
+    /// The model, in any form that --model takes; it is not fetched [default: the catalog's default model]
     #[arg(value_name = "MODEL")]
     pub(crate) model: Option<String>,
+    /// Read all its files and check them against their digests
+    #[arg(long)]
+    pub(crate) verify: bool,
     /// Print one JSON object
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -428,7 +438,8 @@ fn above_zero(text: &str) -> Result<f32, String> {
 }
 
 fn zero_to_one(text: &str) -> Result<f32, String> {
-    number(text).and_then(|v| if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must be from 0 to 1".into()) })
+    number(text)
+        .and_then(|v| if (0.0..=1.0).contains(&v) { Ok(v) } else { Err("must be from 0 to 1".into()) })
 }
 
 #[cfg(test)]

@@ -48,7 +48,11 @@ pub(crate) fn token_text(tokenizer: &Tokenizer, id: Option<u32>) -> Option<Strin
 }
 
 /// The ids of a conversation that the assistant is to go on with.
-pub(crate) fn encode_chat(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Value]) -> Result<Vec<u32>> {
+pub(crate) fn encode_chat(
+    tokenizer: &Tokenizer,
+    template: &ChatTemplate,
+    messages: &[Value],
+) -> Result<Vec<u32>> {
     let (bos, eos) = (token_text(tokenizer, tokenizer.bos()), token_text(tokenizer, tokenizer.eos()));
     let text = template.render(&RenderInput {
         messages: Some(&Value::Array(messages.to_vec())),
@@ -98,9 +102,13 @@ mod tests {
 
     #[test]
     fn days_become_dates() {
-        for (days, date) in
-            [(0, (1970, 1, 1)), (59, (1970, 3, 1)), (11_016, (2000, 2, 29)), (20_780, (2026, 11, 23)), (-1, (1969, 12, 31))]
-        {
+        for (days, date) in [
+            (0, (1970, 1, 1)),
+            (59, (1970, 3, 1)),
+            (11_016, (2000, 2, 29)),
+            (20_780, (2026, 11, 23)),
+            (-1, (1969, 12, 31)),
+        ] {
             assert_eq!(civil(days), date);
         }
     }

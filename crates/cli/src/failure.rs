@@ -36,7 +36,8 @@ impl std::error::Error for Interrupted {}
 /// The exit code of a command's result, after saying what went wrong.
 pub(crate) fn exit_code(result: anyhow::Result<()>) -> ExitCode {
     let Err(e) = result else { return ExitCode::SUCCESS };
-    if e.chain().any(|c| c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)) {
+    if e.chain().any(|c| c.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe))
+    {
         return ExitCode::SUCCESS;
     }
     if e.is::<Interrupted>() {
@@ -59,27 +60,24 @@ fn chain(e: &anyhow::Error) -> String {
 }
 
 /// Prints help or the version, or the one line that a usage error is.
-pub(crate) fn usage(e: &clap::Error) -> ExitCode {
+pub(crate) fn usage(e: &clap::Error, command: Option<&str>) -> ExitCode {
     if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let wanted = !e.use_stderr();
         let _ = e.print(); // to a closed pipe: nobody reads it
         return if wanted { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
-    render::error(&usage_line(e));
+    render::error(&usage_line(e, command));
     ExitCode::from(2)
 }
 
-fn usage_line(e: &clap::Error) -> String {
+fn usage_line(e: &clap::Error, command: Option<&str>) -> String {
     let text = e.to_string();
     let mut what = Vec::new();
     let mut tips = Vec::new();
-    let mut command = "quarrel".to_owned();
     for line in text.lines().map(str::trim).filter(|l| !l.is_empty()) {
         if let Some(tip) = line.strip_prefix("tip: ") {
             tips.push(tip.to_owned());
-        } else if let Some(usage) = line.strip_prefix("Usage: ") {
-            let words = usage.split(' ').take_while(|w| w.starts_with(|c: char| c.is_ascii_lowercase()));
-            command = words.collect::<Vec<_>>().join(" ");
+        } else if line.starts_with("Usage: ") {
             break;
         } else if !line.starts_with("For more information") {
             what.push(line.strip_prefix("error: ").unwrap_or(line));
@@ -90,7 +88,8 @@ fn usage_line(e: &clap::Error) -> String {
         tips.push(format!("to use it as a prompt: quarrel run {word}"));
     }
     let tips = if tips.is_empty() { String::new() } else { format!(" ({})", tips.join("; ")) };
-    format!("{}{tips}; see `{command} --help`", what.join(" "))
+    let command = command.map(|c| format!("{c} ")).unwrap_or_default();
+    format!("{}{tips}; see `quarrel {command}--help`", what.join(" "))
 }
 
 /// A panic is a fault of ours: one line that says so, and the end of the process, whichever thread it was in.

@@ -50,11 +50,13 @@ pub(crate) fn prompt(given: Option<String>, file: Option<&Path>) -> Result<Strin
         (None, None) if !io::stdin().is_terminal() => Some(text_file(Path::new("-"))?),
         _ => None,
     };
-    let file = file.map(|t| t.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t).to_owned()).unwrap_or(t));
+    let file =
+        file.map(|t| t.strip_suffix('\n').map(|t| t.strip_suffix('\r').unwrap_or(t).to_owned()).unwrap_or(t));
     match (given, file) {
         (Some(given), Some(file)) => Ok(format!("{given}\n\n{file}")),
-        (Some(text), None) | (None, Some(text)) => Ok(text),
-        (None, None) => Err(no_text("prompt")),
+        (Some(text), None) => Ok(text),
+        (None, Some(text)) if !text.trim().is_empty() => Ok(text),
+        _ => Err(no_text("prompt")),
     }
 }
 
@@ -69,7 +71,7 @@ pub(crate) fn exact(given: Option<String>, file: Option<&Path>, what: &str) -> R
 }
 
 fn no_text(what: &str) -> anyhow::Error {
-    Usage(format!("no {what}: give it as an argument, with --file, or through a pipe")).into()
+    Usage(format!("there is no {what}: give it as an argument, with --file, or through a pipe")).into()
 }
 
 /// A JSON file.

@@ -19,11 +19,13 @@ use clap::{CommandFactory, FromArgMatches};
 
 fn main() -> ExitCode {
     failure::catch_panics();
-    let argv = spelling::normalise(&args::Cli::command(), std::env::args_os());
-    let parsed = args::Cli::command().try_get_matches_from(argv).and_then(|m| args::Cli::from_arg_matches(&m));
+    let definitions = args::Cli::command();
+    let argv = spelling::normalise(&definitions, std::env::args_os());
+    let command = argv.get(1).and_then(|w| definitions.find_subcommand(w)).map(|c| c.get_name().to_owned());
+    let parsed = definitions.try_get_matches_from(argv).and_then(|m| args::Cli::from_arg_matches(&m));
     let cli = match parsed {
         Ok(cli) => cli,
-        Err(e) => return failure::usage(&e),
+        Err(e) => return failure::usage(&e, command.as_deref()),
     };
     render::set_talk(cli.talk.quiet, cli.talk.verbose);
     failure::exit_code(commands::dispatch(cli.command))

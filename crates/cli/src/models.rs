@@ -14,28 +14,25 @@ use crate::render::{self, Transfers};
 
 /// The model of `--model`, or the default one, fetched if need be.
 pub(crate) fn resolve(args: &ModelArgs) -> Result<LocalModel> {
-    resolve_name(&Hub::from_env()?, args.model.as_deref(), args.fetch)
+    let hub = Hub::from_env()?;
+    fetch(&hub, args.model.as_deref().unwrap_or(hub.default_model()), args.fetch, false)
 }
 
-/// The same for a name that was given in another way.
-pub(crate) fn resolve_name(hub: &Hub, name: Option<&str>, fetch: FetchArgs) -> Result<LocalModel> {
-    let name = name.unwrap_or_else(|| hub.default_model());
-    let options = Options { offline: fetch.offline, accept_substitute: fetch.yes };
+/// The same for a name that was given in another way. `refresh` asks the sources again although the model is here.
+pub(crate) fn fetch(hub: &Hub, name: &str, fetch: FetchArgs, refresh: bool) -> Result<LocalModel> {
+    let options = Options { offline: fetch.offline, accept_substitute: fetch.yes, refresh };
     let outcome = match hub.resolve(name, options, &mut Transfers::default())? {
         Outcome::Substitute { wanted, offered, why } => {
-            for attempt in &why {
-                render::note(format!("{}: {}", attempt.source, attempt.why));
-            }
-            if !accepts(&wanted, &offered)? {
+            let reasons: Vec<_> = why.iter().map(|a| format!("{}: {}", a.source, a.why)).collect();
+            let reasons = if reasons.is_empty() { "offline".into() } else { reasons.join("; ") };
+            if !accepts(&wanted, &offered, &reasons)? {
                 bail!(
-                    "{} ({}) cannot be had{}; {} ({}{}) can: add --yes to use it, or name it with --model {}",
+                    "{} ({}) cannot be had ({reasons}); {} ({}{}) can be used instead: add --yes, or name it with --model",
                     wanted.name,
                     wanted.precision,
-                    if fetch.offline { " offline" } else { "" },
                     offered.name,
                     offered.precision,
-                    size_of(&offered),
-                    offered.name
+                    size_of(&offered)
                 );
             }
             let options = Options { accept_substitute: true, ..options };
@@ -63,14 +60,14 @@ fn size_of(w: &Wanted) -> String {
 }
 
 /// Asks a person; nobody at a terminal means no.
-fn accepts(wanted: &Wanted, offered: &Wanted) -> Result<bool> {
+fn accepts(wanted: &Wanted, offered: &Wanted, reasons: &str) -> Result<bool> {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
         return Ok(false);
     }
     let mut err = io::stderr().lock();
     write!(
         err,
-        "{} ({}) cannot be had. Use {} ({}{}) instead? [y/N] ",
+        "{} ({}) cannot be had ({reasons}).\nUse {} ({}{}) instead? [y/N] ",
         wanted.name,
         wanted.precision,
         offered.name,

@@ -86,11 +86,12 @@ impl Out {
         let Some(last) = text.as_bytes().last() else { return Ok(()) };
         self.ends_line = *last == b'\n';
         let mut out = io::stdout().lock();
-        match self.terminal {
-            true => out.write_all(visible(text).as_bytes())?,
-            false => out.write_all(text.as_bytes())?,
-        }
-        out.flush()
+        let written = match self.terminal {
+            true => out.write_all(visible(text).as_bytes()),
+            false => out.write_all(text.as_bytes()),
+        };
+        let named = |e: io::Error| io::Error::new(e.kind(), format!("cannot write to stdout: {e}"));
+        written.and_then(|()| out.flush()).map_err(named)
     }
 
     /// Writes a line.

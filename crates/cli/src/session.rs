@@ -39,7 +39,9 @@ impl Opened {
         let tokenizer = models::tokenizer(&source)?;
         let template = chat_format::template_of(&source)?;
         if template.is_none() && local.template.is_some() {
-            render::note("the model's template is in Ollama's language (Go), which is not read; its file has none of its own");
+            render::note(
+                "the model's template is in Ollama's language (Go), which is not read; its file has none of its own",
+            );
         }
         Ok(Opened { local, source, tokenizer, template })
     }
@@ -51,7 +53,9 @@ impl Opened {
         let own = self.local.params.as_ref().and_then(|p| p.get("num_ctx")?.as_u64()).map(|n| n as usize);
         let context = args.ctx.map(|c| c as usize).or(own.map(|c| c.min(trained)));
         if let Some(context) = context.filter(|c| *c > trained) {
-            render::note(format!("a context of {context} tokens is more than the {trained} the model was trained for"));
+            render::note(format!(
+                "a context of {context} tokens is more than the {trained} the model was trained for"
+            ));
         }
         let device = match args.device {
             Device::Cpu => {
@@ -210,7 +214,7 @@ impl Running {
         let quarrel_engine::Error::PromptTooLong { prompt, context } = e else { return e.into() };
         let more = match prompt < self.trained {
             true => format!("or give --ctx {}", (prompt + 512).next_multiple_of(256).min(self.trained)),
-            false => format!("the model was trained for {} (--ctx can force more)", self.trained),
+            false => format!("for the model was trained for {} (--ctx can force more)", self.trained),
         };
         anyhow::anyhow!(
             "the prompt has {prompt} tokens and the context holds {context}, the answer included; shorten the prompt, {more}"

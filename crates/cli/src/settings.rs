@@ -105,7 +105,8 @@ impl Settings {
     /// The preset, with its own nucleus; --temp scales its range of temperatures.
     fn set_quality(&mut self, on: bool) {
         let base = if on { Sampling::quality() } else { Settings::default().sampling() };
-        (self.temp, self.top_k, self.top_p, self.min_p) = (base.temperature, base.top_k, base.top_p, base.min_p);
+        (self.temp, self.top_k, self.top_p, self.min_p) =
+            (base.temperature, base.top_k, base.top_p, base.min_p);
         self.quality = on;
     }
 
@@ -123,7 +124,9 @@ impl Settings {
                 "repeat_penalty" => number.map(|v| self.repeat_penalty = v).is_some(),
                 "presence_penalty" => number.map(|v| self.presence_penalty = v).is_some(),
                 "frequency_penalty" => number.map(|v| self.frequency_penalty = v).is_some(),
-                "repeat_last_n" => value.as_i64().map(|v| self.penalty_window = u32::try_from(v).ok()).is_some(),
+                "repeat_last_n" => {
+                    value.as_i64().map(|v| self.penalty_window = u32::try_from(v).ok()).is_some()
+                }
                 "seed" => value.as_u64().map(|v| self.seed = Some(v)).is_some(),
                 "num_predict" => value.as_i64().map(|v| self.max_tokens = u32::try_from(v).ok()).is_some(),
                 "stop" => {
@@ -183,7 +186,8 @@ impl Settings {
             "frequency-penalty" | "frequency_penalty" => new.frequency_penalty = parse(name, value)?,
             "seed" => new.seed = if unset || value == "random" { None } else { Some(parse(name, value)?) },
             "max-tokens" | "max_tokens" | "n" => {
-                new.max_tokens = if unset { None } else { Some(parse::<std::num::NonZeroU32>(name, value)?.get()) };
+                new.max_tokens =
+                    if unset { None } else { Some(parse::<std::num::NonZeroU32>(name, value)?.get()) };
             }
             "stop" => new.stop = if unset { Vec::new() } else { vec![value.into()] },
             "quality" => match value {
@@ -278,7 +282,8 @@ mod tests {
     #[test]
     fn flags_win_over_the_models_parameters_and_those_over_defaults() {
         let mut s = Settings::default();
-        let params = json!({"temperature": 0.3, "top_k": 7, "stop": ["a", "b"], "num_ctx": 4096, "repeat_last_n": -1});
+        let params =
+            json!({"temperature": 0.3, "top_k": 7, "stop": ["a", "b"], "num_ctx": 4096, "repeat_last_n": -1});
         s.take_model(params.as_object().unwrap());
         s.take_flags(&flags(|a| {
             a.temp = Some(0.0);
@@ -296,7 +301,8 @@ mod tests {
         s.set("quality", "on").unwrap();
         assert_eq!(s.sampling(), Sampling::quality());
         s.set("temp", "0.5").unwrap();
-        let (half, whole) = (s.sampling().dynamic_temperature.unwrap(), Sampling::quality().dynamic_temperature.unwrap());
+        let (half, whole) =
+            (s.sampling().dynamic_temperature.unwrap(), Sampling::quality().dynamic_temperature.unwrap());
         assert_eq!((half.min, half.max), (whole.min / 2.0, whole.max / 2.0));
         s.set("quality", "off").unwrap();
         assert_eq!(s, Settings::default());
@@ -305,7 +311,9 @@ mod tests {
     #[test]
     fn what_cannot_be_set_changes_nothing() {
         let mut s = Settings::default();
-        for (name, value) in [("temp", "-1"), ("temp", "hot"), ("top-p", "2"), ("max-tokens", "0"), ("what", "1")] {
+        for (name, value) in
+            [("temp", "-1"), ("temp", "hot"), ("top-p", "2"), ("max-tokens", "0"), ("what", "1")]
+        {
             assert!(s.set(name, value).is_err(), "{name} {value}");
         }
         assert_eq!(s, Settings::default());
@@ -314,7 +322,9 @@ mod tests {
     #[test]
     fn values_come_back() {
         let mut s = Settings::default();
-        for (name, value) in [("quality", "on"), ("temp", "0.7"), ("seed", "5"), ("stop", "x"), ("max-tokens", "9")] {
+        for (name, value) in
+            [("quality", "on"), ("temp", "0.7"), ("seed", "5"), ("stop", "x"), ("max-tokens", "9")]
+        {
             s.set(name, value).unwrap();
         }
         let mut back = Settings::default();

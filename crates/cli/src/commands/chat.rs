@@ -157,7 +157,9 @@ impl Conversation<'_> {
             }
             _ if line.starts_with("//") => self.say(&line[1..])?,
             _ if line.starts_with('/') => {
-                bail!("there is no {command}; /help lists what there is, and // begins a message with a slash")
+                bail!(
+                    "there is no {command}; /help lists what there is, and // begins a message with a slash"
+                )
             }
             _ => self.say(unquoted(line))?,
         }
@@ -165,14 +167,16 @@ impl Conversation<'_> {
     }
 
     fn help(&mut self) -> Result<()> {
-        let rows: Vec<Vec<String>> = COMMANDS.iter().map(|(c, what)| vec![(*c).into(), (*what).into()]).collect();
+        let rows: Vec<Vec<String>> =
+            COMMANDS.iter().map(|(c, what)| vec![(*c).into(), (*what).into()]).collect();
         self.out.table(&rows, &[])?;
         Ok(self.out.line("Ctrl-C stops an answer. Anything else is a message.")?)
     }
 
     fn set(&mut self, rest: &str) -> Result<()> {
         if rest.is_empty() {
-            let rows: Vec<_> = self.settings.values().into_iter().map(|(n, v)| vec![n, v.to_string()]).collect();
+            let rows: Vec<_> =
+                self.settings.values().into_iter().map(|(n, v)| vec![n, v.to_string()]).collect();
             return Ok(self.out.table(&rows, &[])?);
         }
         let (name, value) = rest.split_once(['=', ' ']).unwrap_or((rest, ""));
@@ -233,21 +237,26 @@ impl Conversation<'_> {
         settings.seed = settings.seed.map(|s| s.wrapping_add(self.answers));
         let ask = Ask { prompt, settings: &settings, leading: Leading::Strip, logprobs: None };
         let out = &mut self.out;
-        let answer = self
-            .running
-            .answer(&self.opened.tokenizer, ask, |text| Ok(out.text(text)?))
-            .map_err(|e| match self.messages.len() {
-                0..=2 => e,
-                _ => anyhow!("{e}; /clear forgets the conversation"),
+        let answer =
+            self.running.answer(&self.opened.tokenizer, ask, |text| Ok(out.text(text)?)).map_err(|e| {
+                match self.messages.len() {
+                    0..=2 => e,
+                    _ => anyhow!("{e}; /clear forgets the conversation"),
+                }
             })?;
         self.out.end_line()?;
         match answer.end {
             End::Interrupted => render::note("stopped"),
-            End::Full => render::note("the context is full; /clear makes room, a longer one is given by --ctx at the start"),
+            End::Full => render::note(
+                "the context is full; /clear makes room, a longer one is given by --ctx at the start",
+            ),
             End::Length => render::note("stopped at max-tokens; /set max-tokens none lifts it"),
             End::Stop => {}
         }
         render::detail(answer.figures());
+        if answer.end == End::Interrupted && answer.text.is_empty() {
+            bail!("the message was given up");
+        }
         self.used = answer.stats.prompt_tokens + answer.tokens;
         self.answers += 1;
         self.messages.push(chat_format::message("assistant", &answer.text));
@@ -339,7 +348,12 @@ impl Validator for Lines {
 impl Completer for Lines {
     type Candidate = Pair;
 
-    fn complete(&self, line: &str, pos: usize, _: &rustyline::Context<'_>) -> rustyline::Result<(usize, Vec<Pair>)> {
+    fn complete(
+        &self,
+        line: &str,
+        pos: usize,
+        _: &rustyline::Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
         let typed = &line[..pos];
         let pair = |word: &str| Pair { display: word.into(), replacement: format!("{word} ") };
         if let Some(name) = typed.strip_prefix("/set ") {

@@ -68,7 +68,13 @@ fn ordered(command: &Command) -> Vec<&Arg> {
 
 fn line(arg: &Arg) -> String {
     let value = match arg.get_action().takes_values() {
-        true => arg.get_value_names().unwrap_or_default().iter().map(|n| n.to_string()).collect::<Vec<_>>().join(" "),
+        true => arg
+            .get_value_names()
+            .unwrap_or_default()
+            .iter()
+            .map(|n| n.to_string())
+            .collect::<Vec<_>>()
+            .join(" "),
         false => String::new(),
     };
     let mut names: Vec<String> = arg.get_short().map(|c| format!("-{c}")).into_iter().collect();

@@ -87,7 +87,12 @@ fn value_text(value: &Value, full: bool) -> String {
         Value::Array(a) if !full && a.len() > ELEMENTS_SHOWN => {
             let head: Vec<_> =
                 (0..ELEMENTS_SHOWN).filter_map(|i| a.get(i)).map(|v| value_text(&v, false)).collect();
-            format!("[{}, ...] ({}, {} elements)", head.join(", "), value.type_name(), thousands(a.len() as u64))
+            format!(
+                "[{}, ...] ({}, {} elements)",
+                head.join(", "),
+                value.type_name(),
+                thousands(a.len() as u64)
+            )
         }
         _ => to_json(value, true).to_string(),
     }
@@ -131,9 +136,7 @@ fn as_json(source: &Source, args: &Inspect) -> serde_json::Value {
         o.insert("metadata".into(), metadata);
     }
     if !args.metadata {
-        let tensor = |t: &quarrel_formats::Tensor| {
-            json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape, "bytes": t.data.len() })
-        };
+        let tensor = |t: &quarrel_formats::Tensor| json!({ "name": t.name, "dtype": t.dtype.to_string(), "shape": t.shape, "bytes": t.data.len() });
         o.insert("tensors".into(), source.tensors().map(tensor).collect());
     }
     o.into()

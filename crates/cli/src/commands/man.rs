@@ -21,7 +21,8 @@ pub(crate) fn run(args: Man) -> Result<()> {
     }
     for (name, command) in pages {
         let path = dir.join(format!("{name}.1"));
-        fs::write(&path, page(command, &name)?).with_context(|| format!("cannot write {}", path.display()))?;
+        fs::write(&path, page(command, &name)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
         render::note(path.display());
     }
     Ok(())

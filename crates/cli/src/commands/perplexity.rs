@@ -27,7 +27,9 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
     let context = args.ctx.map_or(CONTEXT.min(trained), |c| c as usize);
     let stride = args.stride.map_or(context.div_ceil(2), |s| s as usize);
     if stride > context {
-        let what = format!("--stride {stride} is more than the window of {context} tokens; some would not be scored");
+        let what = format!(
+            "--stride {stride} is more than the window of {context} tokens; some would not be scored"
+        );
         return Err(Usage(what).into());
     }
     if ids.len() + usize::from(bos.is_some()) < 2 {
@@ -46,10 +48,17 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
     let s = Summary::of(&scores);
     let mut out = Out::new();
     if args.json {
-        return out.json(&json!({ "perplexity": s.perplexity(), "nll": s.nll, "tokens": s.tokens, "ci95": s.ci95() }));
+        return out.json(
+            &json!({ "perplexity": s.perplexity(), "nll": s.nll, "tokens": s.tokens, "ci95": s.ci95() }),
+        );
     }
     let [low, high] = s.ci95();
-    let line = format!("perplexity {:.4} (95% {low:.4} to {high:.4}), nll {:.5}, {} tokens", s.perplexity(), s.nll, s.tokens);
+    let line = format!(
+        "perplexity {:.4} (95% {low:.4} to {high:.4}), nll {:.5}, {} tokens",
+        s.perplexity(),
+        s.nll,
+        s.tokens
+    );
     if std::io::stdout().is_terminal() {
         render::detail(format!("windows of {context} tokens, one every {stride}"));
     }
@@ -112,9 +121,14 @@ mod tests {
 
     #[test]
     fn every_token_is_scored_once_with_enough_before_it() {
-        for (n, context, stride, bos) in
-            [(1000, 512, 256, 0), (1000, 512, 256, 1), (513, 512, 1, 0), (7, 512, 256, 1), (2, 512, 256, 0), (1, 4, 2, 1)]
-        {
+        for (n, context, stride, bos) in [
+            (1000, 512, 256, 0),
+            (1000, 512, 256, 1),
+            (513, 512, 1, 0),
+            (7, 512, 256, 1),
+            (2, 512, 256, 0),
+            (1, 4, 2, 1),
+        ] {
             let mut scored = Vec::new();
             for w in windows(n, context, stride, bos) {
                 assert!(w.end - w.start + bos <= context, "{w:?}");

@@ -14,7 +14,7 @@ pub(crate) fn run(args: Pull) -> Result<()> {
     let mut out = Out::new();
     let mut pulled = Vec::new();
     for name in &names {
-        let local = models::resolve_name(&hub, Some(name), args.fetch)?;
+        let local = models::fetch(&hub, name, args.fetch, args.refresh)?;
         if args.json {
             pulled.push(entry(&local));
         } else {

@@ -18,7 +18,11 @@ pub(crate) fn run(args: Rm) -> Result<()> {
                 0 => String::new(),
                 n => format!(", {n} files stay for other models"),
             };
-            out.line(&format!("removed {}  {} freed{kept}", removed.names.join(", "), human_bytes(removed.bytes)))?;
+            out.line(&format!(
+                "removed {}  {} freed{kept}",
+                removed.names.join(", "),
+                human_bytes(removed.bytes)
+            ))?;
         }
         bytes += removed.bytes;
         names.extend(removed.names);

@@ -28,9 +28,8 @@ pub(crate) fn run(args: Run) -> Result<()> {
     let ask = Ask { prompt: ids, settings: &settings, leading, logprobs: args.logprobs };
     let mut out = Out::new();
     let live = !args.json && !args.no_stream;
-    let answer = running.answer(&opened.tokenizer, ask, |text| {
-        if live { Ok(out.text(text)?) } else { Ok(()) }
-    })?;
+    let answer =
+        running.answer(&opened.tokenizer, ask, |text| if live { Ok(out.text(text)?) } else { Ok(()) })?;
     finish(&args, &running, &answer, &mut out)
 }
 
@@ -55,7 +54,10 @@ fn finish(args: &Run, running: &Running, answer: &Answer, out: &mut Out) -> Resu
     }
     out.end_line()?;
     if answer.end == End::Full {
-        render::note(format!("the context of {} tokens is full; --ctx gives more", running.handle.info().context));
+        render::note(format!(
+            "the context of {} tokens is full; --ctx gives more",
+            running.handle.info().context
+        ));
     }
     render::note(answer.figures());
     render::detail(format!("seed {}", answer.stats.seed));
@@ -67,14 +69,20 @@ fn prompt(args: &Run) -> Result<String> {
         ([], prompt) => prompt.clone(),
         ([one], _) => Some(one.clone()),
         ([first, ..], _) => {
-            let model = if is_model(first)? { format!("; to choose the model: --model {first}") } else { String::new() };
+            let model = if is_model(first)? {
+                format!("; to choose the model: --model {first}")
+            } else {
+                String::new()
+            };
             return Err(Usage(format!("a prompt is one argument: put it in quotes{model}")).into());
         }
     };
     if let ([word], None, None) = (&args.words[..], &args.model.model, &args.file)
         && is_model(word)?
     {
-        let what = format!("{word:?} is a model's name, and the prompt is missing: quarrel run --model {word} \"...\"");
+        let what = format!(
+            "{word:?} is a model's name, and the prompt is missing: quarrel run --model {word} \"...\""
+        );
         return Err(Usage(what).into());
     }
     input::prompt(given, args.file.as_deref())

@@ -2,22 +2,68 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use quarrel_formats::Source;
-use quarrel_hub::{Hub, LocalModel, human_bytes};
+use quarrel_hub::{CatalogInfo, Hub, LocalModel, human_bytes};
 use serde_json::{Value, json};
 
-use crate::args::{FetchArgs, Show};
+use crate::args::Show;
 use crate::models;
-use crate::render::{Out, human_count};
+use crate::render::{self, Out, Transfers, human_count};
 
 pub(crate) fn run(args: Show) -> Result<()> {
     let hub = Hub::from_env()?;
-    let local = models::resolve_name(&hub, args.model.as_deref(), FetchArgs { offline: true, yes: false })?;
+    let name = args.model.as_deref().unwrap_or(hub.default_model());
+    let mut out = Out::new();
+    let info = hub.show(name)?;
+    let Some(local) = info.here else {
+        let Some(known) = info.catalog else { bail!("{name} is not on this machine") };
+        if args.verify {
+            bail!("{} is not on this machine; quarrel pull {} fetches it", known.name, known.name);
+        }
+        return if args.json {
+            out.json(&catalog_json(&known))
+        } else {
+            Ok(out.table(&catalog_rows(&known), &[])?)
+        };
+    };
+    if args.verify {
+        hub.verify(name, &mut Transfers::default())?;
+        render::note("every file has the digest that it should have");
+    }
     let source = models::open(&local.path)?;
     let facts = Facts::of(&source);
-    let mut out = Out::new();
     if args.json { out.json(&facts.json(&local)) } else { Ok(out.table(&facts.rows(&local), &[])?) }
+}
+
+/// What the catalog says of a model that is not here.
+fn catalog_rows(known: &CatalogInfo) -> Vec<Vec<String>> {
+    let v = &known.variant;
+    let sources: Vec<_> = v.sources.iter().map(ToString::to_string).collect();
+    [
+        ("name", known.name.clone()),
+        ("about", v.about.as_ref().unwrap_or(&known.about).clone()),
+        ("precision", v.precision.clone()),
+        ("size", v.size.map_or_else(|| "-".into(), human_bytes)),
+        ("licence", known.licence.clone()),
+        ("sources", sources.join(", ")),
+        ("here", format!("no; quarrel pull {} fetches it", known.name)),
+    ]
+    .map(|(what, value)| vec![what.to_owned(), value])
+    .to_vec()
+}
+
+fn catalog_json(known: &CatalogInfo) -> Value {
+    let v = &known.variant;
+    json!({
+        "name": known.name,
+        "here": false,
+        "about": v.about.as_ref().unwrap_or(&known.about),
+        "precision": v.precision,
+        "size": v.size,
+        "licence": known.licence,
+        "sources": v.sources.iter().map(ToString::to_string).collect::<Vec<_>>(),
+    })
 }
 
 /// What the file says of itself.
@@ -102,6 +148,7 @@ impl Facts {
     fn json(&self, local: &LocalModel) -> Value {
         json!({
             "name": local.name,
+            "here": true,
             "title": self.title,
             "path": local.path,
             "store": local.store.to_string(),
