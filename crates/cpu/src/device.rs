@@ -100,11 +100,11 @@ impl Cpu {
             if uses.vector {
                 held.make_vector()?;
             }
-            if uses.matrix && held.packed.is_empty() {
-                todo.push(id.0 as usize);
+            if uses.matrix && !linear::is_packed(held, uses) {
+                todo.push((id.0 as usize, uses));
             }
         }
-        linear::pack(&mut self.pool, &mut self.held, &todo)
+        linear::pack(&mut self.pool, self.isa, &mut self.held, &todo)
     }
 }
 
@@ -249,7 +249,7 @@ impl Device for Cpu {
             tiles: &r.tiles,
             counters: &r.counters,
             parts: Memory(r.parts.as_mut_ptr()),
-            shared: &r.shared,
+            shared: r.shared.share(),
             scratch: &r.scratch,
             times: self.profile.then_some(&r.times),
         };

@@ -58,6 +58,12 @@ impl Mat {
         unsafe { std::slice::from_raw_parts_mut(self.base.add(r * self.stride + part.start), part.len()) }
     }
 
+    /// Address of column `first` of row 0, and elements from a row to the next.
+    pub(crate) fn start(self, first: usize) -> (*mut f32, usize) {
+        assert!(first < self.cols, "column {first} of {}", self.cols);
+        (self.base.wrapping_add(first), self.stride)
+    }
+
     /// One row to write.
     ///
     /// # Safety
@@ -155,7 +161,7 @@ pub(crate) struct Run<'a> {
     pub(crate) counters: &'a [AtomicUsize],
     /// Parts of attention that is split over threads.
     pub(crate) parts: Memory,
-    pub(crate) shared: &'a linear::Shared,
+    pub(crate) shared: linear::Sharing,
     pub(crate) scratch: &'a [Mutex<Scratch>],
     /// Times by op, when they are wanted.
     pub(crate) times: Option<&'a Mutex<Vec<OpTime>>>,

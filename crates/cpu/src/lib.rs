@@ -8,6 +8,8 @@ mod exec;
 mod kernels;
 mod kv;
 mod linear;
+pub mod matmul;
+pub mod pack;
 mod plan;
 mod pool;
 pub mod simd;

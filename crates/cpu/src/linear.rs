@@ -1,112 +1,381 @@
-//! The product op.
+//! The product op: its input normalised and quantised once, then every thread computes output columns of its own.
+//!
+//! With few rows each thread prepares all of them for itself, which is cheaper than meeting the others; with many the rows
+//! are prepared together. Either way a row is prepared by the same code, so its bits are the same.
 
-use crate::exec::Run;
+use crate::exec::{Mat, Run};
 use crate::kernels::norm::norm;
-use crate::pool::Team;
-use quarrel_formats::{Tensor, dequantize};
-use quarrel_ir::{Error, Op, Result};
+use crate::matmul::{self, Epilogue, Input, Quantized, Rows};
+use crate::pack::{InputKind, PackedBuilder, PackedWeight};
+use crate::pool::{Pool, Team};
+use crate::simd::Isa;
+use crate::weights::{Held, Uses};
+use memmap2::MmapMut;
+use quarrel_formats::{Bytes, DType};
+use quarrel_ir::{Activation, Error, Limits, Op, Program, Result, Weight};
+use std::ops::Range;
 
-pub(crate) struct Packed {
-    rows: usize,
-    cols: usize,
-    data: Vec<f32>,
+/// Up to so many rows every thread prepares by itself.
+const FEW: usize = 4;
+/// Rows that one thread prepares together: those that lie side by side in quantised form.
+const GROUP: usize = 8;
+/// Bytes that are repacked before their source is given back.
+const BATCH: usize = 256 << 20;
+
+/// Rows of a weight in one packed piece, from the first output column on.
+pub(crate) struct Piece {
+    first: usize,
+    weight: PackedWeight,
 }
 
-impl Packed {
-    pub(crate) fn new(t: &Tensor, rows: usize, cols: usize) -> Result<Packed> {
-        let mut data = vec![0.0; rows * cols];
-        dequantize(t.dtype, &t.data, &mut data)
-            .map_err(|e| Error::Weight { name: t.name.clone(), why: e.to_string() })?;
-        Ok(Packed { rows, cols, data })
-    }
-
+impl Piece {
     pub(crate) fn bytes(&self) -> usize {
-        self.data.len() * 4
+        self.weight.owned_bytes()
     }
 }
 
-pub(crate) struct Plan;
+/// Where a weight is cut: between its tensors, and so that a gate's piece has its partner in the other half.
+fn cuts(held: &Held, halves: bool) -> Vec<usize> {
+    let total = held.decl.rows() as usize;
+    let mut cuts = vec![0, total];
+    let mut at = 0;
+    for part in &held.decl.parts {
+        at += part.rows as usize;
+        cuts.push(at);
+    }
+    if halves {
+        let half = total / 2;
+        cuts.extend(cuts.clone().iter().flat_map(|c| [c % half, c % half + half]));
+    }
+    cuts.sort_unstable();
+    cuts.dedup();
+    cuts
+}
 
-#[derive(Default)]
-pub(crate) struct Shared;
+/// Whether the packed pieces serve these uses.
+pub(crate) fn is_packed(held: &Held, uses: Uses) -> bool {
+    let first = |c: &usize| held.pieces.iter().any(|p| p.first == *c);
+    !held.pieces.is_empty()
+        && cuts(held, uses.halves).iter().filter(|c| **c < held.decl.rows() as usize).all(first)
+}
 
+/// Repacks weights on all threads, and gives back the mapped pages that are not needed any more.
+pub(crate) fn pack(pool: &mut Pool, isa: Isa, held: &mut [Held], todo: &[(usize, Uses)]) -> Result<()> {
+    let mut at = 0;
+    while at < todo.len() {
+        let mut bytes = 0;
+        let end = at
+            + todo[at..]
+                .iter()
+                .take_while(|t| {
+                    let fits = bytes < BATCH;
+                    bytes += held[t.0].tensors.iter().map(|t| t.data.len()).sum::<usize>();
+                    fits
+                })
+                .count();
+        let mut builders = Vec::new();
+        for (i, uses) in &todo[at..end] {
+            let h = &held[*i];
+            for w in cuts(h, uses.halves).windows(2) {
+                let (name, dtype, bytes) = h.rows(w[0], w[1])?;
+                let cols = h.decl.cols as usize;
+                let builder = PackedBuilder::new(isa, dtype, w[1] - w[0], cols, bytes)
+                    .map_err(|e| Error::Weight { name: name.into(), why: e.to_string() })?;
+                builders.push((*i, w[0], builder));
+            }
+        }
+        pool.run(&|_| builders.iter().for_each(|(.., b)| while b.pack_next(16) {})).map_err(|why| {
+            Error::Device { device: "cpu".into(), why: format!("repacking weights failed: {why}") }
+        })?;
+        todo[at..end].iter().for_each(|(i, _)| held[*i].pieces.clear());
+        for (i, first, builder) in builders {
+            held[i].pieces.push(Piece { first, weight: builder.finish() });
+        }
+        for (i, uses) in &todo[at..end] {
+            let h = &mut held[*i];
+            if h.pieces.iter().all(|p| p.bytes() > 0) && !uses.table {
+                h.give_back();
+            }
+        }
+        at = end;
+    }
+    Ok(())
+}
+
+/// How the units of a product are divided.
+pub(crate) struct Plan {
+    /// By thread: pieces and their units. With a gate the pieces are those of the first half.
+    shares: Vec<Vec<(usize, Range<usize>)>>,
+    quantized: bool,
+    float: bool,
+}
+
+/// The plans of a Program's products, by op.
+pub(crate) fn plans(program: &Program, held: &[Held], ids: &[Weight], threads: usize) -> Vec<Option<Plan>> {
+    let plan = |op: &Op| {
+        let Op::MatMul { weight, glu, .. } = op else { return None };
+        let h = &held[ids[weight.0 as usize].0 as usize];
+        let end = if glu.is_some() { h.decl.rows() as usize / 2 } else { h.decl.rows() as usize };
+        let pieces = h.pieces.iter().filter(|p| p.first < end);
+        let kind = |k| h.pieces.iter().any(|p| p.weight.input() == k);
+        Some(Plan {
+            shares: shares(pieces.map(|p| (p.weight.units(), p.weight.bytes())), threads),
+            quantized: kind(InputKind::Quantized),
+            float: kind(InputKind::Float),
+        })
+    };
+    program.ops.iter().map(|n| plan(&n.op)).collect()
+}
+
+/// Divides pieces, given as units and bytes, so that threads read about equally many bytes.
+fn shares(
+    pieces: impl Iterator<Item = (usize, usize)> + Clone,
+    threads: usize,
+) -> Vec<Vec<(usize, Range<usize>)>> {
+    let total: usize = pieces.clone().map(|p| p.1).sum();
+    let share = |t: usize| {
+        let (from, to) = (total * t / threads, total * (t + 1) / threads);
+        let mut at = 0;
+        let mut mine = Vec::new();
+        for (i, (units, bytes)) in pieces.clone().enumerate() {
+            // The unit in which byte `b` of the whole lies; the same rounding for `to` here and `from` of the next.
+            let unit = |b: usize| (b.saturating_sub(at) * units).div_ceil(bytes).min(units);
+            let range = unit(from)..unit(to);
+            if !range.is_empty() {
+                mine.push((i, range));
+            }
+            at += bytes;
+        }
+        mine
+    };
+    (0..threads).map(share).collect()
+}
+
+/// Bytes at the alignment of a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+#[expect(dead_code, reason = "read and written through pointers")]
+struct Line([u8; 64]);
+
+/// A thread's own prepared rows.
 #[derive(Default)]
 pub(crate) struct Lines {
-    x: Vec<f32>,
+    normed: Vec<f32>,
+    quantized: Vec<Line>,
 }
 
-pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, _i: usize, op: &Op) {
-    let Op::MatMul { out, x, norm: ref spec, weight, bias, add, glu } = *op else { return };
-    let rows = run.rows(x);
-    let held = run.held(weight);
-    let bias = bias.map(|b| run.held(b).vector());
-    let (out, x, add) = (run.mat(out), run.mat(x), add.map(|a| run.mat(a)));
-    let cols = held.decl.cols as usize;
-    let total: usize = held.packed.iter().map(|p| p.rows).sum();
-    let dot = |x: &[f32], o: usize| {
-        let (mut o2, mut p) = (o, 0);
-        while o2 >= held.packed[p].rows {
-            o2 -= held.packed[p].rows;
-            p += 1;
-        }
-        let w = &held.packed[p].data[o2 * held.packed[p].cols..][..cols];
-        let y: f64 = w.iter().zip(x).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-        y as f32 + bias.map_or(0.0, |b| b[o])
-    };
-    let n = if glu.is_some() { total / 2 } else { total };
-    let share = team.share(n);
-    for r in 0..rows {
-        lines.x.resize(cols, 0.0);
-        let xr = unsafe { x.row(r) };
-        match spec {
-            Some(s) => norm(run.isa, &run.norm(s), xr, None, &mut lines.x),
-            None => lines.x.copy_from_slice(xr),
-        }
-        let outr = unsafe { out.part_mut(r, share.clone()) };
-        for (k, o) in share.clone().enumerate() {
-            let mut y = dot(&lines.x, o);
-            if let Some(act) = glu {
-                y = quarrel_ir::reference::activate(act, f64::from(y)) as f32 * dot(&lines.x, o + n);
-            }
-            if let Some(a) = add {
-                y += unsafe { a.row(r) }[o];
-            }
-            outr[k] = y;
-        }
-    }
+/// Prepared rows that all threads read.
+pub(crate) struct Shared {
+    normed: MmapMut,
+    quantized: MmapMut,
 }
 
 impl Shared {
-    pub(crate) fn new(_: &quarrel_ir::Program, _: &[Option<Plan>], _: &quarrel_ir::Limits) -> Result<Shared> {
-        Ok(Shared)
+    /// Room for the largest product of a Program.
+    pub(crate) fn new(program: &Program, plans: &[Option<Plan>], limits: &Limits) -> Result<Shared> {
+        let (mut normed, mut quantized) = (1, 1);
+        for (node, plan) in program.ops.iter().zip(plans) {
+            let (Op::MatMul { x, norm, .. }, Some(plan)) = (&node.op, plan) else { continue };
+            let rows = match program.rows_of(*x) {
+                quarrel_ir::Rows::Tokens => limits.rows,
+                quarrel_ir::Rows::Outputs => limits.outputs,
+            };
+            if plan.quantized {
+                quantized = quantized.max(Quantized::bytes(rows, x.cols as usize));
+            }
+            if plan.float && norm.is_some() {
+                normed = normed.max(rows * x.cols as usize * size_of::<f32>());
+            }
+        }
+        let map = |bytes| {
+            MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "prepared activations", bytes })
+        };
+        Ok(Shared { normed: map(normed)?, quantized: map(quantized)? })
     }
+
     pub(crate) fn bytes(&self) -> usize {
-        0
+        self.normed.len() + self.quantized.len()
+    }
+
+    /// Access for the threads of a step.
+    pub(crate) fn share(&mut self) -> Sharing {
+        Sharing { normed: self.normed.as_mut_ptr().cast(), quantized: self.quantized.as_mut_ptr() }
     }
 }
 
-pub(crate) fn plans(
-    program: &quarrel_ir::Program,
-    _: &[crate::weights::Held],
-    _: &[quarrel_ir::Weight],
-    _: usize,
-) -> Vec<Option<Plan>> {
-    program.ops.iter().map(|_| None).collect()
+/// [`Shared`] as the threads of a step see it.
+#[derive(Clone, Copy)]
+pub(crate) struct Sharing {
+    normed: *mut f32,
+    quantized: *mut u8,
 }
 
-pub(crate) fn pack(
-    _: &mut crate::pool::Pool,
-    held: &mut [crate::weights::Held],
-    todo: &[usize],
-) -> Result<()> {
-    for &i in todo {
-        let h = &mut held[i];
-        h.packed = h
-            .tensors
-            .iter()
-            .zip(&h.decl.parts)
-            .map(|(t, p)| Packed::new(t, p.rows as usize, h.decl.cols as usize))
-            .collect::<Result<_>>()?;
+// SAFETY: plain addresses; the threads write different rows and wait before they read others'.
+unsafe impl Sync for Sharing {}
+// SAFETY: as above.
+unsafe impl Send for Sharing {}
+
+/// Runs one product.
+pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &Op) {
+    let (Op::MatMul { out, x, norm: spec, weight, bias, add, glu }, Some(plan)) = (op, &run.linear[i]) else {
+        return;
+    };
+    let (rows, cols) = (run.rows(*x), x.cols as usize);
+    if rows == 0 {
+        return;
     }
-    Ok(())
+    let x = run.mat(*x);
+    let few = rows <= FEW;
+    let keep = plan.float && spec.is_some();
+    let prepared = match (plan.quantized || keep, few) {
+        (false, _) => 0..0,
+        (true, true) => 0..rows,
+        (true, false) => group_share(team, rows),
+    };
+
+    // Where the prepared rows are.
+    let (quantized, normed) = if few {
+        lines
+            .quantized
+            .resize(lines.quantized.len().max(Quantized::bytes(rows, cols).div_ceil(64)), Line([0; 64]));
+        (lines.quantized.as_mut_ptr().cast(), None)
+    } else {
+        (run.shared.quantized, Some(run.shared.normed))
+    };
+    lines.normed.resize(lines.normed.len().max(if keep && few { rows * cols } else { cols }), 0.0);
+    let normed = normed.filter(|_| keep).unwrap_or(lines.normed.as_mut_ptr());
+    // SAFETY: both buffers have room for `rows` rows: the thread's own was sized above, the shared one by `Shared::new`.
+    let target = plan.quantized.then(|| unsafe { Quantized::new(run.isa, quantized, rows, cols) });
+
+    let spec = spec.as_ref().map(|s| run.norm(s));
+    for r in prepared {
+        // SAFETY: the rows of `x` are complete, behind a barrier; row r of the buffers is this thread's.
+        unsafe {
+            let input = match &spec {
+                Some(n) => {
+                    let at = normed.add(if keep { r * cols } else { 0 });
+                    norm(run.isa, n, x.row(r), None, std::slice::from_raw_parts_mut(at, cols));
+                    Rows { ptr: at, stride: 0 }
+                }
+                None => Rows { ptr: x.row(r).as_ptr().cast_mut(), stride: 0 },
+            };
+            if let Some(t) = &target {
+                t.quantize(input, r..r + 1);
+            }
+        }
+    }
+    if !few && (plan.quantized || keep) {
+        team.barrier();
+    }
+    let float = if keep { Rows { ptr: normed, stride: cols } } else { x.rows() };
+    let input = |w: &PackedWeight| match (w.input(), target) {
+        (InputKind::Quantized, Some(t)) => Input::Quantized(t),
+        _ => Input::Float(float, rows),
+    };
+    let pieces = &run.held(*weight).pieces;
+    let bias = bias.map(|b| run.held(b).vector());
+    let part = |p: &Piece| bias.map(|b| &b[p.first..p.first + p.weight.rows()]);
+    let (out, add) = (run.mat(*out), add.map(|a| run.mat(a)));
+    for (i, units) in &plan.shares[team.index] {
+        let piece = &pieces[*i];
+        // SAFETY: `x` is complete, units belong to one thread, and `prepare` refused an output that overlaps an input.
+        unsafe {
+            match glu {
+                Some(act) => {
+                    // The second half is cut like the first.
+                    let partner = &pieces[i + pieces.len() / 2];
+                    let (gate, up) = ((&piece.weight, part(piece)), (&partner.weight, part(partner)));
+                    matmul::matmul_glu(
+                        gate,
+                        up,
+                        units.clone(),
+                        input(gate.0),
+                        out.columns(piece.first),
+                        activation(*act),
+                    );
+                }
+                None => {
+                    let epilogue = Epilogue { bias: part(piece), add: add.map(|a| a.columns(piece.first)) };
+                    let x = input(&piece.weight);
+                    matmul::matmul(&piece.weight, units.clone(), x, out.columns(piece.first), epilogue);
+                }
+            }
+        }
+    }
+}
+
+/// This thread's rows, in whole groups.
+fn group_share(team: &Team, rows: usize) -> Range<usize> {
+    let groups = team.share(rows.div_ceil(GROUP));
+    groups.start * GROUP..(groups.end * GROUP).min(rows)
+}
+
+impl Mat {
+    fn rows(self) -> Rows {
+        self.columns(0)
+    }
+
+    fn columns(self, first: usize) -> Rows {
+        let (ptr, stride) = self.start(first);
+        Rows { ptr, stride }
+    }
+}
+
+fn activation(act: Activation) -> matmul::Activation {
+    match act {
+        Activation::Silu => matmul::Activation::Silu,
+        Activation::GeluTanh => matmul::Activation::GeluTanh,
+        Activation::GeluErf => matmul::Activation::GeluErf,
+        Activation::Relu => matmul::Activation::Relu,
+    }
+}
+
+impl Held {
+    /// Rows `from..to` of the stacked matrix, which lie in one tensor.
+    fn rows(&self, from: usize, to: usize) -> Result<(&str, DType, Bytes)> {
+        let mut start = 0;
+        for (t, part) in self.tensors.iter().zip(&self.decl.parts) {
+            let end = start + part.rows as usize;
+            if from < end {
+                if t.data.is_empty() {
+                    let why = "was given back after another program packed it; load it again".into();
+                    return Err(Error::Weight { name: t.name.clone(), why });
+                }
+                let row = t.data.len() / part.rows as usize;
+                return Ok((&t.name, t.dtype, t.data.slice((from - start) * row..(to - start) * row)));
+            }
+            start = end;
+        }
+        Err(Error::Shape { at: self.decl.parts[0].name.clone(), why: format!("no rows {from}..{to}") })
+    }
+
+    /// Drops the source of what was repacked: mapped pages can be read again, memory of our own is gone.
+    fn give_back(&mut self) {
+        for t in &mut self.tensors {
+            if t.data.is_mapped() {
+                t.data.release();
+            } else {
+                t.data = Bytes::from(Vec::new());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_cover_every_unit_once_and_balance_bytes() {
+        for threads in [1, 2, 3, 7] {
+            let pieces = [(36, 36 * 100), (12, 12 * 100), (12, 12 * 300), (1, 5)];
+            let mut seen = pieces.map(|p| vec![0; p.0]);
+            for share in shares(pieces.iter().copied(), threads) {
+                let bytes: usize = share.iter().map(|(i, r)| r.len() * pieces[*i].1 / pieces[*i].0).sum();
+                assert!(bytes.abs_diff(8405 / threads) <= 600, "{bytes} of {threads} threads");
+                share.iter().for_each(|(i, r)| r.clone().for_each(|u| seen[*i][u] += 1));
+            }
+            assert!(seen.iter().flatten().all(|n| *n == 1), "{seen:?}");
+        }
+    }
 }

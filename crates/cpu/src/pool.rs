@@ -162,20 +162,6 @@ impl Pool {
         }
         Ok(())
     }
-
-    /// Splits `0..n` over the threads in chunks that are claimed one by one; for work of uneven size.
-    pub(crate) fn for_each(&mut self, n: usize, f: &(dyn Fn(usize) + Sync)) -> Result<(), String> {
-        let next = AtomicUsize::new(0);
-        self.run(&|_| {
-            loop {
-                let i = next.fetch_add(1, Relaxed);
-                if i >= n {
-                    break;
-                }
-                f(i);
-            }
-        })
-    }
 }
 
 impl Drop for Pool {
@@ -337,8 +323,7 @@ mod tests {
         for n in [0, 1, 2, 3, 7, 100] {
             let hits: Vec<AtomicUsize> = (0..n).map(|_| AtomicUsize::new(0)).collect();
             pool.run(&|team| team.share(n).for_each(|i| _ = hits[i].fetch_add(1, Relaxed))).unwrap();
-            pool.for_each(n, &|i| _ = hits[i].fetch_add(1, Relaxed)).unwrap();
-            assert!(hits.iter().all(|h| h.load(Relaxed) == 2));
+            assert!(hits.iter().all(|h| h.load(Relaxed) == 1));
         }
     }
 

@@ -1,7 +1,7 @@
 //! What the device keeps of each weight: the tensor as it came, and what a Program needs of it: a vector in f32, a matrix
 //! in tiles, or a table whose rows are decoded in place.
 
-use crate::linear::Packed;
+use crate::linear::Piece;
 use quarrel_formats::{DType, Tensor, dequantize};
 use quarrel_ir::{Error, Op, Program, Result, WeightDecl};
 
@@ -10,6 +10,8 @@ use quarrel_ir::{Error, Op, Program, Result, WeightDecl};
 pub(crate) struct Uses {
     pub(crate) vector: bool,
     pub(crate) matrix: bool,
+    /// The matrix's first half gates its second.
+    pub(crate) halves: bool,
     pub(crate) table: bool,
 }
 
@@ -17,16 +19,21 @@ pub(crate) struct Uses {
 pub(crate) fn uses(program: &Program) -> Vec<Uses> {
     let mut all = vec![Uses::default(); program.weights.len()];
     for node in &program.ops {
-        node.op.for_weights(|w| all[w.0 as usize].vector = true);
         match node.op {
-            Op::MatMul { weight, .. } => {
-                all[weight.0 as usize] = Uses { vector: false, matrix: true, ..all[weight.0 as usize] }
+            Op::MatMul { weight, glu, .. } => {
+                let uses = &mut all[weight.0 as usize];
+                (uses.matrix, uses.halves) = (true, uses.halves || glu.is_some());
             }
-            Op::Embed { table, .. } => {
-                all[table.0 as usize] = Uses { vector: false, table: true, ..all[table.0 as usize] }
-            }
+            Op::Embed { table, .. } => all[table.0 as usize].table = true,
             _ => {}
         }
+        let vectors = match &node.op {
+            Op::Norm { norm, .. } => [norm.weight, norm.bias, None],
+            Op::MatMul { norm: Some(norm), bias, .. } => [norm.weight, norm.bias, *bias],
+            Op::MatMul { bias, .. } => [*bias, None, None],
+            _ => [None; 3],
+        };
+        vectors.into_iter().flatten().for_each(|w| all[w.0 as usize].vector = true);
     }
     all
 }
@@ -36,12 +43,13 @@ pub(crate) struct Held {
     pub(crate) decl: WeightDecl,
     pub(crate) tensors: Vec<Tensor>,
     vector: Vec<f32>,
-    pub(crate) packed: Vec<Packed>,
+    /// The matrix in tiles, by first row.
+    pub(crate) pieces: Vec<Piece>,
 }
 
 impl Held {
     pub(crate) fn new(decl: WeightDecl, tensors: Vec<Tensor>) -> Held {
-        Held { decl, tensors, vector: Vec::new(), packed: Vec::new() }
+        Held { decl, tensors, vector: Vec::new(), pieces: Vec::new() }
     }
 
     /// Checks that the stored types have a meaning here, so that later access cannot fail.
@@ -102,6 +110,6 @@ impl Held {
     /// Bytes in memory of our own.
     pub(crate) fn bytes(&self) -> usize {
         let kept = self.tensors.iter().filter(|t| !t.data.is_mapped()).map(|t| t.data.len()).sum::<usize>();
-        kept + 4 * self.vector.len() + self.packed.iter().map(Packed::bytes).sum::<usize>()
+        kept + 4 * self.vector.len() + self.pieces.iter().map(Piece::bytes).sum::<usize>()
     }
 }

@@ -4,6 +4,7 @@
 tests/data/dequantize.bin   byte-made blocks of every tensor type and the values that the Python package `gguf` reads
 tests/data/quantize.bin     values and what `gguf` encodes them to; for the types it has no encoder for, what ggml's library
                             does (pip install llama-cpp-python)
+tests/data/python.gguf      a file with every metadata type
 src/quant/grids/*.bin       the codebooks of the IQ types, packed as `gguf` packs them
 
 The types that `gguf.quants` cannot decode (Q8_1, Q8_K; the integers and F64, which numpy reads) are decoded here from the
@@ -16,7 +17,7 @@ import pathlib
 import struct
 
 import numpy as np
-from gguf import quants
+from gguf import GGUFWriter, quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType as T
 
 HERE = pathlib.Path(__file__).parent
@@ -124,7 +125,29 @@ def fnv(data):
     return h
 
 
+def python_gguf(path):
+    w = GGUFWriter(path, "test")
+    w.add_custom_alignment(64)
+    for name, value in {"u8": 200, "i8": -100, "u16": 60_000, "i16": -30_000, "u32": 4_000_000_000, "i32": -2_000_000_000,
+                        "u64": 1 << 63, "i64": -1 << 63, "f32": 0.1, "f64": 0.1}.items():
+        kind = {"u": "uint", "i": "int", "f": "float"}[name[0]] + name[1:]
+        getattr(w, "add_" + kind)("t." + name, value)
+    w.add_bool("t.bool", True)
+    w.add_string("t.string", "h\u00e9llo\n")
+    w.add_array("t.strings", ["a", "", "\u00df"])
+    w.add_array("t.ints", [1, -2, 3])
+    w.add_array("t.floats", [0.5, -1.5])
+    w.add_array("t.bools", [True, False])
+    w.add_tensor("plain", np.arange(6, dtype=np.float32).reshape(2, 3))
+    w.add_tensor("blocks", quants.quantize(np.linspace(-1, 1, 128, dtype=np.float32).reshape(2, 64), T.Q8_0), raw_dtype=T.Q8_0)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+
+
 def main():
+    python_gguf(HERE / "data/python.gguf")
     out = bytearray()
     for name in TYPES:
         rng = np.random.default_rng([ord(c) for c in name])

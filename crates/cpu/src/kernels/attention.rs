@@ -44,17 +44,6 @@ fn group_size(n: usize) -> usize {
     }
 }
 
-/// Calls `f(first vector, vectors)` on each group of `n` vectors.
-#[inline(always)]
-fn groups(n: usize, mut f: impl FnMut(usize, usize)) {
-    let mut at = 0;
-    while at < n {
-        let size = group_size(n - at);
-        f(at, size);
-        at += size;
-    }
-}
-
 /// The query vectors of one tile: several heads of several rows that read the same key head.
 #[derive(Default)]
 pub(crate) struct Queries {
@@ -79,12 +68,15 @@ impl Queries {
         let n = self.spans.len();
         self.packed.resize(n * head_dim, 0.0);
         let mut vectors = rows.flat_map(|(row, _)| row.chunks_exact(head_dim));
-        groups(n, |at, size| {
+        let mut at = 0;
+        while at < n {
+            let size = group_size(n - at);
             let group = &mut self.packed[at * head_dim..(at + size) * head_dim];
             for (j, q) in vectors.by_ref().take(size).enumerate() {
                 q.iter().enumerate().for_each(|(d, x)| group[d * size + j] = *x);
             }
-        });
+            at += size;
+        }
     }
 }
 
@@ -126,7 +118,10 @@ pub(crate) unsafe fn chunk<S: Simd, E: Element>(
 ) {
     let len = state_len(spec);
     let hd = queries.head_dim;
-    groups(queries.spans.len(), |at, n| {
+    let mut at = 0;
+    // No closures around vectors: they would be functions of their own, without the instructions.
+    while at < queries.spans.len() {
+        let n = group_size(queries.spans.len() - at);
         let spans = &queries.spans[at..at + n];
         let parts = &mut parts[at * len..(at + n) * len];
         reset(parts, len);
@@ -142,7 +137,8 @@ pub(crate) unsafe fn chunk<S: Simd, E: Element>(
                 _ => group::<S, E, 8, 2>(s, spec, kv, q, spans, chunk, weights, parts),
             }
         }
-    });
+        at += n;
+    }
 }
 
 /// `R` query vectors over one chunk; values are summed in `N` vectors of columns at a time.
@@ -162,10 +158,13 @@ unsafe fn group<S: Simd, E: Element, const R: usize, const N: usize>(
 ) {
     let (start, end) = (chunk * CHUNK, (chunk + 1) * CHUNK);
     let spans: [Span; R] = std::array::from_fn(|r| (spans[r].0.max(start), spans[r].1.min(end)));
-    let seen = |r: &Span| r.0 < r.1;
-    let lo = spans.iter().filter(|r| seen(r)).map(|r| r.0).min();
-    let hi = spans.iter().filter(|r| seen(r)).map(|r| r.1).max();
-    let (Some(lo), Some(hi)) = (lo, hi) else { return };
+    let (mut lo, mut hi) = (end, start);
+    for (from, to) in spans.into_iter().filter(|s| s.0 < s.1) {
+        (lo, hi) = (lo.min(from), hi.max(to));
+    }
+    if lo >= hi {
+        return;
+    }
     let blocks = lo / BLOCK_TOKENS..hi.div_ceil(BLOCK_TOKENS);
     let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
     let (index, none) = (s.load(&index), s.splat(f32::NEG_INFINITY));
@@ -183,9 +182,8 @@ unsafe fn group<S: Simd, E: Element, const R: usize, const N: usize>(
             }
             let (lo, hi) = spans[r];
             if lo > first || hi < first + BLOCK_TOKENS {
-                let bound = |p: usize| s.splat(p.saturating_sub(first).min(BLOCK_TOKENS) as f32);
-                x = index.select_lt(bound(hi), x, none);
-                x = index.select_lt(bound(lo), none, x);
+                x = index.select_lt(s.splat(hi.saturating_sub(first) as f32), x, none);
+                x = index.select_lt(s.splat(lo.saturating_sub(first) as f32), none, x);
             }
             top[r] = x.max(top[r]);
             x.store(&mut weights[r][first - start..]);
@@ -206,23 +204,34 @@ unsafe fn group<S: Simd, E: Element, const R: usize, const N: usize>(
         }
         (parts[r * len], parts[r * len + 1]) = (max, sum.sum());
     }
-    // Tokens that some rows do not see are never read for them: a stale or NaN value there must not matter.
-    let (from, to) =
-        (spans.iter().map(|r| r.0).max().unwrap_or(0), spans.iter().map(|r| r.1).min().unwrap_or(0));
-    let weights: &[[f32; CHUNK]; R] = weights.first_chunk().expect("R is at most MOST");
-    let one = |r: usize, parts: &mut [f32], from: usize, to: usize| {
-        let (w, part) = (std::array::from_ref(&weights[r]), &mut parts[r * len..(r + 1) * len]);
-        // SAFETY: the caller's promise.
-        unsafe { values::<S, E, 1, 4>(s, kv, w, start, from..to, part) }
-    };
-    if from >= to {
-        (0..R).for_each(|r| one(r, parts, spans[r].0, spans[r].1));
-        return;
+    // Tokens that some rows do not see are never read for them: a stale or NaN value there must not matter. So a row
+    // takes what it alone sees before, then all take what they share, then it takes what it alone sees behind.
+    let (mut from, mut to) = (start, end);
+    for (lo, hi) in spans {
+        (from, to) = (from.max(lo), to.min(hi));
     }
-    (0..R).for_each(|r| one(r, parts, spans[r].0, from));
-    // SAFETY: the caller's promise.
-    unsafe { values::<S, E, R, N>(s, kv, weights, start, from..to, parts) };
-    (0..R).for_each(|r| one(r, parts, to, spans[r].1));
+    let shared = from < to;
+    let weights: &[[f32; CHUNK]; R] = weights.first_chunk().expect("R is at most MOST");
+    for behind in [false, true] {
+        for r in 0..R {
+            let (lo, hi) = spans[r];
+            let own = match (shared, behind) {
+                (true, false) => lo..from,
+                (true, true) => to..hi,
+                (false, false) => lo..hi,
+                (false, true) => 0..0,
+            };
+            if own.start < own.end {
+                let (w, part) = (std::array::from_ref(&weights[r]), &mut parts[r * len..(r + 1) * len]);
+                // SAFETY: the caller's promise.
+                unsafe { values::<S, E, 1, 4>(s, kv, w, own, part) };
+            }
+        }
+        if shared && !behind {
+            // SAFETY: the caller's promise.
+            unsafe { values::<S, E, R, N>(s, kv, weights, from..to, parts) };
+        }
+    }
 }
 
 /// Dot products of `R` packed query vectors with the 16 keys of a block; even and odd columns are summed apart.
@@ -244,7 +253,10 @@ fn scores<S: Simd, E: Element, const R: usize>(s: S, q: &[f32], keys: &[E]) -> [
             even[r] = s.splat(q[r]).fma(k, even[r]);
         }
     }
-    std::array::from_fn(|r| even[r] + odd[r])
+    for r in 0..R {
+        even[r] = even[r] + odd[r];
+    }
+    even
 }
 
 /// Adds the weighted values of `tokens` to the `R` states in `parts`, token by token.
@@ -256,7 +268,6 @@ unsafe fn values<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     kv: KvHead,
     weights: &[[f32; CHUNK]; R],
-    start: usize,
     tokens: Range<usize>,
     parts: &mut [f32],
 ) {
@@ -267,10 +278,10 @@ unsafe fn values<S: Simd, E: Element, const R: usize, const N: usize>(
         // SAFETY: the caller's promise.
         unsafe {
             if col + N * LANES <= columns {
-                columns_of::<S, E, R, N>(s, kv, weights, start, tokens.clone(), parts, len, col);
+                columns_of::<S, E, R, N>(s, kv, weights, tokens.clone(), parts, len, col);
                 col += N * LANES;
             } else {
-                columns_of::<S, E, R, 1>(s, kv, weights, start, tokens.clone(), parts, len, col);
+                columns_of::<S, E, R, 1>(s, kv, weights, tokens.clone(), parts, len, col);
                 col += LANES;
             }
         }
@@ -286,30 +297,35 @@ unsafe fn columns_of<S: Simd, E: Element, const R: usize, const N: usize>(
     s: S,
     kv: KvHead,
     weights: &[[f32; CHUNK]; R],
-    start: usize,
     tokens: Range<usize>,
     parts: &mut [f32],
     len: usize,
     col: usize,
 ) {
-    let at = |r: usize, n: usize| r * len + LANES + col + n * LANES;
-    let mut acc: [[S::F; N]; R] =
-        std::array::from_fn(|r| std::array::from_fn(|n| s.load(&parts[at(r, n)..])));
+    let at = LANES + col;
+    let mut acc = [[s.zero(); N]; R];
+    for r in 0..R {
+        for n in 0..N {
+            acc[r][n] = s.load(&parts[r * len + at + n * LANES..]);
+        }
+    }
     let mut t = tokens.start;
     while t < tokens.end {
         let end = tokens.end.min((t / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
         // SAFETY: the caller's promise.
         let v = unsafe { kv.values::<E>(t / BLOCK_TOKENS) };
         let width = v.len() / BLOCK_TOKENS;
-        let rows = v.chunks_exact(width).skip(t % BLOCK_TOKENS).take(end - t);
-        for (i, v) in (t - start..end - start).zip(rows) {
-            let v = &v[col..col + N * LANES];
-            let v: [S::F; N] = std::array::from_fn(|n| E::load(s, &v[n * LANES..]));
-            let i = i % CHUNK; // no-op that proves the bound
+        for token in t..end {
+            let v = &v[token % BLOCK_TOKENS * width + col..][..N * LANES];
+            let mut lines = [s.zero(); N];
+            for n in 0..N {
+                lines[n] = E::load(s, &v[n * LANES..]);
+            }
+            let i = token % CHUNK;
             for r in 0..R {
                 let w = s.splat(weights[r][i]);
                 for n in 0..N {
-                    acc[r][n] = w.fma(v[n], acc[r][n]);
+                    acc[r][n] = w.fma(lines[n], acc[r][n]);
                 }
             }
         }
@@ -317,7 +333,7 @@ unsafe fn columns_of<S: Simd, E: Element, const R: usize, const N: usize>(
     }
     for r in 0..R {
         for n in 0..N {
-            acc[r][n].store(&mut parts[at(r, n)..]);
+            acc[r][n].store(&mut parts[r * len + at + n * LANES..]);
         }
     }
 }

@@ -18,6 +18,7 @@ use std::{
 };
 
 pub use portable::Portable;
+pub(crate) use portable::f16_to_f32;
 
 /// Lanes of a [`F32x16`].
 pub const LANES: usize = 16;

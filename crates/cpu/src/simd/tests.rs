@@ -165,7 +165,7 @@ impl Kernel for Mixed {
             let wide = s.load_bf16(&bits).to_array();
             for i in 0..LANES {
                 assert_eq!(wide[i].to_bits(), u32::from(bits[i]) << 16);
-                let portable = portable::f16_to_f32(bits[i]);
+                let portable = f16_to_f32(bits[i]);
                 assert!(
                     values[i].to_bits() == portable.to_bits() || (portable.is_nan() && values[i].is_nan())
                 );

@@ -18,7 +18,7 @@ pub(super) fn decode_tq1_0(b: &[u8; 54], y: &mut [f32; 256]) {
         let y = &mut y[at..][..digits * bytes.len()];
         for (power, y) in [1u8, 3, 9, 27, 81].iter().zip(y.chunks_exact_mut(bytes.len())) {
             for (byte, y) in bytes.iter().zip(y) {
-                let digit = u16::from(byte.wrapping_mul(*power)) * 3 >> 8;
+                let digit = (u16::from(byte.wrapping_mul(*power)) * 3) >> 8;
                 *y = d * f32::from(digit as i8 - 1);
             }
         }

@@ -117,7 +117,7 @@ impl Hub {
             _ => None,
         };
         let here = match self.resolve(text, Options { offline: true, ..Options::default() }, &mut ()) {
-            Ok(Outcome::Ready(model)) => Some(*model),
+            Ok(Outcome::Ready(model)) => Some(model),
             Ok(Outcome::Substitute { .. }) | Err(Error::Offline { .. }) => None,
             Err(e) => return Err(e),
         };

@@ -150,7 +150,7 @@ pub struct LocalModel {
 #[derive(Debug, Clone)]
 pub enum Outcome {
     /// The model is here.
-    Ready(Box<LocalModel>),
+    Ready(LocalModel),
     /// The exact variant cannot be had; another precision of it can. Nothing was fetched: ask, or resolve again with
     /// [`Options::accept_substitute`].
     Substitute {
@@ -176,6 +176,15 @@ pub struct Wanted {
     pub source: String,
     /// Whether it is already on this machine.
     pub here: bool,
+}
+
+impl std::fmt::Display for Wanted {
+    /// `smollm2:135m-instruct-q4_1 (Q4_1, 98.4 MB, already here)`
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} ({}", self.name, self.precision)?;
+        self.size.map_or(Ok(()), |size| write!(f, ", {}", crate::quant::human_bytes(size)))?;
+        f.write_str(if self.here { ", already here)" } else { ")" })
+    }
 }
 
 /// See the module.

@@ -19,7 +19,7 @@ impl Hub {
     /// # Errors
     /// One sentence on what, where and what to do; see [`Error`].
     pub fn resolve(&self, text: &str, options: Options, progress: &mut dyn Progress) -> Result<Outcome> {
-        let ready = |model| Ok(Outcome::Ready(Box::new(model)));
+        let ready = |model| Ok(Outcome::Ready(model));
         match ModelRef::parse(text)? {
             ModelRef::Path(path) => {
                 self.refuse_file_with_a_models_name(text)?;
@@ -42,7 +42,7 @@ impl Hub {
 
     /// A bare word can be both a file here and a known model; neither is preferred.
     fn refuse_file_with_a_models_name(&self, text: &str) -> Result<()> {
-        if text.contains(['/', '\\', '.']) && !text.contains(':') {
+        if text.contains(['/', '\\']) {
             return Ok(());
         }
         let Ok(name) = Name::parse(text) else { return Ok(()) };
@@ -50,12 +50,11 @@ impl Hub {
         if !known {
             return Ok(());
         }
-        let tagged = name.tag.is_none().then(|| name.with_tag("latest"));
         Err(Error::Ambiguous {
             name: text.into(),
             candidates: vec![
                 Candidate { name: format!("./{text}"), detail: "the file in this directory".into() },
-                Candidate { name: tagged.unwrap_or(name).to_string(), detail: "the model".into() },
+                Candidate { name: format!("library/{text}"), detail: "the model".into() },
             ],
         })
     }
@@ -135,7 +134,7 @@ impl Hub {
         if !options.refresh
             && let Some(model) = self.exactly_here(name)?
         {
-            return Ok(Outcome::Ready(Box::new(model)));
+            return Ok(Outcome::Ready(model));
         }
         if name.tag.is_none() && !options.refresh {
             self.refuse_unless_one_meaning(name)?;
@@ -149,7 +148,7 @@ impl Hub {
                 let candidates = model.variants.iter().map(|v| candidate(model, v)).collect();
                 Err(Error::Ambiguous { name: name.to_string(), candidates })
             }
-            _ => self.resolve_registry(name, options, progress).map(|m| Outcome::Ready(Box::new(m))),
+            _ => self.resolve_registry(name, options, progress).map(Outcome::Ready),
         }
     }
 
@@ -345,22 +344,22 @@ impl Hub {
             false => self.ours(&model.name, variant.tag()),
         };
         if let Some(here) = settled()? {
-            return Ok(Outcome::Ready(Box::new(here)));
+            return Ok(Outcome::Ready(here));
         }
         let mut attempts: Vec<Attempt> = Vec::new();
         if !options.offline {
             let _lock = self.cache.lock(&full, progress)?;
             if let Some(here) = settled()? {
-                return Ok(Outcome::Ready(Box::new(here))); // another process fetched it while we waited
+                return Ok(Outcome::Ready(here)); // another process fetched it while we waited
             }
             if let Some(here) = self.ours_by_digest(model, variant)? {
-                return Ok(Outcome::Ready(Box::new(here)));
+                return Ok(Outcome::Ready(here));
             }
             for source in &variant.sources {
                 match self.fetch_source(model, variant, source, progress) {
                     Ok(mut local) => {
                         local.notes.extend(attempts.iter().map(|a| format!("{}: {}", a.source, a.why)));
-                        return Ok(Outcome::Ready(Box::new(local)));
+                        return Ok(Outcome::Ready(local));
                     }
                     // A full disk or a broken cache is no fault of the source; another one would fail as well.
                     Err(e @ (Error::DiskFull { .. } | Error::Io { .. })) => return Err(e),

@@ -59,7 +59,8 @@ fn another_precision_is_offered_and_never_taken() {
     );
     // The next time the exact one is still missing, so it is asked again, now with what is here.
     let outcome = home.hub().resolve("tiny:1m-fp16", OFFLINE, &mut ()).unwrap();
-    assert!(matches!(outcome, Outcome::Substitute { offered, .. } if offered.here));
+    let Outcome::Substitute { offered, .. } = outcome else { panic!("{outcome:?}") };
+    assert_eq!(offered.to_string(), "tiny:1m-q4_1 (Q4_1, 900 bytes, already here)");
 }
 
 #[test]
@@ -264,4 +265,15 @@ fn paths() {
     assert_eq!(home.ready(dir.to_str().unwrap()).unwrap().path, dir);
     fs::write(path("empty.gguf"), "").unwrap();
     assert!(home.failure(&path("empty.gguf")).contains("the file is empty"));
+}
+
+#[test]
+fn a_file_with_a_models_name_is_not_preferred() {
+    // Tests run in the crate's own directory, where `Cargo.toml` is a file; here it is a model's name as well.
+    let mut home = Home::new();
+    home.config.catalog.models[1].name = "Cargo.toml".into();
+    let e = home.failure("Cargo.toml");
+    assert!(e.contains("./Cargo.toml") && e.contains("library/Cargo.toml"), "{e}");
+    assert_eq!(home.ready("./Cargo.toml").unwrap().store, Store::Path);
+    assert!(home.failure("library/Cargo.toml").contains("registry.ollama.ai/library/tinier:latest"));
 }

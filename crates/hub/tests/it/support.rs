@@ -264,7 +264,7 @@ impl Home {
 
     pub(crate) fn ready_with(&self, name: &str, options: Options) -> Result<LocalModel> {
         match self.hub().resolve(name, options, &mut ())? {
-            Outcome::Ready(model) => Ok(*model),
+            Outcome::Ready(model) => Ok(model),
             other => panic!("{name}: {other:?}"),
         }
     }

@@ -135,3 +135,15 @@ fn without_pip_the_remedy_is_named() {
     let e = home.ready_with("wheel:w==1", Options { offline: true, ..Options::default() }).unwrap_err();
     assert!(matches!(e, Error::Offline { .. }));
 }
+
+#[test]
+fn a_disk_that_fills_up_under_pip_leaves_nothing() {
+    let mut home = Home::new();
+    let script = home.at("full.sh");
+    let says = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device";
+    fs::write(&script, format!("[ \"$1\" = --version ] || {{ echo '{says}' >&2; exit 1; }}")).unwrap();
+    home.config.pip.commands = vec![vec!["sh".into(), script.into()]];
+    let e = home.failure("wheel:w==1");
+    assert!(e.starts_with("no space left") && e.contains("what was written is removed"), "{e}");
+    assert!(files(&home.at("quarrel/partial")).is_empty());
+}

@@ -6,6 +6,7 @@
 mod pydate;
 mod pyjson;
 mod pymethods;
+mod rewrite;
 
 use std::io;
 
@@ -25,6 +26,8 @@ const MAX_SOURCE_BYTES: usize = 1 << 20;
 const MAX_OUTPUT_BYTES: usize = 32 << 20;
 /// Work of one rendering: instructions, and 64 bytes of data each. Published templates need a few hundred a message.
 const FUEL: u64 = 1_000_000;
+/// Stack of a rendering: deeper than a value can be nested with [`FUEL`].
+const STACK_BYTES: usize = 1 << 30;
 /// Nesting of blocks, macros and loops.
 const RECURSION: usize = 200;
 
@@ -93,7 +96,8 @@ impl ChatTemplate {
                 let what = format!("the source has {} bytes (at most {MAX_SOURCE_BYTES})", source.len());
                 return Err(Error::Template(what));
             }
-            env.add_template_owned(name.clone(), without_generation_tags(source)).map_err(|e| {
+            let rewritten = rewrite::rewrite(source).map_err(Error::Template)?;
+            env.add_template_owned(name.clone(), rewritten).map_err(|e| {
                 if looks_like_go(source) {
                     let what =
                         "this is an Ollama template (Go), not Jinja; give the model's Jinja template instead";
@@ -163,6 +167,20 @@ impl ChatTemplate {
     /// # Errors
     /// The template refuses the conversation, fails on it (with the line), or needs too much work.
     pub fn render(&self, input: &RenderInput<'_>) -> Result<String> {
+        // Values that a template nests a million deep are dropped and compared by recursion in the engine, so a
+        // rendering has a stack of its own that its fuel cannot exhaust (reserved, not used, memory).
+        std::thread::scope(|scope| {
+            let thread =
+                std::thread::Builder::new().stack_size(STACK_BYTES).spawn_scoped(scope, || self.run(input));
+            match thread.map(|thread| thread.join()) {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Err(Error::Template("rendering failed inside the template engine".into())),
+                Err(e) => Err(Error::Template(format!("no thread to render on: {e}"))),
+            }
+        })
+    }
+
+    fn run(&self, input: &RenderInput<'_>) -> Result<String> {
         let (name, _) = self.pick(input.tools.is_some());
         let fail = |e| error(&e, false);
         let template = self.env.get_template(name).map_err(fail)?;
@@ -244,6 +262,7 @@ fn environment() -> Environment<'static> {
     env.remove_global("debug"); // prints the whole state; Python has no such thing
     env.add_filter("tojson", pyjson::tojson);
     env.add_filter("trim", pymethods::trim);
+    env.add_filter(rewrite::SIZED, rewrite::sized);
     env.add_function("raise_exception", |message: String| -> Result<Value, minijinja::Error> {
         Err(minijinja::Error::new(ErrorKind::InvalidOperation, "refused").with_source(Refused(message)))
     });
@@ -256,40 +275,12 @@ fn environment() -> Environment<'static> {
         })?;
         now.strftime(format).map_err(invalid)
     });
-    env.add_function("dict", |kwargs: Kwargs| -> Result<Value, minijinja::Error> {
-        kwargs.args().map(|k| Ok((Value::from(k), kwargs.get::<Value>(k)?))).collect::<Result<Value, _>>()
+    env.add_function("dict", |kwargs: Kwargs| {
+        let pairs: Result<Vec<_>, minijinja::Error> =
+            kwargs.args().map(|k| Ok((k, kwargs.get::<Value>(k)?))).collect();
+        pairs.map(Value::from_pairs)
     });
     env
-}
-
-/// `transformers` marks the assistant's text with `{% generation %}`; for rendering the mark is only a scope.
-fn without_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(at) = rest.find("{%") {
-        let (before, tag) = rest.split_at(at);
-        out.push_str(before);
-        let inner = &tag[2..];
-        let Some(end) = inner.find("%}") else {
-            out.push_str(tag);
-            return out;
-        };
-        let content = &inner[..end];
-        let word = content.strip_prefix(['-', '+']).unwrap_or(content);
-        let word = word.strip_suffix(['-', '+']).unwrap_or(word).trim();
-        match word {
-            "generation" => out.push_str(&tag[..end + 4].replace("generation", "with")),
-            "endgeneration" => out.push_str(&tag[..end + 4].replace("endgeneration", "endwith")),
-            _ => {
-                out.push_str("{%");
-                rest = inner;
-                continue;
-            }
-        }
-        rest = &inner[end + 2..];
-    }
-    out.push_str(rest);
-    out
 }
 
 /// Ollama's templates are Go's: `{{ .Prompt }}`, `{{- range .Messages }}`.

@@ -1,7 +1,7 @@
 //! Python's methods on strings, dicts and lists, as templates call them: those of `minijinja-contrib`, with a bound on
 //! what they may build, and the ones that it lacks or that differ from Python.
 
-use minijinja::value::{ValueKind, from_args};
+use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
@@ -134,7 +134,7 @@ fn string(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Res
                 ("partition", ..) => [text, "", ""],
                 _ => ["", "", text],
             };
-            Ok(Value::from(parts.map(Value::from).to_vec()))
+            Ok(Value::from(Tuple::from(parts.map(Value::from))))
         }
         "rsplit" => {
             let (sep, most): (Option<&str>, Option<i64>) = from_args(args)?;

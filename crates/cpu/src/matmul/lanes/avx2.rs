@@ -1,0 +1,229 @@
+//! AVX2 with FMA and F16C: 8 columns; products of bytes come as i16 pairs.
+
+use std::arch::x86_64::*;
+
+use super::{Lanes, XBlock};
+use crate::matmul::{SMALLEST, finish};
+
+/// AVX2, FMA and F16C.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2;
+
+/// Two i16 in an i32, low one first.
+#[inline(always)]
+fn pair(low: i32, high: i32) -> i32 {
+    low & 0xffff | high << 16
+}
+
+#[allow(clippy::undocumented_unsafe_blocks, reason = "the trait says what callers promise")]
+impl Lanes for Avx2 {
+    const L: usize = 8;
+    const ROWS: usize = 4;
+    const BYTE_XOR: u8 = 0;
+    type V = __m256i;
+    type P = __m256i;
+    type W = __m256i;
+    type F = __m256;
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> __m256i {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn and(v: __m256i, mask: u8) -> __m256i {
+        unsafe { _mm256_and_si256(v, _mm256_set1_epi8(mask as i8)) }
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_or_si256(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn shift(v: __m256i, by: i32) -> __m256i {
+        unsafe {
+            if by >= 0 {
+                _mm256_srl_epi16(v, _mm_cvtsi32_si128(by))
+            } else {
+                _mm256_sll_epi16(v, _mm_cvtsi32_si128(-by))
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(v: __m256i, table: &[i8; 16]) -> __m256i {
+        unsafe {
+            let table = _mm_loadu_si128(table.as_ptr().cast());
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), v)
+        }
+    }
+
+    /// The sums are two i16: those of the values at 0 and 1 of each four, and at 2 and 3, as the products are.
+    #[inline(always)]
+    unsafe fn start(sums: i32, shift: i32) -> __m256i {
+        unsafe {
+            let s = _mm256_set1_epi32(sums);
+            match shift {
+                0 => s,
+                1.. => _mm256_sll_epi16(s, _mm_cvtsi32_si128(shift)),
+                _ => _mm256_sra_epi16(s, _mm_cvtsi32_si128(-shift)),
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn dot(p: __m256i, w: __m256i, x: *const i8) -> __m256i {
+        unsafe {
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            _mm256_add_epi16(p, _mm256_maddubs_epi16(w, x))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn to_f(p: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_madd_epi16(p, _mm256_set1_epi16(1))) }
+    }
+
+    #[inline(always)]
+    fn second_half(sum: i32, half: i32) -> i32 {
+        pair((sum as i16).wrapping_sub(half as i16).into(), (sum >> 16) - (half >> 16))
+    }
+
+    #[inline(always)]
+    fn sums(q: &[i8]) -> i32 {
+        let at = |i: usize| q.iter().skip(i).step_by(4).map(|q| i32::from(*q)).sum::<i32>();
+        pair(-8 * (at(0) + at(1)), -8 * (at(2) + at(3)))
+    }
+
+    #[inline(always)]
+    fn plain_sum(sums: i32) -> i32 {
+        (i32::from(sums as i16) + (sums >> 16)) / -8
+    }
+
+    #[inline(always)]
+    unsafe fn start_wide(_: i32) -> __m256i {
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_wide(p: __m256i, w: __m256i, x: *const i8) -> __m256i {
+        unsafe {
+            // |w| * (x with w's sign): two products are at most 2 * 128 * 127, which an i16 holds.
+            let x = _mm256_set1_epi32(x.cast::<i32>().read_unaligned());
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+            _mm256_add_epi32(p, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_to_f(p: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn fzero() -> __m256 {
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> __m256 {
+        unsafe { _mm256_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn f16(p: *const u8) -> __m256 {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn bf16(p: *const u8) -> __m256 {
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn f32(p: *const u8) -> __m256 {
+        unsafe { _mm256_loadu_ps(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn u8(p: *const u8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn i8(p: *const u8) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: __m256, b: __m256) -> __m256 {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: __m256, b: __m256, c: __m256) -> __m256 {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(a: __m256, p: *mut f32) {
+        unsafe { _mm256_storeu_ps(p, a) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(a: __m256) -> f32 {
+        unsafe {
+            let x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
+            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn quantize(x: *const f32, out: *mut XBlock) {
+        unsafe {
+            let v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(8 * i)));
+            // As integers, magnitudes are in order, with infinity and NaN above all numbers.
+            let abs = v.map(|v| _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(i32::MAX)));
+            let m = _mm256_max_epi32(_mm256_max_epi32(abs[0], abs[1]), _mm256_max_epi32(abs[2], abs[3]));
+            let m = _mm_max_epi32(_mm256_castsi256_si128(m), _mm256_extracti128_si256::<1>(m));
+            let m = _mm_max_epi32(m, _mm_shuffle_epi32::<0b01_00_11_10>(m));
+            let m = _mm_max_epi32(m, _mm_shuffle_epi32::<0b10_11_00_01>(m));
+            let amax = _mm_cvtsi128_si32(m);
+            if (SMALLEST..f32::INFINITY.to_bits() as i32).contains(&amax) {
+                let amax = f32::from_bits(amax as u32);
+                let inverse = _mm256_set1_ps(127.0 / amax);
+                let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
+                // The packs work within 128-bit halves; the permutation puts the groups of four back in order.
+                let low = _mm256_packs_epi32(q[0], q[1]);
+                let high = _mm256_packs_epi32(q[2], q[3]);
+                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
+                _mm256_storeu_si256((&raw mut (*out).q).cast(), bytes);
+                // Pairs of neighbours as i16, even ones for values 0 and 1 of each four.
+                let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+                let fold = |v: __m128i| {
+                    let v = _mm_add_epi16(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
+                    _mm_cvtsi128_si32(_mm_add_epi16(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
+                };
+                let first = _mm256_castsi256_si128(pairs);
+                let (half, sum) =
+                    (fold(first), fold(_mm_add_epi16(first, _mm256_extracti128_si256::<1>(pairs))));
+                let (low, high) = (i32::from(sum as i16), sum >> 16);
+                let half = pair(-8 * i32::from(half as i16), -8 * (half >> 16));
+                finish(out, amax / 127.0, low + high, pair(-8 * low, -8 * high), half);
+            } else {
+                super::super::quantize_special(amax, out);
+            }
+        }
+    }
+}

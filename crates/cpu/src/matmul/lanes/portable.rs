@@ -1,0 +1,201 @@
+//! Plain Rust, 8 columns, for any CPU; written so that the compiler can vectorise it.
+
+use super::{Lanes, XBlock};
+use crate::matmul::{SMALLEST, finish};
+use crate::simd::f16_to_f32;
+
+/// Any CPU.
+#[derive(Clone, Copy)]
+pub(crate) struct Portable;
+
+const L: usize = 8;
+
+#[inline(always)]
+fn dot(p: [i32; L], x: *const i8, w: impl Fn(usize) -> i32) -> [i32; L] {
+    // SAFETY: callers give four readable bytes.
+    let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() }.map(i32::from);
+    let mut out = p;
+    for l in 0..L {
+        for i in 0..4 {
+            out[l] += w(4 * l + i) * x[i];
+        }
+    }
+    out
+}
+
+/// `L` things at `p`, each made a float.
+#[inline(always)]
+fn floats<T: Copy>(p: *const u8, f: impl Fn(T) -> f32) -> [f32; L] {
+    // SAFETY: callers give `L` readable things.
+    unsafe { p.cast::<[T; L]>().read_unaligned() }.map(f)
+}
+
+impl Lanes for Portable {
+    const L: usize = L;
+    const ROWS: usize = 4;
+    const BYTE_XOR: u8 = 0;
+    type V = [u8; 4 * L];
+    type P = [i32; L];
+    type W = [i32; L];
+    type F = [f32; L];
+
+    #[inline(always)]
+    unsafe fn load(p: *const u8) -> Self::V {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<Self::V>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn and(v: Self::V, mask: u8) -> Self::V {
+        v.map(|b| b & mask)
+    }
+
+    #[inline(always)]
+    unsafe fn or(a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn shift(v: Self::V, by: i32) -> Self::V {
+        v.map(|b| if by >= 0 { b >> by } else { b << -by })
+    }
+
+    #[inline(always)]
+    unsafe fn lookup(v: Self::V, table: &[i8; 16]) -> Self::V {
+        v.map(|b| table[usize::from(b & 15)] as u8)
+    }
+
+    #[inline(always)]
+    unsafe fn start(sums: i32, shift: i32) -> Self::P {
+        [if shift >= 0 { sums << shift } else { sums >> -shift }; L]
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> Self::P {
+        [0; L]
+    }
+
+    #[inline(always)]
+    unsafe fn dot(p: Self::P, w: Self::V, x: *const i8) -> Self::P {
+        dot(p, x, |i| i32::from(w[i]))
+    }
+
+    #[inline(always)]
+    unsafe fn to_f(p: Self::P) -> Self::F {
+        p.map(|p| p as f32)
+    }
+
+    #[inline(always)]
+    fn second_half(sum: i32, half: i32) -> i32 {
+        sum - half
+    }
+
+    #[inline(always)]
+    fn sums(q: &[i8]) -> i32 {
+        -8 * q.iter().map(|q| i32::from(*q)).sum::<i32>()
+    }
+
+    #[inline(always)]
+    fn plain_sum(sums: i32) -> i32 {
+        sums / -8
+    }
+
+    #[inline(always)]
+    unsafe fn start_wide(_: i32) -> Self::W {
+        [0; L]
+    }
+
+    #[inline(always)]
+    unsafe fn dot_wide(p: Self::W, w: Self::V, x: *const i8) -> Self::W {
+        dot(p, x, |i| i32::from(w[i] as i8))
+    }
+
+    #[inline(always)]
+    unsafe fn wide_to_f(p: Self::W) -> Self::F {
+        p.map(|p| p as f32)
+    }
+
+    #[inline(always)]
+    unsafe fn fzero() -> Self::F {
+        [0.0; L]
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self::F {
+        [x; L]
+    }
+
+    #[inline(always)]
+    unsafe fn f16(p: *const u8) -> Self::F {
+        floats(p, f16_to_f32)
+    }
+
+    #[inline(always)]
+    unsafe fn bf16(p: *const u8) -> Self::F {
+        floats(p, |b: u16| f32::from_bits(u32::from(b) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn f32(p: *const u8) -> Self::F {
+        floats(p, |x: f32| x)
+    }
+
+    #[inline(always)]
+    unsafe fn u8(p: *const u8) -> Self::F {
+        floats(p, |b: u8| f32::from(b))
+    }
+
+    #[inline(always)]
+    unsafe fn i8(p: *const u8) -> Self::F {
+        floats(p, |b: i8| f32::from(b))
+    }
+
+    #[inline(always)]
+    unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| {
+            if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
+                a[i].mul_add(b[i], c[i])
+            } else {
+                a[i] * b[i] + c[i]
+            }
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn store(a: Self::F, p: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<Self::F>().write_unaligned(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(a: Self::F) -> f32 {
+        let b: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
+        (b[0] + b[2]) + (b[1] + b[3])
+    }
+
+    #[inline(always)]
+    unsafe fn quantize(x: *const f32, out: *mut XBlock) {
+        // SAFETY: the caller's promise.
+        let x = unsafe { x.cast::<[f32; 32]>().read_unaligned() };
+        let amax = x.iter().fold(0, |m, x| m.max((x.to_bits() & 0x7fff_ffff) as i32));
+        // SAFETY: the caller's promise.
+        unsafe {
+            if (SMALLEST..f32::INFINITY.to_bits() as i32).contains(&amax) {
+                let amax = f32::from_bits(amax as u32);
+                let inverse = 127.0 / amax;
+                // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even.
+                let q = x.map(|x| ((x * inverse + 12_582_912.0) - 12_582_912.0) as i8);
+                (*out).q = q;
+                let sums = Self::sums(&q);
+                finish(out, amax / 127.0, Self::plain_sum(sums), sums, Self::sums(&q[..16]));
+            } else {
+                super::super::quantize_special(amax, out);
+            }
+        }
+    }
+}
