@@ -265,3 +265,185 @@ impl Scheduler {
         (s.computed, s.published, s.link) = (0, 0, Link::ROOT);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sequence::Goal;
+    use proptest::prelude::*;
+
+    fn limits() -> Limits {
+        Limits { rows: 8, outputs: 3, running: 3, waiting: 4, blocks: 8, prefix_cache: true }
+    }
+
+    fn sequence(id: u64, n: usize) -> Sequence {
+        Sequence::new(id, (0..n as u32).map(|t| t + 1000 * id as u32).collect(), Goal::Next)
+    }
+
+    fn step(s: &mut Scheduler) -> Vec<Chunk> {
+        s.schedule(Duration::ZERO);
+        s.commit()
+    }
+
+    fn chunk(running: usize, rows: Range<usize>, outputs: Range<usize>) -> Chunk {
+        Chunk { running, rows, outputs }
+    }
+
+    #[test]
+    fn decodes_come_first_and_prompts_share_what_is_left() {
+        let mut s = Scheduler::new(limits());
+        s.add(sequence(1, 20)).unwrap();
+        s.add(sequence(2, 3)).unwrap();
+        assert_eq!(step(&mut s), [chunk(0, 0..8, 8..8)]);
+        assert_eq!(step(&mut s), [chunk(0, 8..16, 16..16)]);
+        assert_eq!(step(&mut s), [chunk(0, 16..20, 19..20), chunk(1, 0..3, 2..3)]);
+        s.push(0, 7);
+        s.push(1, 8);
+        s.add(sequence(3, 30)).unwrap();
+        assert_eq!(step(&mut s), [chunk(0, 20..21, 20..21), chunk(1, 3..4, 3..4), chunk(2, 0..6, 6..6)]);
+        s.push(0, 7);
+        s.push(1, 8);
+        assert_eq!(step(&mut s), [chunk(0, 21..22, 21..22), chunk(1, 4..5, 4..5), chunk(2, 6..12, 12..12)]);
+    }
+
+    #[test]
+    fn scores_take_no_more_outputs_than_there_are() {
+        let mut s = Scheduler::new(limits());
+        s.add(Sequence::new(1, (0..12).collect(), Goal::Score { from: 5 })).unwrap();
+        assert_eq!(step(&mut s), [chunk(0, 0..7, 4..7)]);
+        assert_eq!(step(&mut s), [chunk(0, 7..10, 7..10)]);
+        assert_eq!(step(&mut s), [chunk(0, 10..11, 10..11)]);
+    }
+
+    #[test]
+    fn the_queue_is_bounded() {
+        let mut s = Scheduler::new(limits());
+        (0..4).for_each(|id| s.add(sequence(id, 2)).unwrap());
+        assert!(matches!(s.add(sequence(9, 2)), Err(Error::QueueFull { limit: 4 })));
+        step(&mut s);
+        s.add(sequence(9, 2)).unwrap();
+    }
+
+    #[test]
+    fn the_last_admitted_is_preempted_and_comes_back_first() {
+        let mut s = Scheduler::new(Limits { rows: 64, blocks: 5, ..limits() });
+        s.add(sequence(1, 32)).unwrap();
+        s.add(sequence(2, 16)).unwrap();
+        s.add(sequence(3, 16)).unwrap();
+        // The third would fit alone, but not beside a spare block for each that runs.
+        assert_eq!(step(&mut s).len(), 2);
+        s.push(0, 1);
+        s.push(1, 1);
+        step(&mut s);
+        assert_eq!((s.blocks_used(), s.preemptions()), ((5, 5), 0));
+        for i in 0..16 {
+            s.push(0, i);
+            s.push(1, i);
+            step(&mut s);
+            s.check_integrity().unwrap();
+            if s.preemptions() > 0 {
+                break;
+            }
+        }
+        assert_eq!(s.running().iter().map(|s| s.id).collect::<Vec<_>>(), [1]);
+        assert_eq!((s.preemptions(), s.waiting.iter().map(|s| s.id).collect::<Vec<_>>()), (1, vec![2, 3]));
+        s.remove(1).unwrap();
+        step(&mut s);
+        assert_eq!(s.running()[0].id, 2);
+    }
+
+    /// A request of the simulation: prompt length, which prompts it shares a prefix with, how long it goes on, whether it
+    /// is aborted instead, and steps until the next one arrives.
+    type Load = (usize, u32, usize, Option<usize>, usize);
+
+    fn load() -> impl Strategy<Value = Vec<Load>> {
+        prop::collection::vec(
+            (1usize..60, 0u32..3, 1usize..30, prop::option::of(0usize..12), 0usize..6),
+            1..20,
+        )
+    }
+
+    proptest! {
+        /// Random workloads with aborts and full memory: limits hold in every step, rows come in order without a gap,
+        /// integrity holds always, everyone finishes, and no block is left.
+        #[test]
+        fn workloads_finish_within_the_limits(
+            load in load(), rows in 4usize..20, blocks in 6usize..12, prefix_cache: bool,
+        ) {
+            let limits = Limits { rows, outputs: 3, running: 3, waiting: 64, blocks, prefix_cache };
+            let mut s = Scheduler::new(limits);
+            let mut arrivals = load.iter().enumerate();
+            let (mut wait, mut exhausted) = (0, false);
+            // Per request: tokens to make, and steps until it is aborted.
+            let mut left: Vec<(usize, Option<usize>)> = Vec::new();
+            for steps in 0.. {
+                prop_assert!(steps < 20_000, "no end");
+                while wait == 0 && !exhausted {
+                    let Some((id, (n, salt, more, abort, next))) = arrivals.next() else {
+                        exhausted = true;
+                        break;
+                    };
+                    let goal = if id % 4 == 3 && *n > 1 { Goal::Score { from: 1 + n / 2 } } else { Goal::Next };
+                    let tokens = (0..*n as u32).map(|i| if i == 20 { id as u32 } else { i / 16 + salt }).collect();
+                    s.add(Sequence::new(id as u64, tokens, goal)).unwrap();
+                    left.push((*more, *abort));
+                    wait = *next;
+                }
+                wait = wait.saturating_sub(1);
+                if exhausted && s.is_idle() {
+                    break;
+                }
+                let before: Vec<(u64, usize)> = s.running().iter().map(|s| (s.id, s.computed)).collect();
+                s.schedule(Duration::ZERO);
+                let plan = s.plan().to_vec();
+                prop_assert_eq!(plan.is_empty(), s.is_idle());
+                prop_assert!(plan.iter().map(|c| c.rows.len()).sum::<usize>() <= limits.rows);
+                prop_assert!(plan.iter().map(|c| c.outputs.len()).sum::<usize>() <= limits.outputs);
+                prop_assert!(s.running().len() <= limits.running);
+                for c in &plan {
+                    let q = &s.running()[c.running];
+                    let planned_twice = plan.iter().filter(|d| d.running == c.running).count() > 1;
+                    prop_assert!(!planned_twice && !c.rows.is_empty() && c.rows.start == q.computed);
+                    prop_assert!(q.blocks.len() * BLOCK_TOKENS >= c.rows.end);
+                    // Every sequence that decodes gets its row, or gave up its blocks.
+                    let wanted = q.output_rows();
+                    prop_assert_eq!(
+                        c.outputs.clone().collect::<Vec<_>>(),
+                        c.rows.clone().filter(|r| wanted.contains(r)).collect::<Vec<_>>()
+                    );
+                }
+                for (i, q) in s.running().iter().enumerate() {
+                    let decodes = q.rows() - q.computed == 1;
+                    let had = before.contains(&(q.id, q.computed));
+                    prop_assert!(!(decodes && had) || plan.iter().any(|c| c.running == i), "starved");
+                }
+                let mut over = Vec::new();
+                for c in s.commit() {
+                    let q = &s.running()[c.running];
+                    let (id, goal) = (q.id, q.goal);
+                    if c.rows.end == q.rows() {
+                        let more = &mut left[id as usize].0;
+                        *more -= 1;
+                        if *more == 0 || goal != Goal::Next {
+                            over.push(id);
+                        } else {
+                            s.push(c.running, 3);
+                        }
+                    }
+                }
+                for (id, (_, abort)) in left.iter_mut().enumerate() {
+                    match abort {
+                        Some(0) => over.push(id as u64),
+                        Some(n) => *n -= 1,
+                        None => {}
+                    }
+                }
+                over.into_iter().for_each(|id| drop(s.remove(id)));
+                if let Err(e) = s.check_integrity() {
+                    prop_assert!(false, "{}", e);
+                }
+            }
+            prop_assert_eq!(s.blocks_used(), (0, blocks));
+        }
+    }
+}
