@@ -6,7 +6,7 @@
 use std::{hint::black_box, time::Instant};
 
 use quarrel_cpu::{
-    matmul::{Epilogue, Input, Quantized, Rows, matmul},
+    matmul::{Epilogue, Input, PackedFloats, Quantized, Rows, matmul},
     pack::{InputKind, PackedBuilder, PackedWeight},
     simd::Isa,
 };
@@ -16,6 +16,7 @@ use quarrel_formats::{Bytes, DType};
 struct X {
     floats: Vec<f32>,
     blocks: Vec<u128>,
+    packed: Vec<f32>,
     rows: usize,
     cols: usize,
 }
@@ -23,7 +24,7 @@ struct X {
 impl X {
     fn new(rows: usize, cols: usize) -> X {
         let floats = (0..rows * cols).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
-        X { floats, blocks: vec![0; Quantized::bytes(rows, cols) / 16], rows, cols }
+        X { floats, blocks: vec![0; Quantized::bytes(rows, cols) / 16], packed: vec![], rows, cols }
     }
 
     fn rows(&mut self) -> Rows {
@@ -32,6 +33,15 @@ impl X {
 
     fn input(&mut self, w: &PackedWeight) -> Input {
         match w.input() {
+            InputKind::Float if self.rows >= PackedFloats::WORTH => {
+                self.packed = vec![0.0; PackedFloats::bytes(w.isa(), self.rows, self.cols) / 4];
+                let ptr = self.packed.as_mut_ptr().cast();
+                // SAFETY: `packed` has the size.
+                let x = unsafe { PackedFloats::new(w.isa(), ptr, self.rows, self.cols) };
+                // SAFETY: as above.
+                unsafe { x.pack(self.rows(), 0..self.rows) };
+                Input::Packed(x)
+            }
             InputKind::Float => Input::Float(self.rows(), self.rows),
             InputKind::Quantized => {
                 // SAFETY: `blocks` has the size and the alignment.

@@ -8,15 +8,16 @@ mod float;
 mod input;
 pub(crate) mod lanes;
 mod tile;
+mod wide;
 
-use std::ops::Range;
+use std::{cell::RefCell, ops::Range};
 
 use quarrel_formats::DType;
 
-pub use self::input::Quantized;
 #[cfg(target_arch = "x86_64")]
 use self::lanes::{Avx2, Avx512};
 use self::lanes::{Lanes, Portable};
+pub use self::{input::Quantized, wide::PackedFloats};
 pub(crate) use self::{
     input::{GROUP, SMALLEST, XBlock, finish, quantize_special},
     tile::plane_bytes,
@@ -51,6 +52,8 @@ pub enum Input {
     Quantized(Quantized),
     /// For weights of [`InputKind::Float`](crate::pack::InputKind): rows, and their number.
     Float(Rows, usize),
+    /// For the same weights and many rows ([`PackedFloats::WORTH`]); the bits of the product are the same.
+    Packed(PackedFloats),
 }
 
 /// What is added to the product: `out = add + (y + bias)`.
@@ -93,6 +96,23 @@ impl Activation {
 /// # Safety
 /// `x`, `out` and `epilogue.add` are valid for the rows of `x`, and no other thread touches these output columns meanwhile.
 pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows, epilogue: Epilogue<'_>) {
+    if let Input::Packed(x) = x {
+        check(w, x.cols(), x.isa());
+        return WIDE.with_borrow_mut(|[wide, _]| {
+            for unit in units {
+                let columns = columns(w, unit);
+                wide.load(w, columns.clone(), &x);
+                let (mut y, mut first) = ([0.0; wide::CHUNK * UNIT], 0);
+                while first < x.rows() {
+                    // SAFETY: the caller's promise.
+                    let n = unsafe { wide.product(&x, first, &mut y) };
+                    let rows = first..first + n;
+                    w.isa().run(Store { y: &y, rows, columns: columns.clone(), out, epilogue });
+                    first += n;
+                }
+            }
+        });
+    }
     let mut y = [0.0; ROW_BLOCK * UNIT];
     for rows in row_blocks(x) {
         for unit in units.clone() {
@@ -119,6 +139,29 @@ pub unsafe fn matmul_glu(
     act: Activation,
 ) {
     assert_eq!(gate.0.rows(), up.0.rows(), "gate and up have the same width");
+    if let Input::Packed(x) = x {
+        check(gate.0, x.cols(), x.isa());
+        check(up.0, x.cols(), x.isa());
+        return WIDE.with_borrow_mut(|[wide_gate, wide_up]| {
+            for unit in units {
+                let columns = columns(gate.0, unit);
+                wide_gate.load(gate.0, columns.clone(), &x);
+                wide_up.load(up.0, columns.clone(), &x);
+                let (mut g, mut u, mut first) = ([0.0; wide::CHUNK * UNIT], [0.0; wide::CHUNK * UNIT], 0);
+                while first < x.rows() {
+                    // SAFETY: the caller's promise.
+                    let n = unsafe {
+                        wide_gate.product(&x, first, &mut g);
+                        wide_up.product(&x, first, &mut u)
+                    };
+                    let (rows, columns) = (first..first + n, columns.clone());
+                    let kernel = StoreGlu { gate: &g, up: &u, rows, columns, out, bias: [gate.1, up.1], act };
+                    gate.0.isa().run(kernel);
+                    first += n;
+                }
+            }
+        });
+    }
     let (mut g, mut u) = ([0.0; ROW_BLOCK * UNIT], [0.0; ROW_BLOCK * UNIT]);
     for rows in row_blocks(x) {
         for unit in units.clone() {
@@ -134,10 +177,21 @@ pub unsafe fn matmul_glu(
     }
 }
 
+thread_local! {
+    /// Units that are being multiplied with packed floats.
+    static WIDE: RefCell<[wide::WideUnit; 2]> = RefCell::default();
+}
+
+fn check(w: &PackedWeight, cols: usize, isa: Isa) {
+    assert_eq!(cols, w.cols(), "activations are as wide as the weight");
+    assert_eq!(isa, w.isa(), "activations are made for the weight's instructions");
+}
+
 fn row_blocks(x: Input) -> impl Iterator<Item = Range<usize>> {
     let rows = match x {
         Input::Quantized(q) => q.rows(),
         Input::Float(_, rows) => rows,
+        Input::Packed(x) => x.rows(),
     };
     (0..rows).step_by(ROW_BLOCK).map(move |first| first..(first + ROW_BLOCK).min(rows))
 }
@@ -160,8 +214,7 @@ unsafe fn unit_product(
     assert!(unit < w.units(), "unit {unit} of {}", w.units());
     match (x, w.tiles(unit)) {
         (Input::Quantized(x), Some((kernel, tiles))) => {
-            assert_eq!(x.cols(), w.cols(), "activations are as wide as the weight");
-            assert_eq!(x.isa(), w.isa(), "activations are quantised for the weight's instructions");
+            check(w, x.cols(), x.isa());
             for (i, tile) in tiles.enumerate() {
                 // SAFETY: the kernel is for the weight's ISA, which exists; the rest is the caller's promise.
                 unsafe {
@@ -179,7 +232,7 @@ unsafe fn unit_product(
 }
 
 struct Store<'a> {
-    y: &'a [f32; ROW_BLOCK * UNIT],
+    y: &'a [f32],
     rows: Range<usize>,
     columns: Range<usize>,
     out: Rows,
@@ -227,8 +280,8 @@ impl Kernel for Store<'_> {
 }
 
 struct StoreGlu<'a> {
-    gate: &'a [f32; ROW_BLOCK * UNIT],
-    up: &'a [f32; ROW_BLOCK * UNIT],
+    gate: &'a [f32],
+    up: &'a [f32],
     rows: Range<usize>,
     columns: Range<usize>,
     out: Rows,

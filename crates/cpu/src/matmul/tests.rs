@@ -81,13 +81,14 @@ struct X {
     rows: usize,
     blocks: Vec<XBlock>,
     isa: Isa,
+    packed: Vec<f32>,
 }
 
 impl X {
     fn new(isa: Isa, mut floats: Vec<f32>, rows: usize) -> X {
         let cols = floats.len() / rows;
         let zero = XBlock { q: [0; 32], scale: 0.0, scaled_sum: 0.0, sums: 0, half: 0 };
-        let mut x = X { blocks: vec![zero; rows * (cols / 32)], isa, rows, floats: vec![] };
+        let mut x = X { blocks: vec![zero; rows * (cols / 32)], isa, rows, floats: vec![], packed: vec![] };
         if cols.is_multiple_of(32) {
             let all = Rows { ptr: floats.as_mut_ptr(), stride: cols };
             let Input::Quantized(q) = x.quantized(cols) else { unreachable!() };
@@ -107,6 +108,20 @@ impl X {
         Input::Quantized(unsafe {
             Quantized::new(self.isa, self.blocks.as_mut_ptr().cast(), self.rows, cols)
         })
+    }
+
+    fn packed(&mut self) -> Input {
+        let cols = self.floats.len() / self.rows;
+        self.packed = vec![f32::NAN; PackedFloats::bytes(self.isa, self.rows, cols) / 4];
+        let ptr = self.packed.as_mut_ptr().cast();
+        // SAFETY: `packed` has this size, and `floats` theirs.
+        unsafe {
+            let x = PackedFloats::new(self.isa, ptr, self.rows, cols);
+            let rows = Rows { ptr: self.floats.as_mut_ptr(), stride: cols };
+            x.pack(rows, 0..self.rows / 2);
+            x.pack(rows, self.rows / 2..self.rows);
+            Input::Packed(x)
+        }
     }
 
     fn input(&mut self, kind: InputKind) -> Input {
@@ -244,6 +259,52 @@ fn bits_do_not_depend_on_rows_units_or_order() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn packed_floats_give_the_same_bits() {
+    let mut rng = Rng(9);
+    for dtype in [DType::F32, DType::F16, DType::BF16, DType::TQ2_0] {
+        for isa in Isa::available() {
+            for (rows, cols) in [(40, 512), (16, 300), (5, 7), (33, 16), (1, 1000)] {
+                let cols = if dtype.is_quantized() { 512 } else { cols };
+                let w = packed(isa, dtype, rows, cols, &weights(dtype, rows, cols, &mut rng));
+                for n in [1, 2, 6, 7, 12, 13, 31] {
+                    let mut x = X::new(isa, (0..n * cols).map(|_| rng.float()).collect(), n);
+                    let want = product(&w, &mut x, Epilogue::default());
+                    let mut out = vec![0.0; n * rows];
+                    let place = Rows { ptr: out.as_mut_ptr(), stride: rows };
+                    let units = w.units();
+                    // SAFETY: `out` has the size.
+                    unsafe {
+                        matmul(&w, units - 1..units, x.packed(), place, Epilogue::default());
+                        matmul(&w, 0..units - 1, x.packed(), place, Epilogue::default());
+                    }
+                    let same = out.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
+                    assert!(same, "{isa} {dtype} {rows}x{cols}, {n} rows");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_gate_of_packed_floats_is_that_of_plain_ones() {
+    let mut rng = Rng(10);
+    for isa in Isa::available() {
+        let make = |rng: &mut Rng| packed(isa, DType::F16, 37, 96, &weights(DType::F16, 37, 96, rng));
+        let (gate, up) = (make(&mut rng), make(&mut rng));
+        let mut x = X::new(isa, (0..14 * 96).map(|_| rng.float()).collect(), 14);
+        let both = [x.input(InputKind::Float), x.packed()].map(|x| {
+            let mut out = vec![0.0; 14 * 37];
+            let place = Rows { ptr: out.as_mut_ptr(), stride: 37 };
+            // SAFETY: `out` has the size.
+            unsafe { matmul_glu((&gate, None), (&up, None), 0..3, x, place, Activation::Silu) };
+            out
+        });
+        assert_eq!(both[0], both[1], "{isa}");
+        assert!(both[0].iter().any(|y| *y != 0.0));
     }
 }
 

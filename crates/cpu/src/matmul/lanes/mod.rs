@@ -87,6 +87,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn i8(p: *const u8) -> Self::F;
     /// Product.
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
+    /// Sum.
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F;
     /// `a * b + c`.
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Stores `L` floats.

@@ -156,6 +156,11 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
+    unsafe fn add(a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|i| {
             if cfg!(any(target_feature = "fma", target_arch = "aarch64")) {
