@@ -48,7 +48,7 @@ pub(crate) fn fetch(hub: &Hub, name: &str, fetch: FetchArgs, refresh: bool) -> R
         render::detail(note);
     }
     render::detail(format!("model {} ({})", local.name, local.path.display()));
-    Ok(*local)
+    Ok(local)
 }
 
 fn size_of(w: &Wanted) -> String {
