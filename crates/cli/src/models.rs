@@ -15,7 +15,7 @@ use crate::render::{self, Transfers};
 /// The model of `--model`, or the default one, fetched if need be.
 pub(crate) fn resolve(args: &ModelArgs) -> Result<LocalModel> {
     let hub = Hub::from_env()?;
-    fetch(&hub, args.model.as_deref().unwrap_or(hub.default_model()), args.fetch, false)
+    fetch(&hub, args.name().as_deref().unwrap_or(hub.default_model()), args.fetch, false)
 }
 
 /// The same for a name that was given in another way. `refresh` asks the sources again although the model is here.
@@ -25,15 +25,17 @@ pub(crate) fn fetch(hub: &Hub, name: &str, fetch: FetchArgs, refresh: bool) -> R
         Outcome::Substitute { wanted, offered, why } => {
             let reasons: Vec<_> = why.iter().map(|a| format!("{}: {}", a.source, a.why)).collect();
             let reasons = if reasons.is_empty() { "offline".into() } else { reasons.join("; ") };
-            if !accepts(&wanted, &offered, &reasons)? {
-                bail!(
+            match accepts(&wanted, &offered, &reasons)? {
+                Some(true) => {}
+                Some(false) => bail!("{} was not replaced, and nothing was fetched", wanted.name),
+                None => bail!(
                     "{} ({}) cannot be had ({reasons}); {} ({}{}) can be used instead: add --yes, or name it with --model",
                     wanted.name,
                     wanted.precision,
                     offered.name,
                     offered.precision,
                     size_of(&offered)
-                );
+                ),
             }
             let options = Options { accept_substitute: true, ..options };
             hub.resolve(name, options, &mut Transfers::default())?
@@ -59,10 +61,10 @@ fn size_of(w: &Wanted) -> String {
     }
 }
 
-/// Asks a person; nobody at a terminal means no.
-fn accepts(wanted: &Wanted, offered: &Wanted, reasons: &str) -> Result<bool> {
+/// Asks a person, if one is at the terminal.
+fn accepts(wanted: &Wanted, offered: &Wanted, reasons: &str) -> Result<Option<bool>> {
     if !(io::stdin().is_terminal() && io::stderr().is_terminal()) {
-        return Ok(false);
+        return Ok(None);
     }
     let mut err = io::stderr().lock();
     write!(
@@ -77,7 +79,7 @@ fn accepts(wanted: &Wanted, offered: &Wanted, reasons: &str) -> Result<bool> {
     err.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+    Ok(Some(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")))
 }
 
 /// The tokenizer of whatever a path holds: a `tokenizer.json`, a GGUF (a vocabulary is enough), a checkpoint.

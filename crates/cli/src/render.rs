@@ -168,8 +168,9 @@ fn bar(total: Option<u64>, template: &str, spinner: &str, what: &str) -> Progres
     bar
 }
 
-const BYTES: &str = "{msg}  {wide_bar} {bytes:>10} of {total_bytes}  {bytes_per_sec:>12}  {eta:>4}";
-const BYTES_OPEN: &str = "{msg}  {spinner} {bytes}  {bytes_per_sec}";
+const BYTES: &str =
+    "{msg}  {wide_bar} {decimal_bytes:>9} of {decimal_total_bytes}  {decimal_bytes_per_sec:>11}  {eta:>4}";
+const BYTES_OPEN: &str = "{msg}  {spinner} {decimal_bytes}  {decimal_bytes_per_sec}";
 const STEPS: &str = "{msg}  {wide_bar} {pos:>7} of {len}  {eta:>4}";
 const STEPS_OPEN: &str = "{msg}  {spinner} {pos}";
 

@@ -64,6 +64,10 @@ impl Opened {
             }
         };
         let info = device.info();
+        let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        if info.threads > cores {
+            render::note(format!("{} threads on {cores} processors are slower than {cores}", info.threads));
+        }
         render::detail(format!("device {} ({}), {} threads", info.name, info.description, info.threads));
         let mut bar = LoadBar { total: self.source.total_bytes(), done: 0, started, bar: None };
         let options = LoadOptions { context, ..LoadOptions::default() };

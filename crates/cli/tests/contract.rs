@@ -239,6 +239,17 @@ fn stdout_has_only_the_text_and_stderr_the_figures() {
 }
 
 #[test]
+fn the_model_may_come_from_the_environment() {
+    let home = tempfile::tempdir().unwrap();
+    let with = |value: &str| {
+        let mut c = quarrel(home.path(), &["tokenize", "the town", "--offline"]);
+        Ran::from(c.env("QUARREL_MODEL", value).output().unwrap())
+    };
+    assert_eq!(with(&tiny()).out, run(&["tokenize", "-m", &tiny(), "the town"]).out);
+    assert!(with("").err.contains("smollm2:135m"), "unset means the default, which is not here");
+}
+
+#[test]
 fn equal_seeds_give_equal_answers() {
     let m = tiny();
     let answer = |seed: &str, more: &[&str]| {

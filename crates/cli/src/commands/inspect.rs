@@ -15,7 +15,7 @@ const CHARS_SHOWN: usize = 100;
 const ELEMENTS_SHOWN: usize = 6;
 
 pub(crate) fn run(mut args: Inspect) -> Result<()> {
-    args.model.model = args.target.take().or(args.model.model);
+    args.model = args.model.or_named(args.target.take());
     let source = models::open(&models::resolve(&args.model)?.path)?;
     let mut out = Out::new();
     if args.program {

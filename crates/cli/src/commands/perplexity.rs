@@ -24,7 +24,7 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
     let ids = opened.tokenizer.encode(&text, Special::Plain, Ends::None)?;
     let bos = opened.tokenizer.bos().filter(|_| opened.tokenizer.adds_bos());
     let trained = quarrel_model::spec(&opened.source)?.context as usize;
-    let context = args.ctx.map_or(CONTEXT.min(trained), |c| c as usize);
+    let context = args.ctx.map_or(CONTEXT.min(trained), |c| c as usize).max(2);
     let stride = args.stride.map_or(context.div_ceil(2), |s| s as usize);
     if stride > context {
         let what = format!(

@@ -77,7 +77,7 @@ fn prompt(args: &Run) -> Result<String> {
             return Err(Usage(format!("a prompt is one argument: put it in quotes{model}")).into());
         }
     };
-    if let ([word], None, None) = (&args.words[..], &args.model.model, &args.file)
+    if let ([word], None, None) = (&args.words[..], &args.model.name(), &args.file)
         && is_model(word)?
     {
         let what = format!(
