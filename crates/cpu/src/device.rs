@@ -1,7 +1,7 @@
 //! The CPU as a [`Device`]: loads weights, prepares Programs and runs steps on its threads.
 
 use crate::exec::{self, Memory, OpTime, Run, Scratch, Tile};
-use crate::kv::{KvPool, KvType};
+use crate::kv::{KvPool, KvType, huge_pages};
 use crate::linear;
 use crate::plan;
 use crate::pool::{Pool, physical_cores};
@@ -179,6 +179,7 @@ impl Device for Cpu {
             .collect();
         let bytes = elements.max(1) * size_of::<f32>();
         let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "activations", bytes })?;
+        huge_pages(&memory);
         let attends = program
             .ops
             .iter()

@@ -100,6 +100,7 @@ impl KvPool {
         let out_of_memory = Error::Memory { what: "the KV cache", bytes: bytes.unwrap_or(usize::MAX) };
         let map = bytes.and_then(|b| MmapOptions::new().len(b.max(1)).no_reserve_swap().map_anon().ok());
         let map = map.ok_or(out_of_memory)?;
+        huge_pages(&map);
         Ok(KvPool { map, kind, places, page: at, pages, touched: vec![false; pages] })
     }
 
@@ -138,6 +139,27 @@ impl KvPool {
             pages: self.pages,
         }
     }
+}
+
+/// Asks for huge pages: a walk over the cache or over activations should not wait for page tables. Only a hint.
+pub(crate) fn huge_pages(map: &MmapMut) {
+    #[cfg(target_os = "linux")]
+    let _ = map.advise(memmap2::Advice::HugePage);
+    #[cfg(not(target_os = "linux"))]
+    let _ = map;
+}
+
+/// Asks the processor to fetch memory that will be read soon.
+#[inline(always)]
+fn prefetch<E>(p: &[E]) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..size_of_val(p)).step_by(64) {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing that the program can see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.as_ptr().cast::<i8>().add(at)) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// The cache as the threads of a step see it.
@@ -219,6 +241,9 @@ impl<'a> KvShare<'a> {
     }
 }
 
+/// Blocks between the one that is scored and the one whose keys are fetched.
+const AHEAD: usize = 3;
+
 /// One head's keys and values.
 #[derive(Clone, Copy)]
 pub(crate) struct KvHead<'a> {
@@ -229,6 +254,21 @@ pub(crate) struct KvHead<'a> {
 }
 
 impl<'a> KvHead<'a> {
+    /// Fetches ahead while block `block` is scored: keys a few blocks on, and the values that come next.
+    ///
+    /// # Safety
+    /// As for [`KvHead::keys`].
+    #[inline(always)]
+    pub(crate) unsafe fn prefetch<E: Element>(&self, block: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if block + AHEAD < self.blocks.len() {
+                prefetch(self.keys::<E>(block + AHEAD));
+            }
+            prefetch(self.values::<E>(block));
+        }
+    }
+
     /// Keys of the sequence's `block`th page: `[head_dim][16]`.
     ///
     /// # Safety

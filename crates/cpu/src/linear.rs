@@ -5,6 +5,7 @@
 
 use crate::exec::{Mat, Run};
 use crate::kernels::norm::norm;
+use crate::kv::huge_pages;
 use crate::matmul::{self, Epilogue, Input, Quantized, Rows};
 use crate::pack::{InputKind, PackedBuilder, PackedWeight};
 use crate::pool::{Pool, Team};
@@ -190,7 +191,9 @@ impl Shared {
         let map = |bytes| {
             MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "prepared activations", bytes })
         };
-        Ok(Shared { normed: map(normed)?, quantized: map(quantized)? })
+        let shared = Shared { normed: map(normed)?, quantized: map(quantized)? };
+        huge_pages(&shared.quantized);
+        Ok(shared)
     }
 
     pub(crate) fn bytes(&self) -> usize {

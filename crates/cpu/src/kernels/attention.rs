@@ -118,6 +118,8 @@ pub(crate) unsafe fn chunk<S: Simd, E: Element>(
 ) {
     let len = state_len(spec);
     let hd = queries.head_dim;
+    // Several groups find the chunk in the cache of the core, behind the first.
+    let alone = queries.spans.len() <= MOST;
     let mut at = 0;
     // No closures around vectors: they would be functions of their own, without the instructions.
     while at < queries.spans.len() {
@@ -129,19 +131,20 @@ pub(crate) unsafe fn chunk<S: Simd, E: Element>(
         // SAFETY: the caller's promise.
         unsafe {
             match n {
-                1 => group::<S, E, 1, 4>(s, spec, kv, q, spans, chunk, weights, parts),
-                2 => group::<S, E, 2, 4>(s, spec, kv, q, spans, chunk, weights, parts),
-                3 => group::<S, E, 3, 4>(s, spec, kv, q, spans, chunk, weights, parts),
-                4 => group::<S, E, 4, 4>(s, spec, kv, q, spans, chunk, weights, parts),
-                6 => group::<S, E, 6, 2>(s, spec, kv, q, spans, chunk, weights, parts),
-                _ => group::<S, E, 8, 2>(s, spec, kv, q, spans, chunk, weights, parts),
+                1 => group::<S, E, 1, 4>(s, spec, kv, q, spans, chunk, alone, weights, parts),
+                2 => group::<S, E, 2, 4>(s, spec, kv, q, spans, chunk, alone, weights, parts),
+                3 => group::<S, E, 3, 4>(s, spec, kv, q, spans, chunk, alone, weights, parts),
+                4 => group::<S, E, 4, 4>(s, spec, kv, q, spans, chunk, alone, weights, parts),
+                6 => group::<S, E, 6, 2>(s, spec, kv, q, spans, chunk, alone, weights, parts),
+                _ => group::<S, E, 8, 2>(s, spec, kv, q, spans, chunk, alone, weights, parts),
             }
         }
         at += n;
     }
 }
 
-/// `R` query vectors over one chunk; values are summed in `N` vectors of columns at a time.
+/// `R` query vectors over one chunk; values are summed in `N` vectors of columns at a time. A group that is `alone` in its
+/// tile fetches ahead.
 ///
 /// # Safety
 /// As for [`chunk`].
@@ -153,6 +156,7 @@ unsafe fn group<S: Simd, E: Element, const R: usize, const N: usize>(
     q: &[f32],
     spans: &[Span],
     chunk: usize,
+    alone: bool,
     weights: &mut Weights,
     parts: &mut [f32],
 ) {
@@ -172,7 +176,12 @@ unsafe fn group<S: Simd, E: Element, const R: usize, const N: usize>(
     let mut top = [none; R];
     for b in blocks.clone() {
         // SAFETY: the caller's promise.
-        let keys = unsafe { kv.keys::<E>(b) };
+        let keys = unsafe {
+            if alone {
+                kv.prefetch::<E>(b);
+            }
+            kv.keys::<E>(b)
+        };
         let scores = scores::<S, E, R>(s, q, keys);
         let first = b * BLOCK_TOKENS;
         for r in 0..R {

@@ -15,9 +15,6 @@ use super::{
 };
 use crate::{pack::PackedWeight, simd::Kind};
 
-/// From so many rows on, weights of 16 bits are widened once for all of them.
-const WIDEN_ROWS: usize = 8;
-
 /// How a weight's element is read.
 trait Element {
     const BYTES: usize;
@@ -68,8 +65,7 @@ pub(super) unsafe fn unit(w: &PackedWeight, columns: Range<usize>, x: Rows, rows
     let bytes = w.file_rows().expect("the caller saw that it was not repacked");
     let row_bytes = bytes.len() / w.rows();
     let bytes = &bytes[columns.start * row_bytes..columns.end * row_bytes];
-    let direct =
-        w.dtype() == DType::F32 || (matches!(w.dtype(), DType::F16 | DType::BF16) && rows.len() < WIDEN_ROWS);
+    let direct = matches!(w.dtype(), DType::F32 | DType::F16 | DType::BF16);
     // SAFETY: `x` and `y` as promised; the weights' rows are as long as `cols` says.
     let product = |dtype, bytes: &[u8], row_bytes| unsafe {
         let (x, x_stride) = (x.ptr.add(rows.start * x.stride), x.stride);
@@ -160,6 +156,10 @@ unsafe fn block<S: Lanes, E: Element, const O: usize, const R: usize>(
         while k < whole {
             let xs: [S::F; R] = std::array::from_fn(|r| S::f32(x[r].add(k).cast()));
             for o in 0..O {
+                if R == 1 {
+                    // The rows after these. The hardware's own prefetch stops at every page, which is about a row.
+                    S::prefetch(w[o].wrapping_add(k * E::BYTES + O * row_bytes));
+                }
                 let w = E::load::<S>(w[o].add(k * E::BYTES));
                 for r in 0..R {
                     acc[o][r] = S::fma(w, xs[r], acc[o][r]);

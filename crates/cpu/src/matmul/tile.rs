@@ -1,7 +1,7 @@
 //! The product of a tile of packed weights (`L` output columns) with a few rows of quantised activations.
 //!
 //! One output's arithmetic: for every block of 32 `k`, in order, the exact integer sum of code times activation, then
-//! `acc += (sum * weight scale) * activation scale` and `acc += offset * activation sum`. It knows nothing of the number of rows,
+//! `acc += (sum * weight scale) * activation scale` (the two halves' first added, where a half has a scale) and `acc += offset * activation sum`. It knows nothing of the number of rows,
 //! which only decides how many rows share the work of unpacking a weight.
 
 use super::{GROUP, XBlock, lanes::Lanes};
@@ -63,6 +63,7 @@ unsafe fn rows<S: Lanes, T: Format, const R: usize>(
             let small = s.add(if T::SCALES.min() { 4 } else { 2 } * S::L);
             for b in 0..group {
                 let halves = if T::SCALES.halves() { 2 } else { 1 };
+                let mut products = [S::fzero(); R];
                 for h in 0..halves {
                     let i = halves * b + h;
                     let scale = match T::SCALES {
@@ -93,7 +94,7 @@ unsafe fn rows<S: Lanes, T: Format, const R: usize>(
                                 (0, ..) => S::zero(),
                                 (_, 1, _) => S::start((*x).sums, shift),
                                 (_, _, 0) => S::start((*x).half, shift),
-                                _ => S::start(S::second_half((*x).sums, (*x).half), shift),
+                                _ => S::start_second((*x).sums, (*x).half, shift),
                             }
                         });
                         let n = 8 / halves;
@@ -108,7 +109,16 @@ unsafe fn rows<S: Lanes, T: Format, const R: usize>(
                         }
                     }
                     for r in 0..R {
-                        acc[r] = S::fma(S::mul(sums[r], scale), S::splat((*x.add(r)).scale), acc[r]);
+                        // Two halves are first added where there are registers for it: one addition less for each.
+                        if halves == 1 || S::L == 8 {
+                            let scaled = S::mul(sums[r], scale);
+                            acc[r] = S::fma(scaled, S::splat((*x.add(r)).scale), acc[r]);
+                        } else if h == 0 {
+                            products[r] = S::mul(sums[r], scale);
+                        } else {
+                            let both = S::fma(sums[r], scale, products[r]);
+                            acc[r] = S::fma(both, S::splat((*x.add(r)).scale), acc[r]);
+                        }
                     }
                     if T::SCALES == Scales::Min16 {
                         let min = S::mul(offset, S::u8(small.add((2 * i + 1) * S::L)));

@@ -48,7 +48,7 @@ pub struct PackedFloats {
 
 impl PackedFloats {
     /// From so many rows on, packing pays.
-    pub const WORTH: usize = 6;
+    pub const WORTH: usize = 64;
 
     /// Bytes of memory for a matrix.
     pub fn bytes(isa: Isa, rows: usize, cols: usize) -> usize {
@@ -137,8 +137,13 @@ pub(super) const CHUNK: usize = 12;
 #[derive(Default)]
 pub(super) struct WideUnit {
     rows: Vec<f32>,
-    transposed: Vec<f32>,
+    transposed: Vec<Line>,
 }
+
+/// A unit's columns at one `k`: a cache line.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; UNIT]);
 
 impl WideUnit {
     /// Takes the weights of `columns`.
@@ -149,12 +154,12 @@ impl WideUnit {
         let (steps, l) = (x.steps(), lanes(x.isa));
         self.rows.clear();
         self.rows.resize(UNIT * steps * l, 0.0);
-        self.transposed.resize(UNIT * steps * l, 0.0);
+        self.transposed.resize(steps * l, Line([0.0; UNIT]));
         for (row, out) in bytes.chunks_exact(row_bytes).zip(self.rows.chunks_exact_mut(steps * l)) {
             widen(w, row, &mut out[..w.cols()]);
         }
         // SAFETY: the buffers have these sizes, and the ISA exists.
-        unsafe { transpose(x.isa, self.rows.as_ptr(), self.transposed.as_mut_ptr(), steps) }
+        unsafe { transpose(x.isa, self.rows.as_ptr(), self.transposed.as_mut_ptr().cast(), steps) }
     }
 
     /// The product with the chunk that begins with row `first`, to `y`, [`UNIT`] floats a row; gives the number of rows.
@@ -172,7 +177,7 @@ impl WideUnit {
         // SAFETY: the chunk begins behind `first` whole rows.
         unsafe {
             let (steps, rows) = (x.steps(), x.ptr.add(first * x.steps() * lanes(x.isa)));
-            chunk(x.isa, n, self.transposed.as_ptr(), rows, steps, y.as_mut_ptr());
+            chunk(x.isa, n, self.transposed.as_ptr().cast(), rows, steps, y.as_mut_ptr());
         }
         n.min(x.rows - first)
     }

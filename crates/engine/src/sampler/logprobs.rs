@@ -14,7 +14,7 @@ pub(crate) fn top(row: &[f32], n: usize, lse: f64, scratch: &mut Vec<Candidate>,
 
 /// Log-sum-exp of the row by the fast exponential: within 1e-6 of the exact one.
 pub(crate) fn log_sum_exp(row: &[f32], max: f32) -> f64 {
-    f64::from(max) + softmax::sums(row, max, 1.0).0.ln()
+    f64::from(max) + softmax::sum(row, max, 1.0).ln()
 }
 
 #[cfg(test)]

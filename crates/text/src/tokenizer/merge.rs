@@ -18,12 +18,14 @@ pub(super) struct Symbol {
     next: u32,
 }
 
+/// A possible merge: key, left symbol, right symbol, bytes of both, id of the joined token.
+type Pair = (u32, u32, u32, u32, u32);
+
 /// Work space, kept between words so that it is allocated once a text.
 #[derive(Debug, Default)]
 pub(super) struct Merger {
     pub(super) symbols: Vec<Symbol>,
-    /// (key, left symbol, right symbol, bytes of both, id of the merged token)
-    heap: BinaryHeap<Reverse<(u32, u32, u32, u32, u32)>>,
+    heap: BinaryHeap<Reverse<Pair>>,
 }
 
 impl Merger {

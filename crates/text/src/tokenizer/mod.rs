@@ -163,6 +163,10 @@ impl Tokenizer {
             })?;
         }
 
+        // Some files have them as user-defined; but text from a user must not end a turn.
+        let ends = named_ends(&texts, &types);
+        ends.iter().for_each(|&id| types[id as usize] = TokenType::Control);
+
         // What ordinary text can become. Byte-level text is looked up as bytes, the rest as spelled.
         let lookup = if byte_level { &bytes } else { &texts };
         let mut index = Index::with_capacity(count);
@@ -236,7 +240,7 @@ impl Tokenizer {
             parse: OnceLock::new(),
             plain: OnceLock::new(),
         };
-        tokenizer.find_ends();
+        tokenizer.set_ends(ends);
         Ok(tokenizer)
     }
 
@@ -271,7 +275,8 @@ impl Tokenizer {
         let around = tokenizer.encode("", Special::Plain, Ends::Model)?;
         tokenizer.add_bos = tokenizer.special.bos.is_some_and(|bos| around.first() == Some(&bos));
         tokenizer.add_eos = tokenizer.special.eos.is_some_and(|eos| around.last() == Some(&eos));
-        tokenizer.find_ends();
+        let ends = named_ends(&tokenizer.texts, &tokenizer.types);
+        tokenizer.set_ends(ends);
         Ok(tokenizer)
     }
 
@@ -484,27 +489,33 @@ impl Tokenizer {
         Ok(())
     }
 
-    fn find_ends(&mut self) {
-        let mut ends: Vec<u32> =
-            [self.special.eos, self.special.eot, self.special.eom].into_iter().flatten().collect();
-        let marked = |id: u32| matches!(self.types[id as usize], TokenType::Control | TokenType::UserDefined);
-        let mut found = Vec::new();
-        for id in (0..self.vocab_size() as u32).filter(|&id| marked(id)) {
-            let text = self.texts.get(id).unwrap_or_default();
-            if let Some(name) = END_NAMES.iter().find(|n| n.as_bytes() == text) {
-                found.push((*name, id));
-            }
-        }
-        let has = |name: &str| found.iter().any(|(n, _)| *n == name);
-        // In the harmony format <|end|> closes a message, not the answer; Gemma 4 has </s> as a plain tag.
-        let harmony = (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"));
-        let gemma4 = has("<|tool_response>");
-        found.retain(|(name, _)| !(harmony && *name == "<|end|>" || gemma4 && *name == "</s>"));
-        ends.extend(found.iter().map(|(_, id)| id));
+    fn set_ends(&mut self, named: Vec<u32>) {
+        let mut ends: Vec<u32> = [self.special.eos, self.special.eot, self.special.eom]
+            .into_iter()
+            .flatten()
+            .chain(named)
+            .collect();
         ends.sort_unstable();
         ends.dedup();
         self.end_of_generation = ends;
     }
+}
+
+/// Marked tokens with a name that ends a turn.
+fn named_ends(texts: &Pieces, types: &[TokenType]) -> Vec<u32> {
+    let mut found = Vec::new();
+    for (id, kind) in types.iter().enumerate() {
+        if matches!(kind, TokenType::Control | TokenType::UserDefined) {
+            let text = texts.get(id as u32).unwrap_or_default();
+            found.extend(END_NAMES.iter().find(|n| n.as_bytes() == text).map(|name| (*name, id as u32)));
+        }
+    }
+    let has = |name: &str| found.iter().any(|(n, _)| *n == name);
+    // In the harmony format <|end|> closes a message, not the answer; Gemma 4 has </s> as a plain tag.
+    let harmony = (has("<|return|>") && has("<|call|>")) || (has("<|calls|>") && has("<|flush|>"));
+    let gemma4 = has("<|tool_response>");
+    found.retain(|(name, _)| !(harmony && *name == "<|end|>" || gemma4 && *name == "</s>"));
+    found.into_iter().map(|(_, id)| id).collect()
 }
 
 /// Appends a SentencePiece spelling with `▁` as spaces.

@@ -155,6 +155,9 @@ impl Unigram {
             }
             rest = &rest[used..];
         }
+        if self.merge_spaces {
+            out.truncate(out.trim_end_matches('▁').len());
+        }
         Ok(out)
     }
 }
@@ -178,7 +181,7 @@ impl Charsmap {
         let (head, rest) =
             bytes.split_first_chunk::<4>().ok_or_else(|| bad("shorter than its length field"))?;
         let size = u32::from_le_bytes(*head) as usize;
-        if size % 4 != 0 || size >= rest.len() {
+        if !size.is_multiple_of(4) || size >= rest.len() {
             return Err(bad("its trie does not fit in it"));
         }
         let (trie, texts) = rest.split_at(size);

@@ -15,6 +15,20 @@ fn pair(low: i32, high: i32) -> i32 {
     low & 0xffff | high << 16
 }
 
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn shifted(v: __m256i, shift: i32) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match shift {
+            0 => v,
+            1.. => _mm256_sll_epi16(v, _mm_cvtsi32_si128(shift)),
+            _ => _mm256_sra_epi16(v, _mm_cvtsi32_si128(-shift)),
+        }
+    }
+}
+
 #[allow(clippy::undocumented_unsafe_blocks, reason = "the trait says what callers promise")]
 impl Lanes for Avx2 {
     const L: usize = 8;
@@ -62,14 +76,12 @@ impl Lanes for Avx2 {
     /// The sums are two i16: those of the values at 0 and 1 of each four, and at 2 and 3, as the products are.
     #[inline(always)]
     unsafe fn start(sums: i32, shift: i32) -> __m256i {
-        unsafe {
-            let s = _mm256_set1_epi32(sums);
-            match shift {
-                0 => s,
-                1.. => _mm256_sll_epi16(s, _mm_cvtsi32_si128(shift)),
-                _ => _mm256_sra_epi16(s, _mm_cvtsi32_si128(-shift)),
-            }
-        }
+        unsafe { shifted(_mm256_set1_epi32(sums), shift) }
+    }
+
+    #[inline(always)]
+    unsafe fn start_second(sums: i32, half: i32, shift: i32) -> __m256i {
+        unsafe { shifted(_mm256_sub_epi16(_mm256_set1_epi32(sums), _mm256_set1_epi32(half)), shift) }
     }
 
     #[inline(always)]
@@ -162,6 +174,11 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn i8(p: *const u8) -> __m256 {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) }
+    }
+
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 
     #[inline(always)]

@@ -53,15 +53,27 @@ impl Lanes for Avx512 {
         }
     }
 
+    /// `-8 * sum` fits an i16, so the product of pairs of i16 shifts and broadcasts in one instruction.
     #[inline(always)]
     unsafe fn start(sums: i32, shift: i32) -> __m512i {
         unsafe {
             let s = _mm512_set1_epi32(sums);
             match shift {
                 0 => s,
-                1.. => _mm512_sll_epi32(s, _mm_cvtsi32_si128(shift)),
+                1.. => _mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(1 << shift), s),
                 _ => _mm512_sra_epi32(s, _mm_cvtsi32_si128(-shift)),
             }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn start_second(sums: i32, half: i32, shift: i32) -> __m512i {
+        unsafe {
+            if shift < 0 {
+                return Self::start(sums - half, shift);
+            }
+            let minus = _mm512_set1_epi32((-1 << shift) & 0xffff);
+            _mm512_dpwssd_epi32(Self::start(sums, shift), minus, _mm512_set1_epi32(half))
         }
     }
 
@@ -147,6 +159,11 @@ impl Lanes for Avx512 {
     #[inline(always)]
     unsafe fn i8(p: *const u8) -> __m512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) }
+    }
+
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
 
     #[inline(always)]

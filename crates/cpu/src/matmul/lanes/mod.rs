@@ -51,6 +51,8 @@ pub(crate) trait Lanes: Copy {
 
     /// `-8 * 2^shift * sum(x)` from a sum of an [`XBlock`].
     unsafe fn start(sums: i32, shift: i32) -> Self::P;
+    /// The same of a block's second half, from the sums of the whole and of the first half.
+    unsafe fn start_second(sums: i32, half: i32, shift: i32) -> Self::P;
     /// Zero.
     unsafe fn zero() -> Self::P;
     /// Adds the products of each column's four bytes (unsigned) with the four bytes at `x` (signed).
@@ -85,6 +87,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn u8(p: *const u8) -> Self::F;
     /// `L` signed bytes.
     unsafe fn i8(p: *const u8) -> Self::F;
+    /// Asks for the cache line at `p`, which may be anywhere.
+    fn prefetch(p: *const u8);
     /// Product.
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
     /// Sum.

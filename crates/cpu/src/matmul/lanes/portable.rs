@@ -10,15 +10,20 @@ pub(crate) struct Portable;
 
 const L: usize = 8;
 
+/// The bytes of a vector as 16-bit words: word `2 l` has the values 0 and 1 of column `l`, the next one 2 and 3. On words,
+/// shifts and products of pairs (`pmaddwd`) are instructions even of old CPUs.
+type Words = [u16; 2 * L];
+
 #[inline(always)]
-fn dot(p: [i32; L], x: *const i8, w: impl Fn(usize) -> i32) -> [i32; L] {
+fn dot(p: [i32; L], x: *const i8, even: [i16; 2 * L], odd: [i16; 2 * L]) -> [i32; L] {
     // SAFETY: callers give four readable bytes.
     let x = unsafe { x.cast::<[i8; 4]>().read_unaligned() }.map(i32::from);
     let mut out = p;
     for l in 0..L {
-        for i in 0..4 {
-            out[l] += w(4 * l + i) * x[i];
-        }
+        out[l] += i32::from(even[2 * l]) * x[0] + i32::from(even[2 * l + 1]) * x[2];
+    }
+    for l in 0..L {
+        out[l] += i32::from(odd[2 * l]) * x[1] + i32::from(odd[2 * l + 1]) * x[3];
     }
     out
 }
@@ -34,7 +39,7 @@ impl Lanes for Portable {
     const L: usize = L;
     const ROWS: usize = 4;
     const BYTE_XOR: u8 = 0;
-    type V = [u8; 4 * L];
+    type V = Words;
     type P = [i32; L];
     type W = [i32; L];
     type F = [f32; L];
@@ -42,12 +47,12 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn load(p: *const u8) -> Self::V {
         // SAFETY: the caller's promise.
-        unsafe { p.cast::<Self::V>().read_unaligned() }
+        unsafe { p.cast::<Words>().read_unaligned() }.map(u16::from_le)
     }
 
     #[inline(always)]
     unsafe fn and(v: Self::V, mask: u8) -> Self::V {
-        v.map(|b| b & mask)
+        v.map(|w| w & (u16::from(mask) * 0x0101))
     }
 
     #[inline(always)]
@@ -57,17 +62,23 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn shift(v: Self::V, by: i32) -> Self::V {
-        v.map(|b| if by >= 0 { b >> by } else { b << -by })
+        v.map(|w| if by >= 0 { w >> by } else { w << -by })
     }
 
     #[inline(always)]
     unsafe fn lookup(v: Self::V, table: &[i8; 16]) -> Self::V {
-        v.map(|b| table[usize::from(b & 15)] as u8)
+        v.map(|w| u16::from_le_bytes(w.to_le_bytes().map(|b| table[usize::from(b & 15)] as u8)))
     }
 
     #[inline(always)]
     unsafe fn start(sums: i32, shift: i32) -> Self::P {
         [if shift >= 0 { sums << shift } else { sums >> -shift }; L]
+    }
+
+    #[inline(always)]
+    unsafe fn start_second(sums: i32, half: i32, shift: i32) -> Self::P {
+        // SAFETY: no instructions are needed.
+        unsafe { Self::start(sums - half, shift) }
     }
 
     #[inline(always)]
@@ -77,7 +88,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn dot(p: Self::P, w: Self::V, x: *const i8) -> Self::P {
-        dot(p, x, |i| i32::from(w[i]))
+        dot(p, x, w.map(|w| (w & 0xff) as i16), w.map(|w| (w >> 8) as i16))
     }
 
     #[inline(always)]
@@ -107,7 +118,7 @@ impl Lanes for Portable {
 
     #[inline(always)]
     unsafe fn dot_wide(p: Self::W, w: Self::V, x: *const i8) -> Self::W {
-        dot(p, x, |i| i32::from(w[i] as i8))
+        dot(p, x, w.map(|w| i16::from(w as u8 as i8)), w.map(|w| w as i16 >> 8))
     }
 
     #[inline(always)]
@@ -149,6 +160,9 @@ impl Lanes for Portable {
     unsafe fn i8(p: *const u8) -> Self::F {
         floats(p, |b: i8| f32::from(b))
     }
+
+    #[inline(always)]
+    fn prefetch(_: *const u8) {}
 
     #[inline(always)]
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F {
