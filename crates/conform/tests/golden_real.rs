@@ -75,7 +75,7 @@ fn model(golden: &Golden) -> Source {
 }
 
 fn cpu() -> Box<dyn Device> {
-    Box::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap())
+    Box::new(Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap())
 }
 
 /// `KL(reference || ours)` with all tokens outside the reference's best 64 as one: a lower bound that is close to the

@@ -61,9 +61,9 @@ fn products_of_every_type_at_odd_shapes() {
             t.insert("w".into(), tensor("w", dtype, &[out as usize, cols as usize], 0.5, &mut rng));
             p.logits = Some(p.matmul("y", x, w, None));
             let (want, got) = both(&p, &t, rows);
-            // Quantised weights meet activations quantised to 8 bits per block of 32: about 0.6% of the result for
+            // Quantised weights meet activations quantised to 15 bits per block of 32: about 5e-5 of the result for
             // normal inputs. Few outputs make the estimate itself noisy.
-            let bound = if dtype.is_quantized() { 0.02 } else { 1e-5 };
+            let bound = if dtype.is_quantized() { 2e-4 } else { 1e-5 };
             let error = compare::relative_rms(&got, &want);
             assert!(error < bound, "{dtype} {out}x{cols}, {rows} rows: {error}");
         }
@@ -73,7 +73,7 @@ fn products_of_every_type_at_odd_shapes() {
 #[test]
 fn products_with_norm_bias_residual_gate_and_several_parts() {
     let mut rng = Rng(2);
-    for (dtype, cols, bound) in [(DType::F32, 96, 1e-5), (DType::Q8_0, 96, 0.02), (DType::Q4_K, 256, 0.02)] {
+    for (dtype, cols, bound) in [(DType::F32, 96, 1e-5), (DType::Q8_0, 96, 2e-4), (DType::Q4_K, 256, 2e-4)] {
         for rows in [1, 2, 7, 33, 64] {
             for act in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf, Activation::Relu] {
                 let (mut p, x, mut t) = with_input(cols, &mut rng);

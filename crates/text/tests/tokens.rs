@@ -284,5 +284,5 @@ fn a_real_tokenizer_json() {
     let tokenizer = load(&path);
     let ids = tokenizer.encode("The Café, isn't it?", Special::Plain, Ends::Model).unwrap();
     assert_eq!(ids, [101, 1996, 7668, 1010, 3475, 1005, 1056, 2009, 1029, 102]);
-    assert_eq!(tokenizer.decode(&ids).unwrap(), "the cafe, isn't it?");
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "the cafe, isn ' t it?", "as that package decodes it");
 }

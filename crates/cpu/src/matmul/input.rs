@@ -1,4 +1,6 @@
-//! Activations in blocks of 32 signed bytes with one scale, made once per matrix that several weights multiply.
+//! Activations in blocks of 32 numbers of 15 bits with one scale, made once per matrix that several weights multiply.
+//! A number is two signed bytes, because products of bytes are what CPUs are fast at; one byte is too coarse, see
+//! `docs/adr/0002`.
 
 use std::ops::Range;
 
@@ -13,20 +15,31 @@ pub(crate) const GROUP: usize = 8;
 /// Bits of the least magnitude of a block that is not rounded to zero, 2^-100: its inverse must be a number.
 pub(crate) const SMALLEST: i32 = (127 - 100) << 23;
 
-/// 32 values: `q * scale`, with `scale = max |x| / 127`. If one is infinite or NaN, the scale is NaN and so is every product.
+/// The largest magnitude of a quantised value: 127 in the high byte.
+pub(crate) const STEPS: f32 = 127.0 * 128.0;
+
+/// 32 values: `(128 high + low) * scale`, with `scale = max |x| / 16256`, `low` in -64..64 and `high` in -127..=127. If one is
+/// infinite or NaN, the scale is NaN and so is every product.
 #[derive(Clone, Copy, Debug, PartialEq)]
-#[repr(C, align(16))]
+#[repr(C, align(32))]
 pub(crate) struct XBlock {
-    /// The values.
-    pub(crate) q: [i8; 32],
+    /// High and low bytes of the values.
+    pub(crate) q: [[i8; 32]; 2],
     /// Multiplies them.
     pub(crate) scale: f32,
-    /// `scale` times the sum of `q`.
+    /// `scale` times the sum of the values.
     pub(crate) scaled_sum: f32,
-    /// Minus eight times the sum of `q`, as the instruction set wants it (`Lanes::sums`).
-    pub(crate) sums: i32,
+    /// Minus eight times the sum of each of `q`, as the instruction set wants it (`Lanes::sums`).
+    pub(crate) sums: [i32; 2],
     /// The same of the first 16.
-    pub(crate) half: i32,
+    pub(crate) half: [i32; 2],
+}
+
+/// High and low part of a quantised value.
+#[inline(always)]
+pub(crate) fn split(q: i32) -> (i32, i32) {
+    let high = (q + 64) >> 7;
+    (high, q - (high << 7))
 }
 
 /// Fills in all but `q`.
@@ -34,7 +47,7 @@ pub(crate) struct XBlock {
 /// # Safety
 /// `out` is writable.
 #[inline(always)]
-pub(crate) unsafe fn finish(out: *mut XBlock, scale: f32, sum: i32, sums: i32, half: i32) {
+pub(crate) unsafe fn finish(out: *mut XBlock, scale: f32, sum: i32, sums: [i32; 2], half: [i32; 2]) {
     // SAFETY: the caller's promise.
     unsafe {
         (*out).scale = scale;
@@ -52,7 +65,7 @@ pub(crate) unsafe fn finish(out: *mut XBlock, scale: f32, sum: i32, sums: i32, h
 pub(crate) unsafe fn quantize_special(amax: i32, out: *mut XBlock) {
     let scale = if amax < SMALLEST { 0.0 } else { f32::NAN };
     // SAFETY: the caller's promise.
-    unsafe { out.write(XBlock { q: [0; 32], scale, scaled_sum: scale, sums: 0, half: 0 }) }
+    unsafe { out.write(XBlock { q: [[0; 32]; 2], scale, scaled_sum: scale, sums: [0; 2], half: [0; 2] }) }
 }
 
 /// Quantised activations `[rows, cols]` in memory that the caller owns. Block `b` of row `r` of a group of `n` rows is the

@@ -19,7 +19,7 @@ use self::lanes::{Avx2, Avx512};
 use self::lanes::{Lanes, Portable};
 pub use self::{input::Quantized, wide::PackedFloats};
 pub(crate) use self::{
-    input::{GROUP, SMALLEST, XBlock, finish, quantize_special},
+    input::{GROUP, SMALLEST, STEPS, XBlock, finish, quantize_special, split},
     tile::plane_bytes,
 };
 use crate::{
@@ -102,7 +102,7 @@ pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows,
             for unit in units {
                 let columns = columns(w, unit);
                 wide.load(w, columns.clone(), &x);
-                let (mut y, mut first) = ([0.0; wide::CHUNK * UNIT], 0);
+                let (mut y, mut first) = ([0.0; wide::ROWS * UNIT], 0);
                 while first < x.rows() {
                     // SAFETY: the caller's promise.
                     let n = unsafe { wide.product(&x, first, &mut y) };
@@ -147,7 +147,7 @@ pub unsafe fn matmul_glu(
                 let columns = columns(gate.0, unit);
                 wide_gate.load(gate.0, columns.clone(), &x);
                 wide_up.load(up.0, columns.clone(), &x);
-                let (mut g, mut u, mut first) = ([0.0; wide::CHUNK * UNIT], [0.0; wide::CHUNK * UNIT], 0);
+                let (mut g, mut u, mut first) = ([0.0; wide::ROWS * UNIT], [0.0; wide::ROWS * UNIT], 0);
                 while first < x.rows() {
                     // SAFETY: the caller's promise.
                     let n = unsafe {

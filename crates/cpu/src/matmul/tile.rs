@@ -73,39 +73,45 @@ unsafe fn rows<S: Lanes, T: Format, const R: usize>(
                     };
                     let mut sums = [S::fzero(); R];
                     if wide {
-                        let mut p: [S::W; R] = std::array::from_fn(|r| S::start_wide((*x.add(r)).sums));
+                        let mut p: [[S::W; 2]; R] =
+                            std::array::from_fn(|r| (*x.add(r)).sums.map(|s| S::start_wide(s)));
                         for j in 0..8 {
                             let w = match T::TABLE {
                                 Some(table) => S::lookup(codes::<S, T>(q, j), &table),
                                 None => codes::<S, T>(q, j),
                             };
                             for r in 0..R {
-                                p[r] =
-                                    S::dot_wide(p[r], w, (&raw const (*x.add(r)).q).cast::<i8>().add(4 * j));
+                                for plane in 0..2 {
+                                    let x = (&raw const (*x.add(r)).q[plane]).cast::<i8>().add(4 * j);
+                                    p[r][plane] = S::dot_wide(p[r][plane], w, x);
+                                }
                             }
                         }
                         for r in 0..R {
-                            sums[r] = S::wide_to_f(p[r]);
+                            sums[r] = S::wide_to_f(p[r][0], p[r][1]);
                         }
                     } else {
-                        let mut p: [S::P; R] = std::array::from_fn(|r| {
+                        let mut p: [[S::P; 2]; R] = std::array::from_fn(|r| {
                             let x = x.add(r);
-                            match (T::CENTRE, halves, h) {
+                            std::array::from_fn(|plane| match (T::CENTRE, halves, h) {
                                 (0, ..) => S::zero(),
-                                (_, 1, _) => S::start((*x).sums, shift),
-                                (_, _, 0) => S::start((*x).half, shift),
-                                _ => S::start_second((*x).sums, (*x).half, shift),
-                            }
+                                (_, 1, _) => S::start((*x).sums[plane], shift),
+                                (_, _, 0) => S::start((*x).half[plane], shift),
+                                _ => S::start_second((*x).sums[plane], (*x).half[plane], shift),
+                            })
                         });
                         let n = 8 / halves;
                         for j in n * h..n * (h + 1) {
                             let w = codes::<S, T>(q, j);
                             for r in 0..R {
-                                p[r] = S::dot(p[r], w, (&raw const (*x.add(r)).q).cast::<i8>().add(4 * j));
+                                for plane in 0..2 {
+                                    let x = (&raw const (*x.add(r)).q[plane]).cast::<i8>().add(4 * j);
+                                    p[r][plane] = S::dot(p[r][plane], w, x);
+                                }
                             }
                         }
                         for r in 0..R {
-                            sums[r] = S::to_f(p[r]);
+                            sums[r] = S::to_f(p[r][0], p[r][1]);
                         }
                     }
                     for r in 0..R {
@@ -124,8 +130,11 @@ unsafe fn rows<S: Lanes, T: Format, const R: usize>(
                         let min = S::mul(offset, S::u8(small.add((2 * i + 1) * S::L)));
                         for r in 0..R {
                             let x = x.add(r);
-                            let sum = if h == 0 { (*x).half } else { S::second_half((*x).sums, (*x).half) };
-                            let sum = S::plain_sum(sum) as f32 * (*x).scale;
+                            let sum = |plane: usize| {
+                                let (sums, half) = ((*x).sums[plane], (*x).half[plane]);
+                                S::plain_sum(if h == 0 { half } else { S::second_half(sums, half) })
+                            };
+                            let sum = (128 * sum(0) + sum(1)) as f32 * (*x).scale;
                             acc[r] = S::fma(min, S::splat(-sum), acc[r]);
                         }
                     }

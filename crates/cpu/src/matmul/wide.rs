@@ -130,8 +130,11 @@ impl PackedFloats {
     }
 }
 
-/// Rows of the largest chunk.
-pub(super) const CHUNK: usize = 12;
+/// Chunks of the same size that are computed together, one partial sum after the other: its weights stay in the first cache.
+const CHUNKS: usize = 5;
+
+/// Most rows of a call.
+pub(super) const ROWS: usize = CHUNKS * 12;
 
 /// A unit's weights as f32, transposed; memory that is used again for the next unit.
 #[derive(Default)]
@@ -162,24 +165,22 @@ impl WideUnit {
         unsafe { transpose(x.isa, self.rows.as_ptr(), self.transposed.as_mut_ptr().cast(), steps) }
     }
 
-    /// The product with the chunk that begins with row `first`, to `y`, [`UNIT`] floats a row; gives the number of rows.
+    /// The product with rows from `first` on, the beginning of a chunk, to `y`, [`UNIT`] floats a row; gives their number.
     ///
     /// # Safety
     /// `x` is filled, and is that of `load`.
-    pub(super) unsafe fn product(
-        &self,
-        x: &PackedFloats,
-        first: usize,
-        y: &mut [f32; CHUNK * UNIT],
-    ) -> usize {
+    pub(super) unsafe fn product(&self, x: &PackedFloats, first: usize, y: &mut [f32; ROWS * UNIT]) -> usize {
         let (start, n) = x.chunk(first);
         debug_assert_eq!(first, start);
+        let (large, _) = chunk_rows(x.isa);
+        let alike = if n == large { x.rows / large * large } else { x.rows };
+        let chunks = (alike - first).div_ceil(n).min(CHUNKS);
         // SAFETY: the chunk begins behind `first` whole rows.
         unsafe {
             let (steps, rows) = (x.steps(), x.ptr.add(first * x.steps() * lanes(x.isa)));
-            chunk(x.isa, n, self.transposed.as_ptr().cast(), rows, steps, y.as_mut_ptr());
+            run(x.isa, n, chunks, self.transposed.as_ptr().cast(), rows, steps, y.as_mut_ptr());
         }
-        n.min(x.rows - first)
+        (chunks * n).min(x.rows - first)
     }
 }
 
@@ -265,42 +266,43 @@ unsafe fn transpose8(from: *const f32, from_stride: usize, to: *mut f32, to_stri
 }
 
 /// # Safety
-/// The ISA exists; the pointers are valid for a chunk of `n` rows and a unit.
-unsafe fn chunk(isa: Isa, n: usize, w: *const f32, x: *const f32, steps: usize, y: *mut f32) {
+/// The ISA exists; the pointers are valid for `chunks` chunks of `n` rows and a unit.
+unsafe fn run(isa: Isa, n: usize, chunks: usize, w: *const f32, x: *const f32, steps: usize, y: *mut f32) {
     // SAFETY: the caller's promise.
     unsafe {
         match (isa.kind(), n) {
             #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512, 12) => avx512::<12>(w, x, steps, y),
+            (Kind::Avx512, 12) => avx512::<12>(chunks, w, x, steps, y),
             #[cfg(target_arch = "x86_64")]
-            (Kind::Avx512, _) => avx512::<4>(w, x, steps, y),
+            (Kind::Avx512, _) => avx512::<4>(chunks, w, x, steps, y),
             #[cfg(target_arch = "x86_64")]
-            (Kind::Avx2, 6) => avx2::<6>(w, x, steps, y),
+            (Kind::Avx2, 6) => avx2::<6>(chunks, w, x, steps, y),
             #[cfg(target_arch = "x86_64")]
-            (Kind::Avx2, _) => avx2::<2>(w, x, steps, y),
-            (Kind::Portable, 6) => product::<Portable, 2, 6>(w, x, steps, y),
-            (Kind::Portable, _) => product::<Portable, 2, 2>(w, x, steps, y),
+            (Kind::Avx2, _) => avx2::<2>(chunks, w, x, steps, y),
+            (Kind::Portable, 6) => product::<Portable, 2, 6>(chunks, w, x, steps, y),
+            (Kind::Portable, _) => product::<Portable, 2, 2>(chunks, w, x, steps, y),
         }
     }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
-unsafe fn avx512<const R: usize>(w: *const f32, x: *const f32, steps: usize, y: *mut f32) {
+unsafe fn avx512<const R: usize>(chunks: usize, w: *const f32, x: *const f32, steps: usize, y: *mut f32) {
     // SAFETY: the caller's promise.
-    unsafe { product::<Avx512, 1, R>(w, x, steps, y) }
+    unsafe { product::<Avx512, 1, R>(chunks, w, x, steps, y) }
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn avx2<const R: usize>(w: *const f32, x: *const f32, steps: usize, y: *mut f32) {
+unsafe fn avx2<const R: usize>(chunks: usize, w: *const f32, x: *const f32, steps: usize, y: *mut f32) {
     // SAFETY: the caller's promise.
-    unsafe { product::<Avx2, 2, R>(w, x, steps, y) }
+    unsafe { product::<Avx2, 2, R>(chunks, w, x, steps, y) }
 }
 
-/// `R` rows and the `V * L` columns of a unit.
+/// Chunks of `R` rows and the `V * L` columns of a unit.
 #[inline(always)]
 unsafe fn product<S: Lanes, const V: usize, const R: usize>(
+    chunks: usize,
     w: *const f32,
     x: *const f32,
     steps: usize,
@@ -308,39 +310,43 @@ unsafe fn product<S: Lanes, const V: usize, const R: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        // Sums that wait for their partner in the tree, one per level.
-        let mut waiting = [[[S::fzero(); V]; R]; 4];
+        // Sums that wait for their partner in the tree, one per chunk and level.
+        let mut waiting = [[[[S::fzero(); V]; R]; 4]; CHUNKS];
         let levels = S::L.trailing_zeros();
         for n in 0..S::L {
             let class = n.reverse_bits() >> (usize::BITS - levels);
-            let (mut w, mut x) = (w.add(class * steps * UNIT), x.add(class * steps * R));
-            let mut acc = [[S::fzero(); V]; R];
-            for _ in 0..steps {
-                let ws: [S::F; V] = std::array::from_fn(|v| S::f32(w.add(v * S::L).cast()));
-                for r in 0..R {
-                    let x = S::splat(*x.add(r));
-                    for v in 0..V {
-                        acc[r][v] = S::fma(ws[v], x, acc[r][v]);
+            for chunk in 0..chunks {
+                let waiting = &mut waiting[chunk];
+                let mut w = w.add(class * steps * UNIT);
+                let mut x = x.add((chunk * S::L + class) * steps * R);
+                let mut acc = [[S::fzero(); V]; R];
+                for _ in 0..steps {
+                    let ws: [S::F; V] = std::array::from_fn(|v| S::f32(w.add(v * S::L).cast()));
+                    for r in 0..R {
+                        let x = S::splat(*x.add(r));
+                        for v in 0..V {
+                            acc[r][v] = S::fma(ws[v], x, acc[r][v]);
+                        }
                     }
+                    w = w.add(UNIT);
+                    x = x.add(R);
                 }
-                w = w.add(UNIT);
-                x = x.add(R);
-            }
-            let mut level = 0;
-            while n >> level & 1 == 1 {
-                for r in 0..R {
-                    for v in 0..V {
-                        acc[r][v] = S::add(waiting[level][r][v], acc[r][v]);
+                let mut level = 0;
+                while n >> level & 1 == 1 {
+                    for r in 0..R {
+                        for v in 0..V {
+                            acc[r][v] = S::add(waiting[level][r][v], acc[r][v]);
+                        }
                     }
+                    level += 1;
                 }
-                level += 1;
-            }
-            if n + 1 < S::L {
-                waiting[level] = acc;
-            } else {
+                if n + 1 < S::L {
+                    waiting[level] = acc;
+                    continue;
+                }
                 for r in 0..R {
                     for v in 0..V {
-                        S::store(acc[r][v], y.add(r * UNIT + v * S::L));
+                        S::store(acc[r][v], y.add((chunk * R + r) * UNIT + v * S::L));
                     }
                 }
             }

@@ -304,7 +304,7 @@ fn put_codes<T: Format, const L: usize>(c: &Codes, lane: usize, xor: u8, out: &m
         |at: u32, first: usize| (0..4).fold(0, |p, j| p | ((c[first + j] >> at) & 0x0303_0303) << (2 * j));
     if T::BITS == 8 {
         for j in 0..8 {
-            put(j, c[j] ^ u32::from(xor) * 0x0101_0101);
+            put(j, c[j] ^ (u32::from(xor) * 0x0101_0101));
         }
     } else if T::BITS >= 4 {
         for j in 0..4 {

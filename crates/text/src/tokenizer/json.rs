@@ -4,6 +4,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
+use serde::de::IgnoredAny;
 use serde_json::Value;
 use tokenizers::Tokenizer as Hf;
 
@@ -58,6 +59,8 @@ fn bad(what: impl Into<String>) -> Error {
 impl Json {
     /// Reads `tokenizer.json` and, where given, `tokenizer_config.json` (for the roles of special tokens).
     pub(super) fn new(json: &[u8], config: Option<&[u8]>) -> Result<(Self, Tokens)> {
+        // The crate unwraps what it has parsed halfway; a broken file should be a plain error with its place.
+        serde_json::from_slice::<IgnoredAny>(json).map_err(|e| bad(e.to_string()))?;
         let mut hf = guarded("loading", || Hf::from_bytes(json)).map_err(bad)?;
         // Both would change ids silently: a cut text, or padding that was asked for by nobody.
         hf.with_padding(None);

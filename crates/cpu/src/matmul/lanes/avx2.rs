@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Lanes, XBlock};
-use crate::matmul::{SMALLEST, finish};
+use crate::matmul::{SMALLEST, STEPS, finish};
 
 /// AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
@@ -98,8 +98,13 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn to_f(p: __m256i) -> __m256 {
-        unsafe { _mm256_cvtepi32_ps(_mm256_madd_epi16(p, _mm256_set1_epi16(1))) }
+    unsafe fn to_f(high: __m256i, low: __m256i) -> __m256 {
+        unsafe {
+            // The pairs' sum and the factor of the high bytes in one instruction.
+            let high = _mm256_madd_epi16(high, _mm256_set1_epi16(128));
+            let low = _mm256_madd_epi16(low, _mm256_set1_epi16(1));
+            _mm256_cvtepi32_ps(_mm256_add_epi32(high, low))
+        }
     }
 
     #[inline(always)]
@@ -134,8 +139,8 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn wide_to_f(p: __m256i) -> __m256 {
-        unsafe { _mm256_cvtepi32_ps(p) }
+    unsafe fn wide_to_f(high: __m256i, low: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32::<7>(high), low)) }
     }
 
     #[inline(always)]
@@ -223,26 +228,33 @@ impl Lanes for Avx2 {
             let amax = _mm_cvtsi128_si32(m);
             if (SMALLEST..f32::INFINITY.to_bits() as i32).contains(&amax) {
                 let amax = f32::from_bits(amax as u32);
-                let inverse = _mm256_set1_ps(127.0 / amax);
+                let inverse = _mm256_set1_ps(STEPS / amax);
                 let q = v.map(|v| _mm256_cvtps_epi32(_mm256_mul_ps(v, inverse)));
-                // The packs work within 128-bit halves; the permutation puts the groups of four back in order.
-                let low = _mm256_packs_epi32(q[0], q[1]);
-                let high = _mm256_packs_epi32(q[2], q[3]);
-                let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-                let bytes = _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order);
-                _mm256_storeu_si256((&raw mut (*out).q).cast(), bytes);
-                // Pairs of neighbours as i16, even ones for values 0 and 1 of each four.
-                let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
-                let fold = |v: __m128i| {
-                    let v = _mm_add_epi16(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
-                    _mm_cvtsi128_si32(_mm_add_epi16(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
-                };
-                let first = _mm256_castsi256_si128(pairs);
-                let (half, sum) =
-                    (fold(first), fold(_mm_add_epi16(first, _mm256_extracti128_si256::<1>(pairs))));
-                let (low, high) = (i32::from(sum as i16), sum >> 16);
-                let half = pair(-8 * i32::from(half as i16), -8 * (half >> 16));
-                finish(out, amax / 127.0, low + high, pair(-8 * low, -8 * high), half);
+                // As `split`.
+                let high = q.map(|q| _mm256_srai_epi32::<7>(_mm256_add_epi32(q, _mm256_set1_epi32(64))));
+                let low = std::array::from_fn(|i| _mm256_sub_epi32(q[i], _mm256_slli_epi32::<7>(high[i])));
+                let (mut plain, mut sums, mut halves) = ([0; 2], [0; 2], [0; 2]);
+                for (plane, q) in [high, low].into_iter().enumerate() {
+                    // The packs work within 128-bit halves; the permutation puts the groups of four back in order.
+                    let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+                    let packed =
+                        _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+                    let bytes = _mm256_permutevar8x32_epi32(packed, order);
+                    _mm256_storeu_si256((&raw mut (*out).q[plane]).cast(), bytes);
+                    // Pairs of neighbours as i16, even ones for values 0 and 1 of each four.
+                    let pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+                    let fold = |v: __m128i| {
+                        let v = _mm_add_epi16(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
+                        _mm_cvtsi128_si32(_mm_add_epi16(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
+                    };
+                    let first = _mm256_castsi256_si128(pairs);
+                    let half = fold(first);
+                    let sum = fold(_mm_add_epi16(first, _mm256_extracti128_si256::<1>(pairs)));
+                    let times = |v: i32| pair(-8 * i32::from(v as i16), -8 * (v >> 16));
+                    plain[plane] = i32::from(sum as i16) + (sum >> 16);
+                    (sums[plane], halves[plane]) = (times(sum), times(half));
+                }
+                finish(out, amax / STEPS, 128 * plain[0] + plain[1], sums, halves);
             } else {
                 super::super::quantize_special(amax, out);
             }

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{Lanes, XBlock};
-use crate::matmul::{SMALLEST, finish};
+use crate::matmul::{SMALLEST, STEPS, finish};
 
 /// AVX-512 F, BW, DQ, VL and VNNI.
 #[derive(Clone, Copy)]
@@ -88,8 +88,8 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn to_f(p: __m512i) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(p) }
+    unsafe fn to_f(high: __m512i, low: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<7>(high), low)) }
     }
 
     #[inline(always)]
@@ -119,8 +119,8 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn wide_to_f(p: __m512i) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(p) }
+    unsafe fn wide_to_f(high: __m512i, low: __m512i) -> __m512 {
+        unsafe { Self::to_f(high, low) }
     }
 
     #[inline(always)]
@@ -205,14 +205,22 @@ impl Lanes for Avx512 {
             let amax = _mm512_reduce_max_epi32(_mm512_max_epi32(abs(a), abs(b)));
             if (SMALLEST..f32::INFINITY.to_bits() as i32).contains(&amax) {
                 let amax = f32::from_bits(amax as u32);
-                let inverse = _mm512_set1_ps(127.0 / amax);
+                let inverse = _mm512_set1_ps(STEPS / amax);
+                let (mut sums, mut half) = ([0; 2], [0; 2]);
                 let a = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
                 let b = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
-                let half = _mm512_reduce_add_epi32(a);
-                let sum = half + _mm512_reduce_add_epi32(b);
-                let q = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
-                _mm256_storeu_si256((&raw mut (*out).q).cast(), q);
-                finish(out, amax / 127.0, sum, -8 * sum, -8 * half);
+                // As `split`.
+                let high = |q| _mm512_srai_epi32::<7>(_mm512_add_epi32(q, _mm512_set1_epi32(64)));
+                let low = |q, high| _mm512_sub_epi32(q, _mm512_slli_epi32::<7>(high));
+                let (ah, bh) = (high(a), high(b));
+                for (plane, (a, b)) in [(ah, bh), (low(a, ah), low(b, bh))].into_iter().enumerate() {
+                    half[plane] = _mm512_reduce_add_epi32(a);
+                    sums[plane] = half[plane] + _mm512_reduce_add_epi32(b);
+                    let q = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
+                    _mm256_storeu_si256((&raw mut (*out).q[plane]).cast(), q);
+                }
+                let sum = 128 * sums[0] + sums[1];
+                finish(out, amax / STEPS, sum, sums.map(|s| -8 * s), half.map(|h| -8 * h));
             } else {
                 super::super::quantize_special(amax, out);
             }

@@ -57,8 +57,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn zero() -> Self::P;
     /// Adds the products of each column's four bytes (unsigned) with the four bytes at `x` (signed).
     unsafe fn dot(p: Self::P, w: Self::V, x: *const i8) -> Self::P;
-    /// The sums as floats.
-    unsafe fn to_f(p: Self::P) -> Self::F;
+    /// `128 high + low` of the sums with both bytes of the activations, as floats.
+    unsafe fn to_f(high: Self::P, low: Self::P) -> Self::F;
     /// The sum of the second half of a block, of the whole's and the first half's.
     fn second_half(sum: i32, half: i32) -> i32;
     /// The sums of an [`XBlock`] for these 32 (or, `q[16..]` being zero, 16) values: minus eight times.
@@ -70,8 +70,8 @@ pub(crate) trait Lanes: Copy {
     unsafe fn start_wide(sums: i32) -> Self::W;
     /// Adds the products of each column's four packed bytes with the four bytes at `x`.
     unsafe fn dot_wide(p: Self::W, w: Self::V, x: *const i8) -> Self::W;
-    /// The sums as floats.
-    unsafe fn wide_to_f(p: Self::W) -> Self::F;
+    /// `128 high + low` of the sums with both bytes of the activations, as floats.
+    unsafe fn wide_to_f(high: Self::W, low: Self::W) -> Self::F;
 
     /// Zero.
     unsafe fn fzero() -> Self::F;

@@ -1,7 +1,7 @@
 //! Plain Rust, 8 columns, for any CPU; written so that the compiler can vectorise it.
 
 use super::{Lanes, XBlock};
-use crate::matmul::{SMALLEST, finish};
+use crate::matmul::{SMALLEST, STEPS, finish, split};
 use crate::simd::f16_to_f32;
 
 /// Any CPU.
@@ -92,8 +92,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn to_f(p: Self::P) -> Self::F {
-        p.map(|p| p as f32)
+    unsafe fn to_f(high: Self::P, low: Self::P) -> Self::F {
+        std::array::from_fn(|i| ((high[i] << 7) + low[i]) as f32)
     }
 
     #[inline(always)]
@@ -122,8 +122,9 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn wide_to_f(p: Self::W) -> Self::F {
-        p.map(|p| p as f32)
+    unsafe fn wide_to_f(high: Self::W, low: Self::W) -> Self::F {
+        // SAFETY: no instructions are needed.
+        unsafe { Self::to_f(high, low) }
     }
 
     #[inline(always)]
@@ -206,12 +207,14 @@ impl Lanes for Portable {
         unsafe {
             if (SMALLEST..f32::INFINITY.to_bits() as i32).contains(&amax) {
                 let amax = f32::from_bits(amax as u32);
-                let inverse = 127.0 / amax;
+                let inverse = STEPS / amax;
                 // Adding 1.5 * 2^23 rounds to the nearest whole number, ties to even.
-                let q = x.map(|x| ((x * inverse + 12_582_912.0) - 12_582_912.0) as i8);
-                (*out).q = q;
-                let sums = Self::sums(&q);
-                finish(out, amax / 127.0, Self::plain_sum(sums), sums, Self::sums(&q[..16]));
+                let q = x.map(|x| split(((x * inverse + 12_582_912.0) - 12_582_912.0) as i32));
+                let planes = [q.map(|(high, _)| high as i8), q.map(|(_, low)| low as i8)];
+                (*out).q = planes;
+                let sums = planes.map(|q| Self::sums(&q));
+                let sum = 128 * Self::plain_sum(sums[0]) + Self::plain_sum(sums[1]);
+                finish(out, amax / STEPS, sum, sums, planes.map(|q| Self::sums(&q[..16])));
             } else {
                 super::super::quantize_special(amax, out);
             }

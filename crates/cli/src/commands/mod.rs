@@ -1,0 +1,40 @@
+//! One file for each command.
+
+mod chat;
+mod completions;
+mod docs;
+mod inspect;
+mod list;
+mod logits;
+mod man;
+mod perplexity;
+mod pull;
+mod rm;
+mod run;
+mod show;
+mod template;
+mod tokenize;
+
+use anyhow::Result;
+
+use crate::args::Command;
+
+/// Runs a command.
+pub(crate) fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Run(args) => run::run(*args),
+        Command::Chat(args) => chat::run(*args),
+        Command::Pull(args) => pull::run(args),
+        Command::List(args) => list::run(args),
+        Command::Show(args) => show::run(args),
+        Command::Rm(args) => rm::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Tokenize(args) => tokenize::run(args),
+        Command::Perplexity(args) => perplexity::run(args),
+        Command::Logits(args) => logits::run(args),
+        Command::Template(args) => template::run(args),
+        Command::Completions(args) => completions::run(args),
+        Command::Man(args) => man::run(args),
+        Command::DocsCli => docs::run(),
+    }
+}

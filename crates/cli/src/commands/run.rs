@@ -1,0 +1,115 @@
+//! `quarrel run`: one prompt, one answer.
+
+use std::path::Path;
+
+use anyhow::{Result, bail};
+use quarrel_hub::Hub;
+use quarrel_text::stream_decoder::Leading;
+use serde_json::json;
+
+use crate::args::Run;
+use crate::failure::{Interrupted, Usage};
+use crate::render::{self, Out};
+use crate::session::{Answer, Ask, End, Opened, Running};
+use crate::settings::Settings;
+use crate::{chat_format, input, interrupt};
+
+pub(crate) fn run(args: Run) -> Result<()> {
+    let prompt = prompt(&args)?;
+    interrupt::install()?;
+    let opened = Opened::new(&args.model)?;
+    let settings = Settings::new(&args.sample, &opened.local, &opened.source)?;
+    let (ids, leading) = encode(&args, &opened, &prompt)?;
+    if ids.is_empty() {
+        bail!("the prompt is empty, and this model has no token to begin with; give it a text");
+    }
+    let running = opened.load(&args.engine)?;
+    render::detail(format!("sampling {}", serde_json::Value::from(settings.values())));
+    let ask = Ask { prompt: ids, settings: &settings, leading, logprobs: args.logprobs };
+    let mut out = Out::new();
+    let live = !args.json && !args.no_stream;
+    let answer =
+        running.answer(&opened.tokenizer, ask, |text| if live { Ok(out.text(text)?) } else { Ok(()) })?;
+    finish(&args, &running, &answer, &mut out)
+}
+
+/// What is left to say when the answer is over.
+fn finish(args: &Run, running: &Running, answer: &Answer, out: &mut Out) -> Result<()> {
+    let interrupted = answer.end == End::Interrupted;
+    if args.json && !interrupted {
+        let mut object = json!({
+            "text": answer.text,
+            "finish_reason": answer.finish_reason(),
+            "prompt_tokens": answer.stats.prompt_tokens,
+            "completion_tokens": answer.tokens,
+            "timings": answer.timings(running.load),
+        });
+        if args.logprobs.is_some() {
+            object["logprobs"] = answer.logprobs.clone().into();
+        }
+        return out.json(&object);
+    }
+    if args.no_stream {
+        out.text(&answer.text)?;
+    }
+    out.end_line()?;
+    if answer.end == End::Full {
+        render::note(format!(
+            "the context of {} tokens is full; --ctx gives more",
+            running.handle.info().context
+        ));
+    }
+    render::note(answer.figures());
+    render::detail(format!("seed {}", answer.stats.seed));
+    if interrupted { Err(Interrupted.into()) } else { Ok(()) }
+}
+
+fn prompt(args: &Run) -> Result<String> {
+    let given = match (&args.words[..], &args.prompt) {
+        ([], prompt) => prompt.clone(),
+        ([one], _) => Some(one.clone()),
+        ([first, ..], _) => {
+            let model = if is_model(first)? {
+                format!("; to choose the model: --model {first}")
+            } else {
+                String::new()
+            };
+            return Err(Usage(format!("a prompt is one argument: put it in quotes{model}")).into());
+        }
+    };
+    if let ([word], None, None) = (&args.words[..], &args.model.name(), &args.file)
+        && is_model(word)?
+    {
+        let what = format!(
+            "{word:?} is a model's name, and the prompt is missing: quarrel run --model {word} \"...\""
+        );
+        return Err(Usage(what).into());
+    }
+    input::prompt(given, args.file.as_deref())
+}
+
+/// Whether a word can only be meant as a model: a model file, or a name of the catalog with its tag.
+fn is_model(word: &str) -> Result<bool> {
+    if Path::new(word).extension().is_some_and(|e| e == "gguf" || e == "safetensors") {
+        return Ok(true);
+    }
+    let Some((name, tag)) = word.split_once(':') else { return Ok(false) };
+    let hub = Hub::from_env()?;
+    Ok(hub.config().catalog.models.iter().any(|m| m.name == name && m.variant(tag).is_some()))
+}
+
+fn encode(args: &Run, opened: &Opened, prompt: &str) -> Result<(Vec<u32>, Leading)> {
+    let Some(template) = opened.template.as_ref().filter(|_| !args.raw) else {
+        if args.system.is_some() {
+            bail!("{} has no chat template, so it knows no system prompt", opened.local.name);
+        }
+        if !args.raw {
+            render::detail("the model has no chat template; it goes on with the prompt as it stands");
+        }
+        return Ok((chat_format::encode_prompt(&opened.tokenizer, prompt)?, Leading::Keep));
+    };
+    let system = args.system.as_ref().or(opened.local.system.as_ref());
+    let mut messages: Vec<_> = system.map(|s| chat_format::message("system", s)).into_iter().collect();
+    messages.push(chat_format::message("user", prompt));
+    Ok((chat_format::encode_chat(&opened.tokenizer, template, &messages)?, Leading::Strip))
+}

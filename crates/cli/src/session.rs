@@ -1,0 +1,295 @@
+//! A model that runs: file, tokenizer, template and engine; and one answer from it.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use indicatif::ProgressBar;
+use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_engine::{Engine, Event, FinishReason, Handle, LoadOptions, Request, RequestStats};
+use quarrel_formats::Source;
+use quarrel_hub::LocalModel;
+use quarrel_ir::Device as _;
+use quarrel_text::stream_decoder::{Control, Leading};
+use quarrel_text::{ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
+use serde_json::{Value, json};
+
+use crate::args::{Device, EngineArgs, ModelArgs};
+use crate::interrupt::Answering;
+use crate::settings::Settings;
+use crate::{chat_format, models, render};
+
+/// From this loading time on a person is shown that something happens.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// A model on disk with what is needed to talk to it, before its weights are loaded.
+pub(crate) struct Opened {
+    pub(crate) local: LocalModel,
+    pub(crate) source: Source,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Option<ChatTemplate>,
+}
+
+impl Opened {
+    pub(crate) fn new(args: &ModelArgs) -> Result<Opened> {
+        let local = models::resolve(args)?;
+        let source = models::open(&local.path)?;
+        if source.tensors().len() == 0 {
+            bail!("{} is a vocabulary without weights; it can tokenize, not answer", local.name);
+        }
+        let tokenizer = models::tokenizer(&source)?;
+        let template = chat_format::template_of(&source)?;
+        if template.is_none() && local.template.is_some() {
+            render::note(
+                "the model's template is in Ollama's language (Go), which is not read; its file has none of its own",
+            );
+        }
+        Ok(Opened { local, source, tokenizer, template })
+    }
+
+    /// Loads the weights. `configure` may change the engine's sizes.
+    pub(crate) fn load(&self, args: &EngineArgs) -> Result<Running> {
+        let started = Instant::now();
+        let trained = quarrel_model::spec(&self.source)?.context as usize;
+        let own = self.local.params.as_ref().and_then(|p| p.get("num_ctx")?.as_u64()).map(|n| n as usize);
+        let context = args.ctx.map(|c| c as usize).or(own.map(|c| c.min(trained)));
+        if let Some(context) = context.filter(|c| *c > trained) {
+            render::note(format!(
+                "a context of {context} tokens is more than the {trained} the model was trained for"
+            ));
+        }
+        let device = match args.device {
+            Device::Cpu => {
+                let options = CpuOptions { threads: args.threads.map(usize::from), ..CpuOptions::default() };
+                Box::new(Cpu::new(options).context("cannot start the CPU device")?)
+            }
+        };
+        let info = device.info();
+        let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        if info.threads > cores {
+            render::note(format!("{} threads on {cores} processors are slower than {cores}", info.threads));
+        }
+        render::detail(format!("device {} ({}), {} threads", info.name, info.description, info.threads));
+        let mut bar = LoadBar { total: self.source.total_bytes(), done: 0, started, bar: None };
+        let options = LoadOptions { context, ..LoadOptions::default() };
+        let loaded = Engine::load(&self.source, device, &options, |_| {}, |bytes| bar.advance(bytes));
+        bar.finish();
+        let handle = loaded?.handle;
+        render::detail(format!(
+            "context {} tokens, {} in memory, loaded in {:.2} s",
+            handle.info().context,
+            quarrel_hub::human_bytes(handle.info().device_bytes as u64),
+            started.elapsed().as_secs_f64()
+        ));
+        Ok(Running { handle, trained, load: started.elapsed() })
+    }
+}
+
+/// Shown once loading takes longer than [`PATIENCE`].
+struct LoadBar {
+    total: u64,
+    done: u64,
+    started: Instant,
+    bar: Option<ProgressBar>,
+}
+
+impl LoadBar {
+    fn advance(&mut self, bytes: u64) {
+        self.done += bytes;
+        if self.bar.is_none() && self.started.elapsed() > PATIENCE {
+            self.bar = Some(render::transfer(Some(self.total), "loading"));
+        }
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done.min(self.total));
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// The engine of a model.
+pub(crate) struct Running {
+    pub(crate) handle: Handle,
+    /// Context that the model was trained for, in tokens.
+    pub(crate) trained: usize,
+    pub(crate) load: Duration,
+}
+
+/// What to answer and how.
+pub(crate) struct Ask<'a> {
+    pub(crate) prompt: Vec<u32>,
+    pub(crate) settings: &'a Settings,
+    pub(crate) leading: Leading,
+    pub(crate) logprobs: Option<u32>,
+}
+
+/// An answer that is over.
+pub(crate) struct Answer {
+    pub(crate) text: String,
+    pub(crate) end: End,
+    /// Tokens taken into the answer, those of a stop string included.
+    pub(crate) tokens: usize,
+    pub(crate) stats: RequestStats,
+    pub(crate) logprobs: Vec<Value>,
+}
+
+/// Why an answer is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum End {
+    /// The model, or a stop string.
+    Stop,
+    /// --max-tokens.
+    Length,
+    /// The context is full.
+    Full,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+impl Running {
+    /// Makes an answer and gives its text to `show` as it comes.
+    pub(crate) fn answer(
+        &self,
+        tokenizer: &Tokenizer,
+        ask: Ask<'_>,
+        mut show: impl FnMut(&str) -> Result<()>,
+    ) -> Result<Answer> {
+        let request = Request {
+            prompt: ask.prompt,
+            sampling: ask.settings.sampling(),
+            max_tokens: ask.settings.max_tokens,
+            stop_ids: tokenizer.end_of_generation().to_vec(),
+            ignore_eos: false,
+            logprobs: ask.logprobs.map(|n| n as u8), // the flag allows what the engine does
+        };
+        let answering = Answering::begin();
+        let stream = self.handle.submit(request).map_err(|e| self.explain(e))?;
+        let id = stream.id();
+        let mut decoder = StreamDecoder::new(ask.leading, Control::Hide);
+        let mut matcher = StopMatcher::new(ask.settings.stop.clone());
+        let (mut text, mut tokens, mut logprobs, mut end) = (String::new(), 0, Vec::new(), None);
+        let mut give = |piece: String, text: &mut String| {
+            text.push_str(&piece);
+            show(&piece)
+        };
+        for event in stream {
+            if end.is_none() && answering.stopped() {
+                end = Some(End::Interrupted);
+                self.handle.cancel(id);
+            }
+            match event {
+                Event::Token { id: token, logprob, top } if end.is_none() => {
+                    tokens += 1;
+                    if ask.logprobs.is_some() {
+                        logprobs.push(token_logprobs(tokenizer, token, logprob, &top)?);
+                    }
+                    let out = matcher.push(&decoder.push(tokenizer, token)?);
+                    give(out.text, &mut text)?;
+                    if out.stopped.is_some() {
+                        end = Some(End::Stop);
+                        self.handle.cancel(id);
+                    }
+                }
+                Event::Prefill { .. } | Event::Token { .. } => {}
+                Event::Failed(e) => return Err(self.explain(e)),
+                Event::Done { reason, stats } => {
+                    if end != Some(End::Stop) {
+                        let rest = matcher.push(&decoder.finish());
+                        give(rest.text + &matcher.finish(), &mut text)?;
+                    }
+                    let end = end.unwrap_or(match reason {
+                        FinishReason::Stop => End::Stop,
+                        FinishReason::Length => End::Length,
+                        FinishReason::ContextFull => End::Full,
+                        FinishReason::Aborted => End::Interrupted,
+                    });
+                    return Ok(Answer { text, end, tokens, stats, logprobs });
+                }
+            }
+        }
+        bail!("the engine ended without an answer")
+    }
+
+    /// Says what to do about a prompt that is too long, in the words of the flags.
+    pub(crate) fn explain(&self, e: quarrel_engine::Error) -> anyhow::Error {
+        let quarrel_engine::Error::PromptTooLong { prompt, context } = e else { return e.into() };
+        let more = match prompt < self.trained {
+            true => format!("or give --ctx {}", (prompt + 512).next_multiple_of(256).min(self.trained)),
+            false => format!("for the model was trained for {} (--ctx can force more)", self.trained),
+        };
+        anyhow::anyhow!(
+            "the prompt has {prompt} tokens and the context holds {context}, the answer included; shorten the prompt, {more}"
+        )
+    }
+}
+
+fn token_json(tokenizer: &Tokenizer, id: u32, logprob: f64) -> Result<Value> {
+    let text = String::from_utf8_lossy(tokenizer.token_bytes(id)?);
+    Ok(json!({ "id": id, "text": text, "logprob": logprob }))
+}
+
+fn token_logprobs(tokenizer: &Tokenizer, id: u32, logprob: f32, top: &[(u32, f32)]) -> Result<Value> {
+    let mut value = token_json(tokenizer, id, logprob.into())?;
+    let top: Result<Vec<Value>> = top.iter().map(|(id, l)| token_json(tokenizer, *id, (*l).into())).collect();
+    value["top"] = top?.into();
+    Ok(value)
+}
+
+impl Answer {
+    /// `stop` or `length`.
+    pub(crate) fn finish_reason(&self) -> &'static str {
+        if matches!(self.end, End::Length | End::Full) { "length" } else { "stop" }
+    }
+
+    /// Prompt tokens that were computed, per second.
+    fn prompt_speed(&self) -> Option<f64> {
+        let computed = self.stats.prompt_tokens.saturating_sub(self.stats.cached_tokens);
+        speed(computed, self.stats.prefill)
+    }
+
+    /// Tokens after the first, per second.
+    fn decode_speed(&self) -> Option<f64> {
+        speed(self.stats.completion_tokens.saturating_sub(1), self.stats.decode)
+    }
+
+    /// Durations, speeds and memory for scripts.
+    pub(crate) fn timings(&self, load: Duration) -> Value {
+        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+        let tenth = |v: Option<f64>| v.map(|v| (v * 10.0).round() / 10.0);
+        json!({
+            "load_ms": ms(load),
+            "first_token_ms": ms(self.stats.ttft),
+            "prompt_ms": ms(self.stats.prefill),
+            "decode_ms": ms(self.stats.decode),
+            "prompt_tokens_per_s": tenth(self.prompt_speed()),
+            "decode_tokens_per_s": tenth(self.decode_speed()),
+            "peak_rss_bytes": render::peak_rss_bytes(),
+        })
+    }
+
+    /// The same in one line for people.
+    pub(crate) fn figures(&self) -> String {
+        let per_s = |v: Option<f64>| v.map(|v| format!(" at {v:.1}/s")).unwrap_or_default();
+        let cached = match self.stats.cached_tokens {
+            0 => String::new(),
+            n => format!(" ({n} cached)"),
+        };
+        let memory = render::peak_rss_bytes().map(quarrel_hub::human_bytes);
+        format!(
+            "prompt {} tokens{cached}{}, first token after {:.2} s; answer {} tokens{}{}",
+            self.stats.prompt_tokens,
+            per_s(self.prompt_speed()),
+            self.stats.ttft.as_secs_f64(),
+            self.tokens,
+            per_s(self.decode_speed()),
+            memory.map(|m| format!("; memory {m}")).unwrap_or_default()
+        )
+    }
+}
+
+fn speed(tokens: usize, time: Duration) -> Option<f64> {
+    (tokens > 0 && !time.is_zero()).then(|| tokens as f64 / time.as_secs_f64())
+}
