@@ -135,7 +135,8 @@ pub(crate) struct SampleArgs {
     /// Most tokens to answer with [default: what the context holds]
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Sampling")]
     pub(crate) max_tokens: Option<u32>,
-    /// Temperature; 0 always takes the best token [default: 0.8]
+    /// Temperature; 0 always takes the best token [default: 0 for `run`, 0.8 in `chat` and wherever another sampling flag
+    /// is given]
     #[arg(long, value_name = "T", visible_alias = "temperature", value_parser = at_least_zero, allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) temp: Option<f32>,
     /// Keep the K best tokens; 0 keeps all [default: 40]

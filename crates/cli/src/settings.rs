@@ -64,9 +64,21 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// The settings for a model.
-    pub(crate) fn new(args: &SampleArgs, local: &LocalModel, source: &Source) -> Result<Settings> {
-        let mut s = Settings::default();
+    /// What `run` begins with: one question gets the same answer each time, unless a flag asks for sampling.
+    pub(crate) fn one_shot(args: &SampleArgs) -> Settings {
+        let asks =
+            args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some() || args.seed.is_some();
+        Settings { temp: if asks { Settings::default().temp } else { 0.0 }, ..Settings::default() }
+    }
+
+    /// The settings for a model: the model's own over `base`, flags over both.
+    pub(crate) fn new(
+        base: Settings,
+        args: &SampleArgs,
+        local: &LocalModel,
+        source: &Source,
+    ) -> Result<Settings> {
+        let mut s = base;
         s.take_model(&model_params(local, source)?);
         if args.quality {
             s.set_quality(true);
@@ -306,6 +318,17 @@ mod tests {
         assert_eq!((half.min, half.max), (whole.min / 2.0, whole.max / 2.0));
         s.set("quality", "off").unwrap();
         assert_eq!(s, Settings::default());
+    }
+
+    #[test]
+    fn one_question_is_answered_the_same_way_unless_sampling_is_asked_for() {
+        assert_eq!(Settings::one_shot(&SampleArgs::default()).temp, 0.0);
+        assert_eq!(Settings::one_shot(&flags(|a| a.max_tokens = Some(9))).temp, 0.0);
+        let asking: [fn(&mut SampleArgs); 3] =
+            [|a| a.top_p = Some(0.9), |a| a.top_k = Some(5), |a| a.seed = Some(1)];
+        for set in asking {
+            assert_eq!(Settings::one_shot(&flags(set)).temp, Settings::default().temp);
+        }
     }
 
     #[test]

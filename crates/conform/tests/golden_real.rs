@@ -180,7 +180,11 @@ fn perplexity(name: &str) {
     let (got, want) = ((nll / tokens as f64).exp(), &golden.perplexity["sliding"]);
     println!("{name}: perplexity {got:.4}, transformers {:.4}", want.perplexity);
     assert_eq!(tokens, want.tokens);
-    assert!((got / want.perplexity - 1.0).abs() < 0.005, "{name}: perplexity {got} instead of {}", want.perplexity);
+    assert!(
+        (got / want.perplexity - 1.0).abs() < 0.005,
+        "{name}: perplexity {got} instead of {}",
+        want.perplexity
+    );
 }
 
 #[test]

@@ -36,8 +36,11 @@ fn cases() -> Vec<Case> {
             let golden: Golden = serde_json::from_str(&text).unwrap();
             let bytes = std::fs::read(dir.join("logits.bin")).unwrap();
             let mut all = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
-            let logits =
-                golden.prompts.iter().map(|p| all.by_ref().take(p.len() * golden.vocab_size).collect()).collect();
+            let logits = golden
+                .prompts
+                .iter()
+                .map(|p| all.by_ref().take(p.len() * golden.vocab_size).collect())
+                .collect();
             assert!(all.next().is_none(), "{}: logits.bin is longer than the prompts", dir.display());
             Case { dir, golden, logits }
         })
@@ -56,7 +59,13 @@ fn sources(case: &Case) -> Vec<PathBuf> {
 }
 
 /// Logits of every position, with the prompt cut into steps of `chunk` tokens, then `greedy` continuations.
-fn run(device: &mut dyn Device, path: &Path, prompt: &[u32], chunk: usize, more: usize) -> (Vec<f32>, Vec<u32>) {
+fn run(
+    device: &mut dyn Device,
+    path: &Path,
+    prompt: &[u32],
+    chunk: usize,
+    more: usize,
+) -> (Vec<f32>, Vec<u32>) {
     let source = Source::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let spec = quarrel_model::spec(&source).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let program = decoder(&spec, &Options::default());
@@ -117,5 +126,9 @@ fn reference_equals_transformers() {
 
 #[test]
 fn cpu_equals_transformers() {
-    check(&|| Box::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap()), 1e-3, 0.1);
+    check(
+        &|| Box::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap()),
+        1e-3,
+        0.1,
+    );
 }

@@ -97,7 +97,7 @@ impl ModelSpec {
                 return Err(field_error(field, format!("is {value}, must be 1..={max}")));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(field_error(
                 "head_count_kv",
                 format!("{} does not divide {} heads", self.kv_heads, self.heads),

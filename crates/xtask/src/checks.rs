@@ -14,7 +14,7 @@ pub(crate) fn lint() -> Result<()> {
         .env("RUSTDOCFLAGS", "--deny warnings"))?;
     optional("typos", &[])?;
     // Advisories need a database from the network; licences, bans and sources do not.
-    optional("cargo-deny", &["--offline", "check", "bans", "licenses", "sources"])
+    optional("cargo-deny", &["check", "bans", "licenses", "sources"])
 }
 
 /// Generated documents; a test of each crate fails when one is stale.

@@ -7,7 +7,7 @@ mod tidy;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 /// Development tasks of Longbow Quarrel.
 #[derive(Parser)]
@@ -49,9 +49,19 @@ enum Task {
     },
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match start(Args::parse().task) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("xtask: {e:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(task: Task) -> Result<()> {
     std::env::set_current_dir(root())?;
-    match Args::parse().task {
+    match task {
         Task::Fixtures => fixtures::fetch().map(|dir| println!("fixtures are in {}", dir.display())),
         Task::Test { rest } => test(&rest),
         Task::Lint => checks::lint(),

@@ -45,7 +45,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
             opened.local.name
         );
     }
-    let settings = Settings::new(&args.sample, &opened.local, &opened.source)?;
+    let settings = Settings::new(Settings::default(), &args.sample, &opened.local, &opened.source)?;
     let running = opened.load(&args.engine)?;
     let mut chat = Conversation {
         messages: Vec::new(),

@@ -1,3 +1,5 @@
+//! Products against sums in f64, on every instruction set; bits, special values, epilogues.
+
 use quarrel_formats::{Bytes, quant};
 
 use super::*;

@@ -71,7 +71,9 @@ pub(super) fn silu<F: F32x16>(x: F) -> F {
 #[inline(always)]
 pub(super) fn gelu_tanh<F: F32x16>(x: F) -> F {
     // sqrt(8 / pi); the cube overflows to an infinity of the right sign.
-    let u = x * x.same(std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2) * (x * x).fma(x.same(0.044_715), x.same(1.0));
+    let u = x
+        * x.same(std::f32::consts::FRAC_2_SQRT_PI * std::f32::consts::SQRT_2)
+        * (x * x).fma(x.same(0.044_715), x.same(1.0));
     let bounded = x.same(-1.0e4).max(x);
     bounded * sigmoid(u)
 }

@@ -1,3 +1,5 @@
+//! Every vector operation against its scalar, on every instruction set.
+
 use super::*;
 
 /// Applies a named function to every value, 16 at a time.

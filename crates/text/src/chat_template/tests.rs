@@ -1,3 +1,5 @@
+//! Templates against what Python renders, and templates that try to do harm.
+
 use super::*;
 use serde_json::json;
 
