@@ -1,14 +1,14 @@
 //! Runs the user's own `pip download` and watches the file grow.
 
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
 use super::fresh_dir;
-use crate::cache::read_small;
 use crate::error::{Error, Result};
 use crate::name::Package;
 use crate::progress::Progress;
@@ -75,8 +75,6 @@ pub(super) fn download(
     // in /tmp, and the last move is a rename on the same disk.
     let tmp = dir.join("tmp");
     fresh_dir(&tmp)?;
-    let (out_path, err_path) = (dir.join("pip.out"), dir.join("pip.err"));
-    let sink = |path: &Path| File::create(path).map_err(|e| Error::io("create", path, e));
     let failed = |why: String| Error::Pip { what: format!("pip download {package}"), why };
     let mut child = Command::new(&command[0])
         .args(&command[1..])
@@ -86,10 +84,12 @@ pub(super) fn download(
         .arg(package.to_string())
         .env("TMPDIR", &tmp)
         .stdin(Stdio::null())
-        .stdout(sink(&out_path)?)
-        .stderr(sink(&err_path)?)
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| failed(format!("it could not be started: {e}")))?;
+    // Not to a file beside the download: when the disk is full, the complaint about it would be lost.
+    let complaints = child.stderr.take().map(|e| thread::spawn(move || read_complaints(e)));
 
     progress.start(size_hint, &format!("fetching {label} with pip"));
     let mut seen = 0;
@@ -110,7 +110,7 @@ pub(super) fn download(
     };
     progress.finish();
     if !status.success() {
-        let text = read_small(&err_path, 1 << 20)?.unwrap_or_default();
+        let text = complaints.and_then(|c| c.join().ok()).unwrap_or_default();
         return Err(explain(package, dir, &text));
     }
     let wheels: Vec<PathBuf> = crate::cache::read_dir(dir)?
@@ -124,6 +124,16 @@ pub(super) fn download(
             wheels.len()
         ))),
     }
+}
+
+/// The first MiB of what pip writes to its standard error; the rest is read and dropped, so that pip never waits for us.
+fn read_complaints(mut stderr: impl Read) -> String {
+    let mut text = Vec::new();
+    let read = stderr.by_ref().take(1 << 20).read_to_end(&mut text);
+    if read.is_ok() {
+        let _ = io::copy(&mut stderr, &mut io::sink()); // what was read already explains more than this error would
+    }
+    String::from_utf8_lossy(&text).into_owned()
 }
 
 /// pip's complaint as one line that says what to do.
