@@ -20,8 +20,8 @@ use std::ops::Range;
 const FEW: usize = 4;
 /// Rows that one thread prepares together: those that lie side by side in quantised form.
 const GROUP: usize = 8;
-/// Bytes that are repacked before their source is given back.
-const BATCH: usize = 256 << 20;
+/// Bytes that are repacked before their source is given back: that much is resident twice for a moment.
+const BATCH: usize = 32 << 20;
 
 /// Rows of a weight in one packed piece, from the first output column on.
 pub(crate) struct Piece {
@@ -94,8 +94,8 @@ pub(crate) fn pack(pool: &mut Pool, isa: Isa, held: &mut [Held], todo: &[(usize,
         }
         for (i, uses) in &todo[at..end] {
             let h = &mut held[*i];
-            if h.pieces.iter().all(|p| p.bytes() > 0) && !uses.table {
-                h.give_back();
+            if h.pieces.iter().all(|p| p.bytes() > 0) {
+                h.give_back(uses.table);
             }
         }
         at = end;
@@ -352,12 +352,13 @@ impl Held {
         Err(Error::Shape { at: self.decl.parts[0].name.clone(), why: format!("no rows {from}..{to}") })
     }
 
-    /// Drops the source of what was repacked: mapped pages can be read again, memory of our own is gone.
-    fn give_back(&mut self) {
+    /// Drops the source of what was repacked. Mapped pages can be read again, as rows of an embedding table are; memory of
+    /// our own is gone, unless it is such a `table`.
+    fn give_back(&mut self, table: bool) {
         for t in &mut self.tensors {
             if t.data.is_mapped() {
                 t.data.release();
-            } else {
+            } else if !table {
                 t.data = Bytes::from(Vec::new());
             }
         }

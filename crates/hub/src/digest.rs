@@ -1,5 +1,5 @@
 //! SHA-256 digests (and the SHA-1 of git blobs, which Hugging Face uses for small files): parse, print, compute while
-//! streaming. Everything that this crate downloads goes through a [`Hasher`].
+//! streaming. Everything that this crate downloads goes through a `Hasher`.
 
 use std::fmt;
 use std::fs::File;

@@ -3,7 +3,7 @@
 //! In a decoder every activation is a matrix `[rows, cols]` and `rows` (the tokens of this step) is the only run-time
 //! size; only attention sees heads, and attention is one op. So there is no N-d tensor, no stride and no broadcasting.
 //! A pure function in `quarrel-model` builds the Program once; a [`Device`] prepares it and runs it.
-//! The slow scalar interpreter in [`reference`] *is* the semantics: every device is checked against it.
+//! The slow scalar interpreter in [`mod@reference`] *is* the semantics: every device is checked against it.
 #![forbid(unsafe_code)]
 
 pub mod arena;

@@ -1,4 +1,5 @@
 //! Development tasks, so that the habits of the project are commands: `cargo xtask help`.
+#![forbid(unsafe_code)]
 
 mod checks;
 mod fixtures;

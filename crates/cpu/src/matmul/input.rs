@@ -69,7 +69,7 @@ pub(crate) unsafe fn quantize_special(amax: i32, out: *mut XBlock) {
 }
 
 /// Quantised activations `[rows, cols]` in memory that the caller owns. Block `b` of row `r` of a group of `n` rows is the
-/// group's `b * n + r`th; groups have [`GROUP`] rows, the last one perhaps fewer.
+/// group's `b * n + r`th; groups have `GROUP` rows, the last one perhaps fewer.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantized {
     isa: Isa,
