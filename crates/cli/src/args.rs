@@ -136,8 +136,7 @@ pub(crate) struct SampleArgs {
     /// Most tokens to answer with [default: what the context holds]
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Sampling")]
     pub(crate) max_tokens: Option<u32>,
-    /// Temperature; 0 always takes the best token [default: 0 for `run`, 0.8 in `chat` and wherever another sampling flag
-    /// is given]
+    /// Temperature; 0 always takes the best token [default: 0.8; `run` without any sampling flag: 0]
     #[arg(long, value_name = "T", visible_alias = "temperature", value_parser = at_least_zero, allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) temp: Option<f32>,
     /// Keep the K best tokens; 0 keeps all [default: 40]
@@ -149,7 +148,7 @@ pub(crate) struct SampleArgs {
     /// Drop tokens less likely than this share of the best; 0 keeps all [default: 0.05]
     #[arg(long, value_name = "P", visible_alias = "minp", value_parser = zero_to_one, allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) min_p: Option<f32>,
-    /// Divide the scores of recent tokens by this; 1 is off [default: 1]
+    /// Divide the scores of recent tokens by this; 1 is off [default: 1; `run` without any sampling flag: 1.05]
     #[arg(long, value_name = "X", value_parser = above_zero, allow_negative_numbers = true, help_heading = "Sampling")]
     pub(crate) repeat_penalty: Option<f32>,
     /// Take this off the score of a token that has appeared; 0 is off [default: 0]

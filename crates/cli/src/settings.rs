@@ -64,11 +64,20 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// What `run` begins with: one question gets the same answer each time, unless a flag asks for sampling.
+    /// What `run` begins with: one question gets the same answer each time, unless a flag asks for sampling. The best token
+    /// alone makes small models repeat themselves without end; a light penalty prevents most of that.
     pub(crate) fn one_shot(args: &SampleArgs) -> Settings {
-        let asks =
-            args.top_k.is_some() || args.top_p.is_some() || args.min_p.is_some() || args.seed.is_some();
-        Settings { temp: if asks { Settings::default().temp } else { 0.0 }, ..Settings::default() }
+        let SampleArgs { temp, top_k, top_p, min_p, seed, quality, .. } = args;
+        if *quality
+            || temp.is_some()
+            || top_k.is_some()
+            || top_p.is_some()
+            || min_p.is_some()
+            || seed.is_some()
+        {
+            return Settings::default();
+        }
+        Settings { temp: 0.0, repeat_penalty: 1.05, ..Settings::default() }
     }
 
     /// The settings for a model: the model's own over `base`, flags over both.
@@ -327,7 +336,7 @@ mod tests {
         let asking: [fn(&mut SampleArgs); 3] =
             [|a| a.top_p = Some(0.9), |a| a.top_k = Some(5), |a| a.seed = Some(1)];
         for set in asking {
-            assert_eq!(Settings::one_shot(&flags(set)).temp, Settings::default().temp);
+            assert_eq!(Settings::one_shot(&flags(set)), Settings::default());
         }
     }
 
