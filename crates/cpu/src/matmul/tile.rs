@@ -2,8 +2,7 @@
 //!
 //! One output's arithmetic: for every block of 32 `k`, in order, the exact integer sum of code times activation, then
 //! `acc += (sum * weight scale) * activation scale` (the two halves' first added, where a half has a scale) and `acc += offset * activation sum`. It knows nothing of the number of rows,
-//! which only decides how the work is shared: with few rows several tiles are walked at once, so that several streams come
-//! from memory; with many a tile's codes and scales are unpacked to a scratch memory once.
+//! which only decides how the work is shared: with many rows a tile's codes and scales are unpacked to a scratch memory once.
 
 use std::marker::PhantomData;
 
@@ -17,7 +16,7 @@ use crate::pack::{
 const MANY: usize = 16;
 
 /// Bytes between the codes that are multiplied and those that are asked for: the hardware's own prefetch stops at every 4 KiB.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// A product of neighbouring tiles with some rows.
 #[derive(Clone, Copy)]
@@ -80,6 +79,7 @@ impl<S: Lanes, T: Format> How<S, T> {
 struct Cursor<S: Lanes, T, const UNPACKED: bool> {
     codes: *const u8,
     scales: *const u8,
+    bytes: usize,
     factor: S::F,
     offset: S::F,
     format: PhantomData<T>,
@@ -90,14 +90,25 @@ impl<S: Lanes, T: Format, const UNPACKED: bool> Cursor<S, T, UNPACKED> {
     #[inline(always)]
     unsafe fn new(tile: Tile) -> Self {
         let zero = unsafe { S::fzero() };
-        Cursor { codes: tile.codes, scales: tile.scales, factor: zero, offset: zero, format: PhantomData }
+        Cursor {
+            codes: tile.codes,
+            scales: tile.scales,
+            bytes: tile.bytes,
+            factor: zero,
+            offset: zero,
+            format: PhantomData,
+        }
     }
 
-    /// Reads the factors of the group.
+    /// Reads the factors of the group, and asks for those of the next tile.
     #[inline(always)]
     unsafe fn open(&mut self) {
         if UNPACKED {
             return;
+        }
+        // Those of the next tile lie behind its codes.
+        for line in (0..T::SCALES.bytes() * S::L).step_by(64) {
+            S::prefetch(self.scales.wrapping_add(self.bytes + line));
         }
         unsafe {
             self.factor = if T::SCALES == Scales::Brain { S::bf16(self.scales) } else { S::f16(self.scales) };
@@ -185,18 +196,13 @@ impl<S: Lanes, T: Format, const UNPACKED: bool> Cursor<S, T, UNPACKED> {
         }
     }
 
-    /// Asks for what comes later: codes by bytes, scales of the next tile, which lie behind its codes.
+    /// Asks for the codes that come later.
     #[inline(always)]
-    fn prefetch_codes(&self) {
-        for line in (0..plane_bytes(T::BITS) * S::L).step_by(64) {
-            S::prefetch(self.codes.wrapping_add(AHEAD + line));
-        }
-    }
-
-    #[inline(always)]
-    fn prefetch_scales(&self, tile_bytes: usize) {
-        for line in (0..T::SCALES.bytes() * S::L).step_by(64) {
-            S::prefetch(self.scales.wrapping_add(tile_bytes + line));
+    fn prefetch(&self) {
+        if !UNPACKED {
+            for line in (0..plane_bytes(T::BITS) * S::L).step_by(64) {
+                S::prefetch(self.codes.wrapping_add(AHEAD + line));
+            }
         }
     }
 
@@ -305,6 +311,7 @@ unsafe fn block<S: Lanes, T: Format, const R: usize, const UNPACKED: bool>(
     unsafe {
         let halves = How::<S, T>::HALVES;
         let mut products = [S::fzero(); R];
+        at.prefetch();
         for h in 0..halves {
             let scale = at.scale(b, h);
             let sums = sums::<S, T, R, UNPACKED>(at, h, x);
@@ -331,54 +338,36 @@ unsafe fn block<S: Lanes, T: Format, const R: usize, const UNPACKED: bool>(
     }
 }
 
-/// `R` rows from `x`, one [`XBlock`] after the other, `stride` of them from a block of 32 to the next, with `N` tiles.
+/// `R` rows from `x`, one [`XBlock`] after the other, `stride` of them from a block of 32 to the next.
 ///
 /// # Safety
-/// The CPU has `S`; the tiles have `blocks` blocks of `T`; `x` and `out` are valid for the rows.
+/// The CPU has `S`; the tile has `blocks` blocks of `T`; `x` and `out` are valid for the rows.
 #[inline(always)]
-unsafe fn rows<S: Lanes, T: Format, const R: usize, const N: usize, const UNPACKED: bool>(
-    tiles: [Tile; N],
+unsafe fn rows<S: Lanes, T: Format, const R: usize, const UNPACKED: bool>(
+    tile: Tile,
     blocks: usize,
-    mut x: *const XBlock,
-    stride: usize,
-    out: [*mut f32; N],
-    out_stride: usize,
+    (mut x, stride): (*const XBlock, usize),
+    (out, out_stride): (*mut f32, usize),
 ) {
-    // SAFETY: see above; every pointer below stays inside the tiles and the rows.
+    // SAFETY: see above; every pointer below stays inside the tile and the rows.
     unsafe {
-        let group = T::SCALES.blocks();
-        let tile_bytes = (plane_bytes(T::BITS) * blocks + T::SCALES.bytes() * blocks / group) * S::L;
-        let mut acc = [[S::fzero(); R]; N];
-        let mut at = tiles.map(|t| Cursor::<S, T, UNPACKED>::new(t));
-        for _ in 0..blocks / group {
-            for at in &mut at {
-                at.open();
-                if !UNPACKED {
-                    at.prefetch_scales(tile_bytes);
-                }
-            }
-            for b in 0..group {
-                for n in 0..N {
-                    if !UNPACKED {
-                        at[n].prefetch_codes();
-                    }
-                    block(&at[n], b, x, &mut acc[n]);
-                    at[n].next_block();
-                }
+        let mut acc = [S::fzero(); R];
+        let mut at = Cursor::<S, T, UNPACKED>::new(tile);
+        for _ in 0..blocks / T::SCALES.blocks() {
+            at.open();
+            for b in 0..T::SCALES.blocks() {
+                block(&at, b, x, &mut acc);
+                at.next_block();
                 x = x.add(stride);
             }
-            for at in &mut at {
-                at.next_group();
-            }
+            at.next_group();
         }
-        for n in 0..N {
-            for r in 0..R {
-                let y = match How::<S, T>::UP {
-                    0 => acc[n][r],
-                    up => S::mul(acc[n][r], S::splat(1.0 / (1u32 << up) as f32)),
-                };
-                S::store(y, out[n].add(r * out_stride));
-            }
+        for r in 0..R {
+            let y = match How::<S, T>::UP {
+                0 => acc[r],
+                up => S::mul(acc[r], S::splat(1.0 / (1u32 << up) as f32)),
+            };
+            S::store(y, out.add(r * out_stride));
         }
     }
 }
@@ -420,68 +409,62 @@ unsafe fn unpack<S: Lanes, T: Format>(tile: Tile, blocks: usize, to: *mut u8) {
 /// The CPU has `S`; the tiles are of `T`; all is valid for the rows.
 #[inline(always)]
 pub(super) unsafe fn tile<S: Lanes, T: Format>(p: &TileProduct) {
-    let mut first = p.first;
+    let many = p.last - p.first >= MANY;
+    let whole = p.first + if many { (p.last - p.first) / S::ROWS * S::ROWS } else { 0 };
     // SAFETY: the caller's promise.
     unsafe {
-        if p.last - p.first >= MANY {
-            let whole = (p.last - p.first) / S::ROWS * S::ROWS;
-            for t in 0..p.tiles {
-                unpack::<S, T>(p.tile.nth(t), p.blocks, p.scratch);
+        for t in 0..p.tiles {
+            let tile = p.tile.nth(t);
+            if many {
+                unpack::<S, T>(tile, p.blocks, p.scratch);
                 let unpacked = Tile { codes: p.scratch, scales: p.scratch, bytes: 0 };
-                for row in (first..first + whole).step_by(S::ROWS) {
-                    let (x, stride, out) = place::<S>(p, row, t);
+                for row in (p.first..whole).step_by(S::ROWS) {
+                    let (x, out) = place::<S>(p, row, t);
                     if S::ROWS == 8 {
-                        rows::<S, T, 8, 1, true>([unpacked], p.blocks, x, stride, [out], p.out_stride);
+                        rows::<S, T, 8, true>(unpacked, p.blocks, x, out);
                     } else {
-                        rows::<S, T, 4, 1, true>([unpacked], p.blocks, x, stride, [out], p.out_stride);
+                        rows::<S, T, 4, true>(unpacked, p.blocks, x, out);
                     }
                 }
             }
-            first += whole;
-        }
-        while first < p.last {
-            let left = p.last.min((first / GROUP + 1) * GROUP) - first;
-            first += if left >= 8 && S::ROWS >= 8 {
-                few::<S, T, 8, 1>(p, first)
-            } else if left >= 4 {
-                if S::L == 16 { few::<S, T, 4, 2>(p, first) } else { few::<S, T, 4, 1>(p, first) }
-            } else if left >= 2 {
-                few::<S, T, 2, 2>(p, first)
-            } else {
-                few::<S, T, 1, 4>(p, first)
-            };
+            let mut row = whole;
+            while row < p.last {
+                let left = p.last.min((row / GROUP + 1) * GROUP) - row;
+                let (x, out) = place::<S>(p, row, t);
+                row += if left >= 8 && S::ROWS == 8 {
+                    rows::<S, T, 8, false>(tile, p.blocks, x, out);
+                    8
+                } else if left >= 4 {
+                    rows::<S, T, 4, false>(tile, p.blocks, x, out);
+                    4
+                } else if left >= 2 {
+                    rows::<S, T, 2, false>(tile, p.blocks, x, out);
+                    2
+                } else {
+                    rows::<S, T, 1, false>(tile, p.blocks, x, out);
+                    1
+                };
+            }
         }
     }
 }
 
-/// Where a row's activations begin, their distance from block to block, and where its product with tile `t` goes.
+/// Where a row's activations begin and their distance from block to block; where its product with tile `t` goes, and the
+/// next row's.
 ///
 /// # Safety
 /// As [`tile`].
 #[inline(always)]
-unsafe fn place<S: Lanes>(p: &TileProduct, row: usize, t: usize) -> (*const XBlock, usize, *mut f32) {
+unsafe fn place<S: Lanes>(
+    p: &TileProduct,
+    row: usize,
+    t: usize,
+) -> ((*const XBlock, usize), (*mut f32, usize)) {
     let group = row / GROUP * GROUP;
     // SAFETY: the group begins behind `group` whole rows, and has `stride` rows.
     unsafe {
         let x = p.x.add(group * p.blocks + (row - group));
-        (x, GROUP.min(p.x_rows - group), p.out.add((row - p.first) * p.out_stride + t * S::L))
+        let out = p.out.add((row - p.first) * p.out_stride + t * S::L);
+        ((x, GROUP.min(p.x_rows - group)), (out, p.out_stride))
     }
-}
-
-/// `R` rows from `row` on with all tiles, `N` at a time; where there are fewer the last one is computed again.
-///
-/// # Safety
-/// As [`tile`].
-#[inline(always)]
-unsafe fn few<S: Lanes, T: Format, const R: usize, const N: usize>(p: &TileProduct, row: usize) -> usize {
-    for t in (0..p.tiles).step_by(N) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            let at: [usize; N] = std::array::from_fn(|n| (t + n).min(p.tiles - 1));
-            let (x, stride, _) = place::<S>(p, row, t);
-            let out = at.map(|t| place::<S>(p, row, t).2);
-            rows::<S, T, R, N, false>(at.map(|t| p.tile.nth(t)), p.blocks, x, stride, out, p.out_stride);
-        }
-    }
-    R
 }
