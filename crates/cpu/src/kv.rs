@@ -83,25 +83,34 @@ pub(crate) fn padded(v_dim: u32) -> usize {
     (v_dim as usize).next_multiple_of(LANES)
 }
 
+/// Places of the layers in a page, and its elements; none if that is more than there can be.
+fn places(layers: &[KvLayer]) -> Option<(Vec<Place>, usize)> {
+    let mut at = 0usize;
+    let place = |&layer: &KvLayer| {
+        let size = |dim: usize| (layer.kv_heads as usize).checked_mul(dim)?.checked_mul(BLOCK_TOKENS);
+        let k = at;
+        let v = k.checked_add(size(layer.head_dim as usize)?)?;
+        at = v.checked_add(size(padded(layer.v_dim))?)?;
+        Some(Place { k, v, layer })
+    };
+    let places = layers.iter().map(place).collect::<Option<_>>()?;
+    Some((places, at))
+}
+
+/// Bytes of a page; none if that is more than there can be.
+pub(crate) fn page_bytes(layers: &[KvLayer], kind: KvType) -> Option<usize> {
+    places(layers)?.1.checked_mul(kind.bytes())
+}
+
 impl KvPool {
     /// Reserves `pages` pages; nothing is resident before it is written.
     pub(crate) fn new(layers: &[KvLayer], kind: KvType, pages: usize) -> Result<KvPool> {
-        let mut at = 0;
-        let places = layers
-            .iter()
-            .map(|&layer| {
-                let k = at;
-                let v = k + layer.kv_heads as usize * layer.head_dim as usize * BLOCK_TOKENS;
-                at = v + layer.kv_heads as usize * padded(layer.v_dim) * BLOCK_TOKENS;
-                Place { k, v, layer }
-            })
-            .collect();
-        let bytes = at.checked_mul(kind.bytes()).and_then(|p| p.checked_mul(pages));
+        let bytes = page_bytes(layers, kind).and_then(|p| p.checked_mul(pages));
         let out_of_memory = Error::Memory { what: "the KV cache", bytes: bytes.unwrap_or(usize::MAX) };
         let map = bytes.and_then(|b| MmapOptions::new().len(b.max(1)).no_reserve_swap().map_anon().ok());
-        let map = map.ok_or(out_of_memory)?;
+        let (map, (places, page)) = map.zip(places(layers)).ok_or(out_of_memory)?;
         huge_pages(&map);
-        Ok(KvPool { map, kind, places, page: at, pages, touched: vec![false; pages] })
+        Ok(KvPool { map, kind, places, page, pages, touched: vec![false; pages] })
     }
 
     /// Notes that these pages are about to be written.

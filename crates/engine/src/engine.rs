@@ -48,7 +48,7 @@ impl EngineConfig {
         EngineConfig {
             context,
             kv_blocks: None,
-            step_tokens: 512,
+            step_tokens: 256,
             step_outputs: 64,
             max_running: 16,
             max_queue: 64,
