@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use quarrel_cpu::{Cpu, CpuOptions};
-use quarrel_engine::{Engine, Event, FinishReason, Handle, LoadOptions, Request, RequestStats};
+use quarrel_cpu::Cpu;
+use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, LoadOptions, Request, RequestStats};
 use quarrel_formats::Source;
 use quarrel_hub::LocalModel;
 use quarrel_ir::Device as _;
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Device, EngineArgs, ModelArgs};
 use crate::interrupt::Answering;
+use crate::memory::{self, Planner, Use};
 use crate::settings::Settings;
 use crate::{chat_format, models, render};
 
@@ -46,20 +47,26 @@ impl Opened {
         Ok(Opened { local, source, tokenizer, template })
     }
 
-    /// Loads the weights. `configure` may change the engine's sizes.
+    /// Loads the weights, for one conversation at a time.
     pub(crate) fn load(&self, args: &EngineArgs) -> Result<Running> {
+        self.load_for(args, Use::ONE)
+    }
+
+    /// Loads the weights, with the sizes that flags and memory allow.
+    pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use) -> Result<Running> {
         let started = Instant::now();
-        let trained = quarrel_model::spec(&self.source)?.context as usize;
-        let own = self.local.params.as_ref().and_then(|p| p.get("num_ctx")?.as_u64()).map(|n| n as usize);
-        let context = args.ctx.map(|c| c as usize).or(own.map(|c| c.min(trained)));
-        if let Some(context) = context.filter(|c| *c > trained) {
+        let planner = Planner::new(self)?;
+        let sizes = memory::sizes(self, &planner, args, usage)?;
+        let trained = planner.spec.context as usize;
+        let context = sizes.config.context;
+        if context > trained {
             render::note(format!(
                 "a context of {context} tokens is more than the {trained} the model was trained for"
             ));
         }
         let device = match args.device {
             Device::Cpu => {
-                let options = CpuOptions { threads: args.threads.map(usize::from), ..CpuOptions::default() };
+                let options = memory::options(args, sizes.kv);
                 Box::new(Cpu::new(options).context("cannot start the CPU device")?)
             }
         };
@@ -70,8 +77,9 @@ impl Opened {
         }
         render::detail(format!("device {} ({}), {} threads", info.name, info.description, info.threads));
         let mut bar = LoadBar { total: self.source.total_bytes(), done: 0, started, bar: None };
-        let options = LoadOptions { context, ..LoadOptions::default() };
-        let loaded = Engine::load(&self.source, device, &options, |_| {}, |bytes| bar.advance(bytes));
+        let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let configure = |c: &mut EngineConfig| *c = sizes.config;
+        let loaded = Engine::load(&self.source, device, &options, configure, |bytes| bar.advance(bytes));
         bar.finish();
         let handle = loaded?.handle;
         render::detail(format!(
