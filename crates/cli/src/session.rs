@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use quarrel_cpu::Cpu;
 use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, LoadOptions, Request, RequestStats};
-use quarrel_formats::Source;
+use quarrel_formats::{Array, Source, Value as MetaValue};
 use quarrel_hub::LocalModel;
 use quarrel_ir::Device as _;
 use quarrel_text::stream_decoder::{Control, Leading};
@@ -33,7 +33,7 @@ pub(crate) struct Opened {
 impl Opened {
     pub(crate) fn new(args: &ModelArgs) -> Result<Opened> {
         let local = models::resolve(args)?;
-        let source = models::open(&local.path)?;
+        let mut source = models::open(&local.path)?;
         if source.tensors().len() == 0 {
             bail!("{} is a vocabulary without weights; it can tokenize, not answer", local.name);
         }
@@ -44,6 +44,15 @@ impl Opened {
                 "the model's template is in Ollama's language (Go), which is not read; its file has none of its own",
             );
         }
+        // Most of a header: the tokenizer has these in a form of its own.
+        if let Source::Gguf(gguf) = &mut source {
+            for key in ["tokens", "merges", "scores", "token_type"].map(|k| format!("tokenizer.ggml.{k}")) {
+                if gguf.metadata.contains(&key) {
+                    gguf.metadata.insert(key, MetaValue::Array(Array::U8(Vec::new())));
+                }
+            }
+        }
+        quarrel_cpu::trim_heap();
         Ok(Opened { local, source, tokenizer, template })
     }
 

@@ -89,16 +89,18 @@ pub fn footprint(
         let why = "are not as many as the program declares".into();
         return Err(Error::Shape { at: "stored weights".into(), why });
     }
-    let mut f = Footprint::default();
+    // More than any address space holds would only overflow below.
+    let kv = page_bytes(&program.kv, options.kv)
+        .and_then(|b| b.checked_mul(limits.kv_blocks))
+        .filter(|b| *b <= isize::MAX as usize >> 16)
+        .ok_or(Error::Memory { what: "the KV cache", bytes: usize::MAX })?;
+    let mut f = Footprint { kv, ..Footprint::default() };
     let mut kinds = Vec::new();
     for ((decl, parts), uses) in program.weights.iter().zip(stored).zip(uses(program)) {
         kinds.push(weight(&mut f, isa, decl, parts, uses));
     }
     let kinds = linear::kinds(program, |w| kinds[w.0 as usize]);
     f.working_memory(program, &kinds, limits, options, threads);
-    f.kv = page_bytes(&program.kv, options.kv)
-        .and_then(|b| b.checked_mul(limits.kv_blocks))
-        .ok_or(Error::Memory { what: "the KV cache", bytes: usize::MAX })?;
     Ok(f)
 }
 

@@ -20,4 +20,5 @@ pub use device::{Cpu, CpuOptions};
 pub use exec::OpTime;
 pub use footprint::{Footprint, Stored, footprint};
 pub use kv::KvType;
+pub use pack::memory::trim_heap;
 pub use simd::Isa;

@@ -87,6 +87,15 @@ impl Drop for Map {
     }
 }
 
+/// Gives freed memory of the heap back to the system where it keeps it otherwise: after much has been parsed and dropped.
+pub fn trim_heap() {
+    // SAFETY: no preconditions; the function locks what it changes.
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// Maps of the system.
 #[cfg(target_os = "linux")]
 mod system {
