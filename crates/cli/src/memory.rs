@@ -15,7 +15,10 @@ use crate::render;
 use crate::session::Opened;
 
 /// What the program still takes between reading a header and answering: code that has not run yet, stacks, small buffers.
-pub(crate) const PROGRAM_LATER: usize = 6 << 20;
+pub(crate) const PROGRAM_LATER: usize = 4 << 20;
+
+/// The part of a budget that is kept back, because a plan is right within a few percent and a budget is a promise: 1 / 40.
+const RESERVE: u64 = 40;
 
 /// How a model will be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,8 +102,11 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
     let need = |config: &EngineConfig, kv| planner.need(config, &options(args, kv));
     let asked = need(&config, kv[0])?;
     if let Some(budget) = args.memory_budget {
-        let fitted = fit(&config, kv, args.ctx.is_some(), usize::try_from(budget)?, need)
-            .with_context(|| format!("{} does not fit into --memory-budget", opened.local.name))?;
+        let usable = usize::try_from(budget - budget / RESERVE)?;
+        let fitted = fit(&config, kv, args.ctx.is_some(), usable, need).with_context(|| {
+            let budget = human_bytes(budget);
+            format!("{} does not fit into {budget}, a fortieth of it kept back", opened.local.name)
+        })?;
         if (&fitted.config, fitted.kv) != (&config, kv[0]) {
             render::note(format!(
                 "to fit {} into {}: context {}, {} at once, steps of {} tokens, cache in {}; needs {}",
