@@ -5,6 +5,9 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
+use quarrel_cpu::KvType;
+
+use crate::memory::parse_bytes;
 
 /// Run, chat with and measure language models.
 #[derive(Debug, Parser)]
@@ -57,6 +60,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Turn text into token ids
     Tokenize(Tokenize),
+    /// Say how much memory a model will take, before it is loaded
+    Plan(Plan),
     /// Measure how well a model predicts a text
     Perplexity(Perplexity),
     /// Show the most likely next tokens after a prompt
@@ -118,9 +123,32 @@ pub(crate) struct EngineArgs {
     /// Threads to compute with [default: one for each physical core that may be used]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Engine")]
     pub(crate) threads: Option<u16>,
+    /// Most memory to take, such as 2GiB or 500MB: shorter steps, a smaller cache and less context are chosen to fit [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Engine")]
+    pub(crate) memory_budget: Option<u64>,
+    /// Number type of the KV cache
+    #[arg(long, value_enum, default_value_t = Kv::F16, help_heading = "Engine")]
+    pub(crate) kv: Kv,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Engine")]
     pub(crate) device: Device,
+}
+
+/// A number type of the cache.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Kv {
+    #[default]
+    F16,
+    F32,
+}
+
+impl From<Kv> for KvType {
+    fn from(kv: Kv) -> KvType {
+        match kv {
+            Kv::F16 => KvType::F16,
+            Kv::F32 => KvType::F32,
+        }
+    }
 }
 
 /// A kind of device.
@@ -328,6 +356,28 @@ pub(crate) struct Tokenize {
     pub(crate) json: bool,
 }
 
+/// Say how much memory a model will take.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Only the header of the model's file is read. The KV cache counts as full; it grows with use, so a shorter \
+                  conversation takes less. --memory-budget shows what would be chosen."
+)]
+pub(crate) struct Plan {
+    /// The model, in any form that --model takes
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub(crate) target: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Sequences that run at once, each with a context of its own
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1024), help_heading = "Engine")]
+    pub(crate) batch: u32,
+    /// Print one JSON object: model, context, batch, kv, step_tokens, bytes, total_bytes
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+}
+
 /// Measure how well a model predicts a text.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -359,6 +409,9 @@ pub(crate) struct Perplexity {
     /// Threads to compute with [default: one for each physical core that may be used]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub(crate) threads: Option<u16>,
+    /// Most memory to take, such as 2GiB or 500MB; what does not fit is refused [default: no limit]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    pub(crate) memory_budget: Option<u64>,
     /// Print one JSON object: perplexity, nll, tokens, ci95
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
-use quarrel_cpu::{Cpu, CpuOptions};
-use quarrel_engine::{Engine, Event, FinishReason, Handle, LoadOptions, Request, RequestStats};
-use quarrel_formats::Source;
+use quarrel_cpu::Cpu;
+use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, LoadOptions, Request, RequestStats};
+use quarrel_formats::{Array, Source, Value as MetaValue};
 use quarrel_hub::LocalModel;
 use quarrel_ir::Device as _;
 use quarrel_text::stream_decoder::{Control, Leading};
@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::args::{Device, EngineArgs, ModelArgs};
 use crate::interrupt::Answering;
+use crate::memory::{self, Planner, Use};
 use crate::settings::Settings;
 use crate::{chat_format, models, render};
 
@@ -32,7 +33,7 @@ pub(crate) struct Opened {
 impl Opened {
     pub(crate) fn new(args: &ModelArgs) -> Result<Opened> {
         let local = models::resolve(args)?;
-        let source = models::open(&local.path)?;
+        let mut source = models::open(&local.path)?;
         if source.tensors().len() == 0 {
             bail!("{} is a vocabulary without weights; it can tokenize, not answer", local.name);
         }
@@ -43,23 +44,38 @@ impl Opened {
                 "the model's template is in Ollama's language (Go), which is not read; its file has none of its own",
             );
         }
+        // Most of a header: the tokenizer has these in a form of its own.
+        if let Source::Gguf(gguf) = &mut source {
+            for key in ["tokens", "merges", "scores", "token_type"].map(|k| format!("tokenizer.ggml.{k}")) {
+                if gguf.metadata.contains(&key) {
+                    gguf.metadata.insert(key, MetaValue::Array(Array::U8(Vec::new())));
+                }
+            }
+        }
+        quarrel_cpu::trim_heap();
         Ok(Opened { local, source, tokenizer, template })
     }
 
-    /// Loads the weights. `configure` may change the engine's sizes.
+    /// Loads the weights, for one conversation at a time.
     pub(crate) fn load(&self, args: &EngineArgs) -> Result<Running> {
+        self.load_for(args, Use::ONE)
+    }
+
+    /// Loads the weights, with the sizes that flags and memory allow.
+    pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use) -> Result<Running> {
         let started = Instant::now();
-        let trained = quarrel_model::spec(&self.source)?.context as usize;
-        let own = self.local.params.as_ref().and_then(|p| p.get("num_ctx")?.as_u64()).map(|n| n as usize);
-        let context = args.ctx.map(|c| c as usize).or(own.map(|c| c.min(trained)));
-        if let Some(context) = context.filter(|c| *c > trained) {
+        let planner = Planner::new(self)?;
+        let sizes = memory::sizes(self, &planner, args, usage)?;
+        let trained = planner.spec.context as usize;
+        let context = sizes.config.context;
+        if context > trained {
             render::note(format!(
                 "a context of {context} tokens is more than the {trained} the model was trained for"
             ));
         }
         let device = match args.device {
             Device::Cpu => {
-                let options = CpuOptions { threads: args.threads.map(usize::from), ..CpuOptions::default() };
+                let options = memory::options(args, sizes.kv);
                 Box::new(Cpu::new(options).context("cannot start the CPU device")?)
             }
         };
@@ -70,8 +86,9 @@ impl Opened {
         }
         render::detail(format!("device {} ({}), {} threads", info.name, info.description, info.threads));
         let mut bar = LoadBar { total: self.source.total_bytes(), done: 0, started, bar: None };
-        let options = LoadOptions { context, ..LoadOptions::default() };
-        let loaded = Engine::load(&self.source, device, &options, |_| {}, |bytes| bar.advance(bytes));
+        let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let configure = |c: &mut EngineConfig| *c = sizes.config;
+        let loaded = Engine::load(&self.source, device, &options, configure, |bytes| bar.advance(bytes));
         bar.finish();
         let handle = loaded?.handle;
         render::detail(format!(

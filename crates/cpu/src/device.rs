@@ -1,6 +1,7 @@
 //! The CPU as a [`Device`]: loads weights, prepares Programs and runs steps on its threads.
 
 use crate::exec::{self, Memory, OpTime, Run, Scratch, Tile};
+use crate::footprint::{Footprint, TABLE_TOKENS};
 use crate::kv::{KvPool, KvType, huge_pages};
 use crate::linear;
 use crate::plan;
@@ -58,6 +59,9 @@ struct Ready {
     shared: linear::Shared,
     scratch: Vec<Mutex<Scratch>>,
     counters: Vec<AtomicUsize>,
+    /// The weights whose rows are looked up, and the tokens since their pages were given back.
+    tables: Vec<usize>,
+    looked_up: usize,
     places: Vec<(usize, usize)>,
     tiles: Vec<Tile>,
     parts: Vec<f32>,
@@ -92,6 +96,19 @@ impl Cpu {
         self.ready[prepared.0 as usize].times.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Bytes by part: weights and working memory as they are, and of the KV cache what has been written.
+    pub fn footprint(&self) -> Footprint {
+        let mut f = Footprint::default();
+        self.held.iter().for_each(|h| h.measure(&mut f));
+        for r in &self.ready {
+            let kinds: Vec<_> = r.linear.iter().map(|p| p.as_ref().map(|p| p.kinds)).collect();
+            f.working_memory(&r.program, &kinds, &r.limits, &self.options, self.info.threads);
+            f.tables += r.tables.iter().map(|t| self.held[*t].table_bytes()).sum::<usize>();
+            f.kv += r.kv.resident();
+        }
+        f
+    }
+
     /// Brings the weights of a Program into the forms that its ops read.
     fn pack(&mut self, program: &Program, weights: &[Weight]) -> Result<()> {
         let mut todo = Vec::new();
@@ -115,6 +132,29 @@ fn describe(isa: Isa) -> String {
         Some(line.trim_start_matches([' ', '\t', ':']).trim().to_string())
     });
     cpu.map_or(isa.to_string(), |c| format!("{c}, {isa}"))
+}
+
+/// Where values lie.
+pub(crate) struct Layout {
+    arena: Arena,
+    pub(crate) slots: Vec<Slot>,
+    /// By rope table: cosines and sines of each row, behind the arena.
+    angles: Vec<Slot>,
+    /// Elements in all.
+    pub(crate) elements: usize,
+}
+
+/// Places the values of a Program and the angles of its rotations.
+pub(crate) fn layout(program: &Program, limits: &Limits, keep_all: bool) -> Layout {
+    let arena = Arena::plan(program, limits, keep_all);
+    let mut elements = arena.elements;
+    let angles = program.ropes.iter().map(|t| {
+        let stride = (t.rot_dims as usize).next_multiple_of(ALIGN);
+        let slot = Slot { offset: elements, stride, rows: limits.rows };
+        elements += slot.stride * slot.rows;
+        slot
+    });
+    Layout { angles: angles.collect(), slots: arena.slots.clone(), arena, elements }
 }
 
 /// Kernels read their inputs while they write their output, so the two must not share columns.
@@ -162,21 +202,7 @@ impl Device for Cpu {
             });
         }
         self.pack(&program, weights)?;
-        let arena = Arena::plan(&program, &limits, self.options.keep_values);
-        let mut elements = arena.elements;
-        let angles: Vec<Slot> = program
-            .ropes
-            .iter()
-            .map(|t| {
-                let slot = Slot {
-                    offset: elements,
-                    stride: (t.rot_dims as usize).next_multiple_of(ALIGN),
-                    rows: limits.rows,
-                };
-                elements += slot.stride * slot.rows;
-                slot
-            })
-            .collect();
+        let Layout { arena, slots, angles, elements } = layout(&program, &limits, self.options.keep_values);
         let bytes = elements.max(1) * size_of::<f32>();
         let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "activations", bytes })?;
         huge_pages(&memory);
@@ -189,12 +215,14 @@ impl Device for Cpu {
         let linear = linear::plans(&program, &self.held, weights, threads);
         let shared = linear::Shared::new(&program, &linear, &limits)?;
         let n = program.ops.len();
+        let uses = uses(&program);
+        let tables = weights.iter().zip(uses).filter(|(_, u)| u.table).map(|(w, _)| w.0 as usize).collect();
         self.ready.push(Ready {
             barriers: plan::barriers(&program, &arena),
             kv: KvPool::new(&program.kv, self.options.kv, limits.kv_blocks)?,
             limits,
             ids: weights.to_vec(),
-            slots: arena.slots,
+            slots,
             angles,
             linear,
             attends,
@@ -202,6 +230,8 @@ impl Device for Cpu {
             shared,
             scratch: (0..threads).map(|_| Mutex::new(Scratch::default())).collect(),
             counters: (0..n).map(|_| AtomicUsize::new(0)).collect(),
+            tables,
+            looked_up: 0,
             places: Vec::with_capacity(limits.rows),
             tiles: Vec::new(),
             parts: Vec::new(),
@@ -257,7 +287,14 @@ impl Device for Cpu {
         self.pool.run(&|team| run.thread(team)).map_err(|why| Error::Device {
             device: self.info.name.clone(),
             why: format!("a step failed: {why}; this is a bug, please report it"),
-        })
+        })?;
+        // Each row of a mapped table brings its neighbourhood in; over a long time that would be the table.
+        r.looked_up += r.rows;
+        if r.looked_up >= TABLE_TOKENS {
+            r.looked_up = 0;
+            r.tables.iter().for_each(|t| self.held[*t].release_table());
+        }
+        Ok(())
     }
 
     fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()> {
@@ -289,10 +326,7 @@ impl Device for Cpu {
     }
 
     fn memory(&self) -> usize {
-        let weights = self.held.iter().map(Held::bytes).sum::<usize>();
-        let ready =
-            self.ready.iter().map(|r| r.arena.len() + r.kv.resident() + 4 * r.parts.len() + r.shared.bytes());
-        weights + ready.sum::<usize>()
+        self.footprint().total()
     }
 }
 

@@ -14,7 +14,9 @@ use crate::pool::Team;
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::weights::Held;
 use quarrel_ir::arena::Slot;
-use quarrel_ir::{AttendSpec, BLOCK_TOKENS, NormSpec, Op, Program, Rows, StepInputs, View, Weight, WeightId};
+use quarrel_ir::{
+    AttendSpec, BLOCK_TOKENS, Limits, NormSpec, Op, Program, Rows, StepInputs, View, Weight, WeightId,
+};
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -402,6 +404,32 @@ fn split_chunks(tiles: &[Tile], spec: &AttendSpec, threads: usize) -> Option<usi
 pub(crate) fn parts_len(tiles: &[Tile], spec: &AttendSpec, threads: usize) -> usize {
     split_chunks(tiles, spec, threads)
         .map_or(0, |chunks| tiles.len() * spec.kv_heads as usize * chunks * tile_states(tiles, spec))
+}
+
+/// Bytes of the threads' scratch: prepared rows, queries and states of a tile, and the parts of a decode over a full cache.
+pub(crate) fn scratch_bytes(
+    program: &Program,
+    kinds: &[Option<linear::Kinds>],
+    limits: &Limits,
+    threads: usize,
+) -> usize {
+    let attends = program
+        .ops
+        .iter()
+        .filter_map(|n| if let Op::Attend { spec, .. } = &n.op { Some(spec) } else { None });
+    let (mut own, mut parts) = (0, 0);
+    for spec in attends {
+        let group = (spec.heads / spec.kv_heads) as usize;
+        let vectors = (TILE / group).max(1).min(limits.rows) * group;
+        own = own.max(vectors * (spec.head_dim as usize + 2 * attention::state_len(spec)));
+        // As many sequences as have logits share the cache evenly.
+        let seqs = limits.outputs.max(1);
+        let tokens = (limits.kv_blocks / seqs * BLOCK_TOKENS).max(1);
+        let tile = Tile { seq: 0, row: 0, rows: 1, position: tokens - 1 };
+        parts = parts.max(if seqs < 4 * threads { parts_len(&vec![tile; seqs], spec, threads) } else { 0 });
+    }
+    4 * (parts + threads * own)
+        + threads * (linear::lines_bytes(program, kinds, limits) + size_of::<Weights>())
 }
 
 struct Store<'a, E>(&'a Run<'a>, &'a Team<'a>, View, View, u32, PhantomData<E>);

@@ -83,25 +83,34 @@ pub(crate) fn padded(v_dim: u32) -> usize {
     (v_dim as usize).next_multiple_of(LANES)
 }
 
+/// Places of the layers in a page, and its elements; none if that is more than there can be.
+fn places(layers: &[KvLayer]) -> Option<(Vec<Place>, usize)> {
+    let mut at = 0usize;
+    let place = |&layer: &KvLayer| {
+        let size = |dim: usize| (layer.kv_heads as usize).checked_mul(dim)?.checked_mul(BLOCK_TOKENS);
+        let k = at;
+        let v = k.checked_add(size(layer.head_dim as usize)?)?;
+        at = v.checked_add(size(padded(layer.v_dim))?)?;
+        Some(Place { k, v, layer })
+    };
+    let places = layers.iter().map(place).collect::<Option<_>>()?;
+    Some((places, at))
+}
+
+/// Bytes of a page; none if that is more than there can be.
+pub(crate) fn page_bytes(layers: &[KvLayer], kind: KvType) -> Option<usize> {
+    places(layers)?.1.checked_mul(kind.bytes())
+}
+
 impl KvPool {
     /// Reserves `pages` pages; nothing is resident before it is written.
     pub(crate) fn new(layers: &[KvLayer], kind: KvType, pages: usize) -> Result<KvPool> {
-        let mut at = 0;
-        let places = layers
-            .iter()
-            .map(|&layer| {
-                let k = at;
-                let v = k + layer.kv_heads as usize * layer.head_dim as usize * BLOCK_TOKENS;
-                at = v + layer.kv_heads as usize * padded(layer.v_dim) * BLOCK_TOKENS;
-                Place { k, v, layer }
-            })
-            .collect();
-        let bytes = at.checked_mul(kind.bytes()).and_then(|p| p.checked_mul(pages));
+        let bytes = page_bytes(layers, kind).and_then(|p| p.checked_mul(pages));
         let out_of_memory = Error::Memory { what: "the KV cache", bytes: bytes.unwrap_or(usize::MAX) };
         let map = bytes.and_then(|b| MmapOptions::new().len(b.max(1)).no_reserve_swap().map_anon().ok());
-        let map = map.ok_or(out_of_memory)?;
+        let (map, (places, page)) = map.zip(places(layers)).ok_or(out_of_memory)?;
         huge_pages(&map);
-        Ok(KvPool { map, kind, places, page: at, pages, touched: vec![false; pages] })
+        Ok(KvPool { map, kind, places, page, pages, touched: vec![false; pages] })
     }
 
     /// Notes that these pages are about to be written.
@@ -309,6 +318,18 @@ mod tests {
         }
     }
 
+    struct StoreAt<'a>(KvShare<'a>, usize, u32, usize, &'a [f32]);
+
+    impl Kernel for StoreAt<'_> {
+        type Out = ();
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            // SAFETY: F32 pool, one thread.
+            unsafe { self.0.store::<S, f32>(s, self.1, self.2, self.3, self.4, self.4) }
+        }
+    }
+
     #[test]
     fn tokens_land_in_their_pages_and_pages_are_copied_whole() {
         let layer = |kv_heads, head_dim, v_dim| KvLayer { kv_heads, head_dim, v_dim, window: None };
@@ -335,5 +356,57 @@ mod tests {
             }
         }
         assert!(pool.copy(&[(0, 1 << 20)]).is_err());
+    }
+
+    /// Bytes of the pool that the system holds.
+    #[cfg(target_os = "linux")]
+    fn resident_pages(pool: &KvPool) -> usize {
+        let page = 4096;
+        let mut held = vec![0u8; pool.map.len().div_ceil(page)];
+        // SAFETY: the map and a byte for each of its pages.
+        let code =
+            unsafe { libc::mincore(pool.map.as_ptr().cast_mut().cast(), pool.map.len(), held.as_mut_ptr()) };
+        assert_eq!(code, 0);
+        held.iter().filter(|h| **h & 1 == 1).count() * page
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_cache_for_a_long_context_takes_what_is_written() {
+        // SmolLM2 with 131,072 tokens: 6 GB. A huge page may round each stretch up.
+        let layer = KvLayer { kv_heads: 3, head_dim: 64, v_dim: 64, window: None };
+        let mut pool = KvPool::new(&[layer; 30], KvType::F32, 8192).unwrap();
+        let page = pool.page * 4;
+        assert_eq!((resident_pages(&pool), pool.resident()), (0, 0));
+        let x = [1.0; 192];
+        for pages in [1u32, 10, 40] {
+            pool.touch(&(0..pages).collect::<Vec<_>>());
+            for p in 0..pages {
+                for token in 0..BLOCK_TOKENS {
+                    for layer in 0..30 {
+                        Isa::detect().run(StoreAt(pool.share(), layer, p, token, &x));
+                    }
+                }
+            }
+            let held = resident_pages(&pool);
+            assert_eq!(pool.resident(), pages as usize * page);
+            assert!(
+                held >= pool.resident() && held <= pool.resident() + (4 << 20),
+                "{held} for {pages} pages"
+            );
+        }
+    }
+
+    #[test]
+    fn a_cache_beyond_all_memory_is_refused() {
+        let layer = KvLayer { kv_heads: 8, head_dim: 128, v_dim: 128, window: None };
+        for (layer, pages) in [
+            (layer, usize::MAX),
+            (layer, 1 << 50),
+            (KvLayer { kv_heads: u32::MAX, head_dim: u32::MAX, ..layer }, 1),
+        ] {
+            let error = KvPool::new(&[layer; 32], KvType::F16, pages).err().unwrap();
+            assert!(error.to_string().contains("the KV cache"), "{error}");
+        }
     }
 }

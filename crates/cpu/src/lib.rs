@@ -5,6 +5,7 @@
 
 mod device;
 mod exec;
+mod footprint;
 mod kernels;
 mod kv;
 mod linear;
@@ -17,5 +18,7 @@ mod weights;
 
 pub use device::{Cpu, CpuOptions};
 pub use exec::OpTime;
+pub use footprint::{Footprint, Stored, footprint};
 pub use kv::KvType;
+pub use pack::memory::trim_heap;
 pub use simd::Isa;

@@ -7,13 +7,13 @@ use crate::exec::{Mat, Run};
 use crate::kernels::norm::norm;
 use crate::kv::huge_pages;
 use crate::matmul::{self, Epilogue, Input, Quantized, Rows};
-use crate::pack::{InputKind, PackedBuilder, PackedWeight};
+use crate::pack::{InputKind, PackedBuilder, PackedWeight, memory::Slab};
 use crate::pool::{Pool, Team};
 use crate::simd::Isa;
 use crate::weights::{Held, Uses};
 use memmap2::MmapMut;
 use quarrel_formats::{Bytes, DType};
-use quarrel_ir::{Activation, Error, Limits, Op, Program, Result, Weight};
+use quarrel_ir::{Activation, Error, Limits, Op, Program, Result, Weight, WeightDecl, WeightId};
 use std::ops::Range;
 
 /// Up to so many rows every thread prepares by itself.
@@ -33,14 +33,19 @@ impl Piece {
     pub(crate) fn bytes(&self) -> usize {
         self.weight.owned_bytes()
     }
+
+    /// Bytes that are read where they are mapped.
+    pub(crate) fn mapped_bytes(&self) -> usize {
+        self.weight.file_rows().filter(|_| self.weight.is_mapped()).map_or(0, <[u8]>::len)
+    }
 }
 
 /// Where a weight is cut: between its tensors, and so that a gate's piece has its partner in the other half.
-fn cuts(held: &Held, halves: bool) -> Vec<usize> {
-    let total = held.decl.rows() as usize;
+pub(crate) fn cuts(decl: &WeightDecl, halves: bool) -> Vec<usize> {
+    let total = decl.rows() as usize;
     let mut cuts = vec![0, total];
     let mut at = 0;
-    for part in &held.decl.parts {
+    for part in &decl.parts {
         at += part.rows as usize;
         cuts.push(at);
     }
@@ -57,11 +62,15 @@ fn cuts(held: &Held, halves: bool) -> Vec<usize> {
 pub(crate) fn is_packed(held: &Held, uses: Uses) -> bool {
     let first = |c: &usize| held.pieces.iter().any(|p| p.first == *c);
     !held.pieces.is_empty()
-        && cuts(held, uses.halves).iter().filter(|c| **c < held.decl.rows() as usize).all(first)
+        && cuts(&held.decl, uses.halves).iter().filter(|c| **c < held.decl.rows() as usize).all(first)
 }
 
 /// Repacks weights on all threads, and gives back the mapped pages that are not needed any more.
 pub(crate) fn pack(pool: &mut Pool, isa: Isa, held: &mut [Held], todo: &[(usize, Uses)]) -> Result<()> {
+    let bytes = |t: &(usize, Uses)| held[t.0].tensors.iter().map(|t| t.data.len()).sum::<usize>();
+    // A tile may be a little larger than its source.
+    let total: usize = todo.iter().map(bytes).sum();
+    let mut slab = Slab::new(total + total / 8);
     let mut at = 0;
     while at < todo.len() {
         let mut bytes = 0;
@@ -77,10 +86,10 @@ pub(crate) fn pack(pool: &mut Pool, isa: Isa, held: &mut [Held], todo: &[(usize,
         let mut builders = Vec::new();
         for (i, uses) in &todo[at..end] {
             let h = &held[*i];
-            for w in cuts(h, uses.halves).windows(2) {
+            for w in cuts(&h.decl, uses.halves).windows(2) {
                 let (name, dtype, bytes) = h.rows(w[0], w[1])?;
                 let cols = h.decl.cols as usize;
-                let builder = PackedBuilder::new(isa, dtype, w[1] - w[0], cols, bytes)
+                let builder = PackedBuilder::new_in(&mut slab, isa, dtype, w[1] - w[0], cols, bytes)
                     .map_err(|e| Error::Weight { name: name.into(), why: e.to_string() })?;
                 builders.push((*i, w[0], builder));
             }
@@ -103,12 +112,31 @@ pub(crate) fn pack(pool: &mut Pool, isa: Isa, held: &mut [Held], todo: &[(usize,
     Ok(())
 }
 
+/// Forms of the activations that the pieces of a weight multiply.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Kinds {
+    pub(crate) quantized: bool,
+    pub(crate) float: bool,
+}
+
+impl Kinds {
+    fn of(held: &Held) -> Kinds {
+        let kind = |k| held.pieces.iter().any(|p| p.weight.input() == k);
+        Kinds { quantized: kind(InputKind::Quantized), float: kind(InputKind::Float) }
+    }
+}
+
+/// By op, what a product's weight multiplies.
+pub(crate) fn kinds(program: &Program, of: impl Fn(WeightId) -> Kinds) -> Vec<Option<Kinds>> {
+    let kinds = |op: &Op| if let Op::MatMul { weight, .. } = op { Some(of(*weight)) } else { None };
+    program.ops.iter().map(|n| kinds(&n.op)).collect()
+}
+
 /// How the units of a product are divided.
 pub(crate) struct Plan {
     /// By thread: pieces and their units. With a gate the pieces are those of the first half.
     shares: Vec<Vec<(usize, Range<usize>)>>,
-    quantized: bool,
-    float: bool,
+    pub(crate) kinds: Kinds,
 }
 
 /// The plans of a Program's products, by op.
@@ -118,11 +146,9 @@ pub(crate) fn plans(program: &Program, held: &[Held], ids: &[Weight], threads: u
         let h = &held[ids[weight.0 as usize].0 as usize];
         let end = if glu.is_some() { h.decl.rows() as usize / 2 } else { h.decl.rows() as usize };
         let pieces = h.pieces.iter().filter(|p| p.first < end);
-        let kind = |k| h.pieces.iter().any(|p| p.weight.input() == k);
         Some(Plan {
             shares: shares(pieces.map(|p| (p.weight.units(), p.weight.bytes())), threads),
-            quantized: kind(InputKind::Quantized),
-            float: kind(InputKind::Float),
+            kinds: Kinds::of(h),
         })
     };
     program.ops.iter().map(|n| plan(&n.op)).collect()
@@ -171,33 +197,42 @@ pub(crate) struct Shared {
     quantized: MmapMut,
 }
 
+/// Bytes of the prepared rows of the largest product: normed and quantised.
+pub(crate) fn prepared_bytes(program: &Program, kinds: &[Option<Kinds>], limits: &Limits) -> [usize; 2] {
+    let (mut normed, mut quantized) = (1, 1);
+    for (node, kinds) in program.ops.iter().zip(kinds) {
+        let (Op::MatMul { x, norm, .. }, Some(kinds)) = (&node.op, kinds) else { continue };
+        let rows = match program.rows_of(*x) {
+            quarrel_ir::Rows::Tokens => limits.rows,
+            quarrel_ir::Rows::Outputs => limits.outputs,
+        };
+        if kinds.quantized {
+            quantized = quantized.max(Quantized::bytes(rows, x.cols as usize));
+        }
+        if kinds.float && norm.is_some() {
+            normed = normed.max(rows * x.cols as usize * size_of::<f32>());
+        }
+    }
+    [normed, quantized]
+}
+
+/// Bytes of a thread's own prepared rows.
+pub(crate) fn lines_bytes(program: &Program, kinds: &[Option<Kinds>], limits: &Limits) -> usize {
+    let few = Limits { rows: limits.rows.min(FEW), outputs: limits.outputs.min(FEW), ..*limits };
+    prepared_bytes(program, kinds, &few).iter().sum()
+}
+
 impl Shared {
     /// Room for the largest product of a Program.
     pub(crate) fn new(program: &Program, plans: &[Option<Plan>], limits: &Limits) -> Result<Shared> {
-        let (mut normed, mut quantized) = (1, 1);
-        for (node, plan) in program.ops.iter().zip(plans) {
-            let (Op::MatMul { x, norm, .. }, Some(plan)) = (&node.op, plan) else { continue };
-            let rows = match program.rows_of(*x) {
-                quarrel_ir::Rows::Tokens => limits.rows,
-                quarrel_ir::Rows::Outputs => limits.outputs,
-            };
-            if plan.quantized {
-                quantized = quantized.max(Quantized::bytes(rows, x.cols as usize));
-            }
-            if plan.float && norm.is_some() {
-                normed = normed.max(rows * x.cols as usize * size_of::<f32>());
-            }
-        }
+        let kinds: Vec<_> = plans.iter().map(|p| p.as_ref().map(|p| p.kinds)).collect();
+        let [normed, quantized] = prepared_bytes(program, &kinds, limits);
         let map = |bytes| {
             MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "prepared activations", bytes })
         };
         let shared = Shared { normed: map(normed)?, quantized: map(quantized)? };
         huge_pages(&shared.quantized);
         Ok(shared)
-    }
-
-    pub(crate) fn bytes(&self) -> usize {
-        self.normed.len() + self.quantized.len()
     }
 
     /// Access for the threads of a step.
@@ -229,8 +264,8 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
     }
     let x = run.mat(*x);
     let few = rows <= FEW;
-    let keep = plan.float && spec.is_some();
-    let prepared = match (plan.quantized || keep, few) {
+    let keep = plan.kinds.float && spec.is_some();
+    let prepared = match (plan.kinds.quantized || keep, few) {
         (false, _) => 0..0,
         (true, true) => 0..rows,
         (true, false) => group_share(team, rows),
@@ -248,7 +283,7 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
     lines.normed.resize(lines.normed.len().max(if keep && few { rows * cols } else { cols }), 0.0);
     let normed = normed.filter(|_| keep).unwrap_or(lines.normed.as_mut_ptr());
     // SAFETY: both buffers have room for `rows` rows: the thread's own was sized above, the shared one by `Shared::new`.
-    let target = plan.quantized.then(|| unsafe { Quantized::new(run.isa, quantized, rows, cols) });
+    let target = plan.kinds.quantized.then(|| unsafe { Quantized::new(run.isa, quantized, rows, cols) });
 
     let spec = spec.as_ref().map(|s| run.norm(s));
     for r in prepared {
@@ -267,7 +302,7 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
             }
         }
     }
-    if !few && (plan.quantized || keep) {
+    if !few && (plan.kinds.quantized || keep) {
         team.barrier();
     }
     let float = if keep { Rows { ptr: normed, stride: cols } } else { x.rows() };

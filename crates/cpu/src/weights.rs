@@ -1,6 +1,7 @@
 //! What the device keeps of each weight: the tensor as it came, and what a Program needs of it: a vector in f32, a matrix
 //! in tiles, or a table whose rows are decoded in place.
 
+use crate::footprint::{Footprint, table_bytes};
 use crate::linear::Piece;
 use quarrel_formats::{DType, Tensor, dequantize};
 use quarrel_ir::{Error, Op, Program, Result, WeightDecl};
@@ -107,9 +108,26 @@ impl Held {
         unreachable!("token {token} was checked against the table's rows")
     }
 
-    /// Bytes in memory of our own.
-    pub(crate) fn bytes(&self) -> usize {
-        let kept = self.tensors.iter().filter(|t| !t.data.is_mapped()).map(|t| t.data.len()).sum::<usize>();
-        kept + 4 * self.vector.len() + self.pieces.iter().map(Piece::bytes).sum::<usize>()
+    /// Adds the bytes that it holds now.
+    pub(crate) fn measure(&self, f: &mut Footprint) {
+        f.vectors += self.tensors.iter().filter(|t| !t.data.is_mapped()).map(|t| t.data.len()).sum::<usize>();
+        f.vectors += 4 * self.vector.len();
+        f.packed += self.pieces.iter().map(Piece::bytes).sum::<usize>();
+        f.mapped += self.pieces.iter().map(Piece::mapped_bytes).sum::<usize>();
+    }
+
+    /// Gives back the pages that reading rows of a table has mapped, unless products read them too.
+    pub(crate) fn release_table(&self) {
+        if self.pieces.iter().all(|p| p.mapped_bytes() == 0) {
+            self.tensors.iter().for_each(|t| t.data.release());
+        }
+    }
+
+    /// Resident bytes of a table.
+    pub(crate) fn table_bytes(&self) -> usize {
+        if self.pieces.iter().any(|p| p.mapped_bytes() > 0) {
+            return 0; // counted with the matrices
+        }
+        self.tensors.iter().filter(|t| t.data.is_mapped()).map(|t| table_bytes(t.data.len())).sum()
     }
 }

@@ -40,38 +40,39 @@ struct Block {
 /// The pool.
 #[derive(Debug)]
 pub(crate) struct BlockManager {
+    /// Those that have been used; the table grows as blocks are, so a long context costs nothing before it is filled.
     blocks: Vec<Block>,
+    total: usize,
     /// First to be reused, and last.
     head: u32,
     tail: u32,
-    free: usize,
+    /// Blocks in the free list; others are free because they have never been used.
+    listed: usize,
     index: HashMap<Key, u32>,
     next_link: u64,
 }
 
 impl BlockManager {
     pub(crate) fn new(count: usize) -> BlockManager {
-        let block = Block { users: 0, published: None, previous: NONE, next: NONE };
-        let mut m = BlockManager {
-            blocks: vec![block; count],
+        BlockManager {
+            blocks: Vec::new(),
+            total: count,
             head: NONE,
             tail: NONE,
-            free: 0,
+            listed: 0,
             index: HashMap::new(),
             next_link: 1,
-        };
-        (0..count as u32).for_each(|b| m.push_back(b));
-        m
+        }
     }
 
     /// All blocks.
     pub(crate) fn total(&self) -> usize {
-        self.blocks.len()
+        self.total
     }
 
     /// Blocks that nobody uses, cached ones included.
     pub(crate) fn free(&self) -> usize {
-        self.free
+        self.total - self.blocks.len() + self.listed
     }
 
     /// Takes the longest published chain that starts `tokens`, at most `most` blocks of it.
@@ -92,8 +93,13 @@ impl BlockManager {
         found
     }
 
-    /// Takes the block that has been free longest; what it had cached is forgotten.
+    /// Takes a block: one that caches nothing, or a new one, or the one that has been free longest, whose cache is forgotten.
     pub(crate) fn allocate(&mut self) -> Option<u32> {
+        let idle = self.blocks.get(self.head as usize).is_some_and(|b| b.published.is_none());
+        if !idle && self.blocks.len() < self.total {
+            self.blocks.push(Block { users: 1, published: None, previous: NONE, next: NONE });
+            return Some(self.blocks.len() as u32 - 1);
+        }
         let b = self.head;
         if b == NONE {
             return None;
@@ -166,8 +172,8 @@ impl BlockManager {
             (last, at, seen) = (at, b.next, seen + 1);
         }
         let unused = counts.iter().filter(|c| **c == 0).count();
-        if seen != self.free || seen != unused || last != self.tail {
-            return Err(format!("{seen} blocks listed as free, {} counted, {unused} unused", self.free));
+        if seen != self.listed || seen != unused || last != self.tail {
+            return Err(format!("{seen} blocks listed as free, {} counted, {unused} unused", self.listed));
         }
         Ok(())
     }
@@ -186,13 +192,13 @@ impl BlockManager {
         (self.blocks[b as usize].previous, self.blocks[b as usize].next) = (previous, next);
         self.join(previous, b);
         self.join(b, next);
-        self.free += 1;
+        self.listed += 1;
     }
 
     fn unlink(&mut self, b: u32) {
         let Block { previous, next, .. } = self.blocks[b as usize];
         self.join(previous, next);
-        self.free -= 1;
+        self.listed -= 1;
     }
 
     /// Makes `a` and `b` neighbours; `NONE` stands for the list's ends.
@@ -290,6 +296,18 @@ mod tests {
         a.fill(&mut m);
         b.fill(&mut m);
         assert_eq!(Held::start(&mut m, text(48, 0)).blocks, [a.blocks[0], a.blocks[1], b.blocks[2]]);
+    }
+
+    #[test]
+    fn a_pool_for_an_endless_context_holds_what_is_used() {
+        let mut m = BlockManager::new(1 << 31);
+        assert_eq!((m.total(), m.free(), m.blocks.capacity()), (1 << 31, 1 << 31, 0));
+        let a: Vec<u32> = (0..3).filter_map(|_| m.allocate()).collect();
+        m.release(&a[1..]);
+        assert_eq!((a, m.free()), (vec![0, 1, 2], (1 << 31) - 1));
+        assert_eq!(m.allocate(), Some(1), "a block that caches nothing before a new one");
+        assert!(m.blocks.capacity() < 100);
+        m.check_integrity([&[0u32, 1][..]].into_iter()).unwrap();
     }
 
     #[test]

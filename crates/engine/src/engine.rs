@@ -23,6 +23,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Most KV blocks: their numbers are of 32 bits.
+const BLOCKS_MAX: usize = 1 << 31;
+
 /// The sizes of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineConfig {
@@ -48,7 +51,7 @@ impl EngineConfig {
         EngineConfig {
             context,
             kv_blocks: None,
-            step_tokens: 512,
+            step_tokens: 256,
             step_outputs: 64,
             max_running: 16,
             max_queue: 64,
@@ -56,7 +59,7 @@ impl EngineConfig {
         }
     }
 
-    fn check(&self) -> Result<scheduler::Limits> {
+    pub(crate) fn check(&self) -> Result<scheduler::Limits> {
         let full = self.context.div_ceil(BLOCK_TOKENS);
         let blocks = self.kv_blocks.unwrap_or(full);
         for (field, value, least, why) in [
@@ -70,6 +73,13 @@ impl EngineConfig {
             if value < least {
                 return Err(Error::Config { field, value, least, why });
             }
+        }
+        if blocks > BLOCKS_MAX {
+            return Err(Error::Field {
+                field: "kv_blocks",
+                value: blocks.to_string(),
+                range: "at most 2^31; ask for a shorter context",
+            });
         }
         Ok(scheduler::Limits {
             rows: self.step_tokens,

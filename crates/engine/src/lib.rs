@@ -11,6 +11,7 @@ mod engine;
 mod events;
 mod handle;
 mod load;
+pub mod memory;
 mod request;
 mod sampler;
 mod scheduler;
@@ -48,6 +49,24 @@ pub enum Error {
         least: usize,
         /// Where the bound comes from.
         why: &'static str,
+    },
+    /// Sizes that do not fit into a memory budget, however small they are made.
+    #[error(
+        "a context of {context} tokens needs {need}; there are {} for all, and the least that works needs {} \
+         (a context of {shortest}, one sequence)",
+        memory::Mb(*.budget), memory::Mb(*.least)
+    )]
+    Budget {
+        /// What was asked for needs this.
+        need: memory::Need,
+        /// Context that was asked for, in tokens.
+        context: usize,
+        /// Bytes that there are.
+        budget: usize,
+        /// Bytes that the smallest sizes need.
+        least: usize,
+        /// Their context in tokens.
+        shortest: usize,
     },
     /// A prompt that leaves no room for a token.
     #[error(

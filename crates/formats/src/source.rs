@@ -285,8 +285,8 @@ impl GgufSource {
                 );
                 return Err(wrong(path, "split.count", reason));
             }
-            source.metadata = gguf.metadata.clone();
             source.add(path, &gguf, &bytes)?;
+            source.metadata = gguf.metadata;
             return Ok(source);
         };
         let mut given = Some((gguf, bytes));
@@ -348,6 +348,8 @@ impl GgufSource {
         }
         self.tensors.file_bytes += bytes.len() as u64;
         self.paths.push(path.to_owned());
+        // The header is in structures of our own now.
+        bytes.slice(0..(gguf.data_offset as usize).min(bytes.len())).release();
         Ok(())
     }
 }

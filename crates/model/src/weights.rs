@@ -29,16 +29,38 @@ pub fn load(
 
 /// Finds a tensor by its canonical name and brings it to canonical form.
 pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
+    let found = find(source, spec, canonical)?.clone();
+    if changes(source, spec, canonical) { add_one(found) } else { Ok(found) }
+}
+
+/// Type, bytes and whether they stay in the file, of each part of each weight of `program`: what [`load`] will give the
+/// device, from the file's header alone.
+pub fn headers(
+    source: &Source,
+    spec: &ModelSpec,
+    program: &Program,
+) -> Result<Vec<Vec<(DType, usize, bool)>>> {
+    let header = |canonical: &str| {
+        let t = find(source, spec, canonical)?;
+        Ok(match changes(source, spec, canonical) {
+            true => (DType::F32, 4 * t.len(), false),
+            false => (t.dtype, t.data.len(), t.data.is_mapped()),
+        })
+    };
+    program.weights.iter().map(|d| d.parts.iter().map(|p| header(&p.name)).collect()).collect()
+}
+
+fn find<'a>(source: &'a Source, spec: &ModelSpec, canonical: &str) -> Result<&'a Tensor> {
     let name = match source {
         Source::Gguf(_) => canonical.to_string(),
         Source::Hf(_) => names::hf(spec.arch, canonical).unwrap_or_else(|| canonical.into()),
     };
-    let found = source
-        .tensor(&name)
-        .cloned()
-        .ok_or_else(|| Error::MissingTensor { name, file: crate::place(source) })?;
-    let minus_one = matches!(source, Source::Hf(_)) && spec.arch.hf_norm_minus_one;
-    if minus_one && canonical.ends_with("_norm.weight") { add_one(found) } else { Ok(found) }
+    source.tensor(&name).ok_or_else(|| Error::MissingTensor { name, file: crate::place(source) })
+}
+
+/// Whether a tensor's values are changed when it is read.
+fn changes(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
+    matches!(source, Source::Hf(_)) && spec.arch.hf_norm_minus_one && canonical.ends_with("_norm.weight")
 }
 
 /// A norm gain stored as its difference from 1.

@@ -8,6 +8,7 @@ mod list;
 mod logits;
 mod man;
 mod perplexity;
+mod plan;
 mod pull;
 mod rm;
 mod run;
@@ -30,6 +31,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Rm(args) => rm::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Logits(args) => logits::run(args),
         Command::Template(args) => template::run(args),

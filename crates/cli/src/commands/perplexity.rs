@@ -7,8 +7,9 @@ use anyhow::{Result, bail};
 use quarrel_text::{Ends, Special};
 use serde_json::json;
 
-use crate::args::{Device, EngineArgs, Perplexity};
+use crate::args::{Device, EngineArgs, Kv, Perplexity};
 use crate::failure::Usage;
+use crate::memory::Use;
 use crate::render::{self, Out};
 use crate::session::Opened;
 use crate::{input, interrupt};
@@ -35,8 +36,14 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
     if ids.len() + usize::from(bos.is_some()) < 2 {
         bail!("{} has {} tokens; at least 2 are needed", path.display(), ids.len());
     }
-    let engine = EngineArgs { ctx: u32::try_from(context).ok(), threads: args.threads, device: Device::Cpu };
-    let running = opened.load(&engine)?;
+    let engine = EngineArgs {
+        ctx: u32::try_from(context).ok(),
+        threads: args.threads,
+        memory_budget: args.memory_budget,
+        kv: Kv::F16,
+        device: Device::Cpu,
+    };
+    let running = opened.load_for(&engine, Use::SCORE)?;
     let bar = render::steps(ids.len() as u64, "perplexity");
     let mut scores = Vec::with_capacity(ids.len());
     for window in windows(ids.len(), context, stride, usize::from(bos.is_some())) {

@@ -6,7 +6,7 @@
 //! stay where they are, and so do the rare types, whose rows are decoded when they are used.
 
 pub(crate) mod format;
-mod memory;
+pub(crate) mod memory;
 
 use std::{
     ops::Range,
@@ -17,7 +17,7 @@ use quarrel_formats::{Bytes, DType, quant};
 
 use self::{
     format::{Codes, Format},
-    memory::Memory,
+    memory::{Memory, Slab},
 };
 use crate::{
     matmul::{self, TileFn, UNIT},
@@ -189,6 +189,11 @@ impl PackedWeight {
         Some((kernel, tile, units.len() * per_unit))
     }
 
+    /// Whether products read a mapped file.
+    pub(crate) fn is_mapped(&self) -> bool {
+        matches!(&self.data, Data::Rows(bytes) if bytes.is_mapped())
+    }
+
     /// The rows as in the file, where they were not repacked.
     pub(crate) fn file_rows(&self) -> Option<&[u8]> {
         match &self.data {
@@ -204,6 +209,21 @@ fn tile_bytes(kernel: &TileKernel, blocks: usize) -> (usize, usize) {
     (codes, (blocks / kernel.scale_blocks * kernel.scale_bytes * kernel.lanes).next_multiple_of(64))
 }
 
+/// Bytes of the tiles of a matrix, if it is repacked; `None` if its rows stay as they are in the file.
+pub(crate) fn packed_bytes(isa: Isa, dtype: DType, rows: usize, cols: usize) -> Option<usize> {
+    let kernel = tile_kernel(isa, dtype, cols)?;
+    let (codes, scales) = tile_bytes(&kernel, cols / 32);
+    (rows.div_ceil(UNIT) * (UNIT / kernel.lanes)).checked_mul(codes + scales)
+}
+
+/// The kernel of a matrix that is repacked.
+fn tile_kernel(isa: Isa, dtype: DType, cols: usize) -> Option<TileKernel> {
+    matmul::tile_kernel(isa, dtype).filter(|k| cols.is_multiple_of(32 * k.scale_blocks))
+}
+
+/// What the system may map besides a page that is read of a file.
+const AROUND: usize = 64 << 10;
+
 /// A weight that is being packed, perhaps by several threads.
 pub struct PackedBuilder {
     weight: PackedWeight,
@@ -214,18 +234,28 @@ pub struct PackedBuilder {
 impl PackedBuilder {
     /// Checks the shape and allocates. `bytes` is the matrix in the file's layout.
     pub fn new(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: Bytes) -> Result<Self, Error> {
+        PackedBuilder::new_in(&mut Slab::default(), isa, dtype, rows, cols, bytes)
+    }
+
+    /// The same with memory of a slab.
+    pub(crate) fn new_in(
+        slab: &mut Slab,
+        isa: Isa,
+        dtype: DType,
+        rows: usize,
+        cols: usize,
+        bytes: Bytes,
+    ) -> Result<Self, Error> {
         let size = dtype.row_bytes(cols).and_then(|row| row.checked_mul(rows));
         if size != Some(bytes.len()) || bytes.is_empty() {
             return Err(Error::Shape { dtype, rows, cols, bytes: bytes.len() });
         }
-        let data = match matmul::tile_kernel(isa, dtype) {
-            Some(kernel) if cols.is_multiple_of(32 * kernel.scale_blocks) => {
-                let (codes, scales) = tile_bytes(&kernel, cols / 32);
-                let tiles = rows.div_ceil(UNIT) * (UNIT / kernel.lanes);
-                let memory = tiles.checked_mul(codes + scales).and_then(Memory::zeroed);
+        let data = match tile_kernel(isa, dtype, cols) {
+            Some(kernel) => {
+                let memory = packed_bytes(isa, dtype, rows, cols).and_then(|n| slab.take(n));
                 Data::Tiles { kernel, memory: memory.ok_or(Error::TooLarge { dtype, rows, cols })? }
             }
-            _ => {
+            None => {
                 let mut block = vec![0.0; dtype.block_len()];
                 quant::dequantize(dtype, &bytes[..dtype.block_bytes()], &mut block)
                     .map_err(|source| Error::Type { dtype, source })?;
@@ -250,6 +280,8 @@ impl PackedBuilder {
         let Data::Tiles { kernel, .. } = &w.data else { return };
         let (codes, scales) = tile_bytes(kernel, w.blocks());
         let row_bytes = self.source.len() / w.rows;
+        let read = (units.start * UNIT * row_bytes).saturating_sub(AROUND)
+            ..(units.end * UNIT).min(w.rows) * row_bytes;
         for unit in units {
             let Some((_, tile, tiles)) = w.tiles(unit..unit + 1) else { return };
             for i in 0..tiles {
@@ -268,6 +300,10 @@ impl PackedBuilder {
                     (kernel.pack)(rows, row_bytes, w.blocks(), codes, scales);
                 }
             }
+        }
+        // At once, or a large matrix would be resident twice. Pages that another thread still reads come back.
+        if !read.is_empty() {
+            self.source.slice(read).release();
         }
     }
 

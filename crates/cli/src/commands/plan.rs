@@ -1,0 +1,62 @@
+//! `quarrel plan`: how much memory a model will take, part by part, from its file's header.
+
+use anyhow::Result;
+use quarrel_hub::human_bytes;
+use serde_json::{Map, json};
+
+use crate::args::Plan;
+use crate::memory::{self, Planner, Use};
+use crate::render::{self, Out, thousands};
+use crate::session::Opened;
+
+pub(crate) fn run(mut args: Plan) -> Result<()> {
+    args.model = args.model.or_named(args.target.take());
+    let bare = render::rss_bytes().unwrap_or(0) as usize;
+    let opened = Opened::new(&args.model)?;
+    let planner = Planner::new(&opened)?;
+    let batch = args.batch as usize;
+    let sizes = memory::sizes(&opened, &planner, &args.engine, Use { batch, outputs: batch })?;
+    let options = memory::options(&args.engine, sizes.kv);
+    let f = planner.footprint(&sizes.config, &options)?;
+    let tokenizer = planner.program_bytes.saturating_sub(bare + memory::PROGRAM_LATER);
+    let (context, running) = (sizes.config.context, sizes.config.max_running);
+    let parts = [
+        ("weights_packed", "weights, packed", f.packed),
+        ("weights_mapped", "weights, mapped", f.mapped),
+        ("weights_f32", "vectors, as f32", f.vectors),
+        ("kv", "KV cache, when full", f.kv),
+        ("tables", "embedding rows in use", f.tables),
+        ("activations", "activations", f.activations),
+        ("logits", "logits", f.logits),
+        ("prepared", "prepared activations", f.prepared),
+        ("scratch", "scratch of the threads", f.scratch),
+        ("tokenizer", "tokenizer and file header", tokenizer),
+        ("program", "program", planner.program_bytes - tokenizer),
+    ];
+    let total: usize = parts.iter().map(|p| p.2).sum();
+    let mut out = Out::new();
+    if args.json {
+        let bytes: Map<_, _> = parts.iter().map(|p| (p.0.to_owned(), p.2.into())).collect();
+        return out.json(&json!({
+            "model": opened.local.name,
+            "context": context,
+            "batch": running,
+            "kv": memory::kv_name(sizes.kv),
+            "step_tokens": sizes.config.step_tokens,
+            "bytes": bytes,
+            "total_bytes": total,
+        }));
+    }
+    out.line(&format!(
+        "{}: {running} x {context} tokens of context in {}, steps of {} tokens",
+        opened.local.name,
+        memory::kv_name(sizes.kv),
+        sizes.config.step_tokens
+    ))?;
+    let mut rows = vec![["PART", "BYTES", ""].map(String::from).to_vec()];
+    let row =
+        |name: &str, bytes: usize| vec![name.into(), thousands(bytes as u64), human_bytes(bytes as u64)];
+    rows.extend(parts.iter().filter(|p| p.2 > 0).map(|p| row(p.1, p.2)));
+    rows.push(row("total", total));
+    Ok(out.table(&rows, &[1, 2])?)
+}

@@ -1,0 +1,296 @@
+//! What a model will need of this machine's memory, before its weights are read, and the sizes chosen to fit.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use quarrel_cpu::{CpuOptions, Footprint, KvType, Stored, footprint};
+use quarrel_engine::memory::{Fitted, Need, fit};
+use quarrel_engine::{CONTEXT_DEFAULT_MAX, EngineConfig};
+use quarrel_hub::human_bytes;
+use quarrel_ir::{BLOCK_TOKENS, Limits, Program};
+use quarrel_model::{ModelSpec, decoder, weights};
+
+use crate::args::EngineArgs;
+use crate::render;
+use crate::session::Opened;
+
+/// What the program still takes between reading a header and answering: code that has not run yet, stacks, small buffers.
+pub(crate) const PROGRAM_LATER: usize = 4 << 20;
+
+/// The part of a budget that is kept back, because a plan is right within a few percent and a budget is a promise: 1 / 40.
+const RESERVE: u64 = 40;
+
+/// How a model will be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Use {
+    /// Sequences at once, each with a cache of full length.
+    pub(crate) batch: usize,
+    /// Rows of logits in a step.
+    pub(crate) outputs: usize,
+}
+
+impl Use {
+    /// One conversation.
+    pub(crate) const ONE: Use = Use { batch: 1, outputs: 1 };
+    /// One text, each of whose tokens is scored.
+    pub(crate) const SCORE: Use = Use { batch: 1, outputs: 64 };
+}
+
+/// The memory of a model with given sizes.
+pub(crate) struct Planner {
+    program: Program,
+    stored: Vec<Vec<Stored>>,
+    pub(crate) spec: ModelSpec,
+    /// Bytes of this process without weights.
+    pub(crate) program_bytes: usize,
+}
+
+impl Planner {
+    pub(crate) fn new(opened: &Opened) -> Result<Planner> {
+        let spec = quarrel_model::spec(&opened.source)?;
+        let program = decoder::decoder(&spec, &decoder::Options::default());
+        let stored = weights::headers(&opened.source, &spec, &program)?
+            .into_iter()
+            .map(|w| w.into_iter().map(|(dtype, bytes, mapped)| Stored { dtype, bytes, mapped }).collect())
+            .collect();
+        let program_bytes = render::rss_bytes().unwrap_or(32 << 20) as usize + PROGRAM_LATER;
+        Ok(Planner { program, stored, spec, program_bytes })
+    }
+
+    /// Bytes by part for the sizes of an engine.
+    pub(crate) fn footprint(
+        &self,
+        config: &EngineConfig,
+        options: &CpuOptions,
+    ) -> quarrel_engine::Result<Footprint> {
+        let limits = Limits {
+            rows: config.step_tokens,
+            outputs: config.step_outputs,
+            kv_blocks: config.kv_blocks.unwrap_or(config.context.div_ceil(BLOCK_TOKENS)),
+        };
+        Ok(footprint(&self.program, &self.stored, &limits, options)?)
+    }
+
+    fn need(&self, config: &EngineConfig, options: &CpuOptions) -> quarrel_engine::Result<Need> {
+        let f = self.footprint(config, options)?;
+        Ok(Need { weights: f.weights(), kv: f.kv, working: f.working(), program: self.program_bytes })
+    }
+}
+
+/// The sizes and the options of the device.
+pub(crate) type Sizes = Fitted<KvType>;
+
+/// Chooses the sizes: those asked for, or smaller ones where a budget wants it. Refuses what cannot work here.
+pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage: Use) -> Result<Sizes> {
+    let trained = planner.spec.context as usize;
+    let own = opened.local.params.as_ref().and_then(|p| p.get("num_ctx")?.as_u64()).map(|n| n as usize);
+    let context = args
+        .ctx
+        .map(|c| c as usize)
+        .or(own.map(|c| c.min(trained)))
+        .unwrap_or(trained.min(CONTEXT_DEFAULT_MAX))
+        .max(2);
+    let mut config = EngineConfig::new(context);
+    config.max_running = usage.batch;
+    config.step_outputs = usage.outputs.max(usage.batch);
+    config.step_tokens = config.step_tokens.min(context).max(usage.batch + 1);
+    if usage.batch > 1 {
+        config.kv_blocks = Some(context.div_ceil(BLOCK_TOKENS).saturating_mul(usage.batch));
+    }
+    let kv = [KvType::from(args.kv), KvType::F16];
+    let kv = if kv[0] == kv[1] { &kv[..1] } else { &kv[..] };
+    let need = |config: &EngineConfig, kv| planner.need(config, &options(args, kv));
+    let asked = need(&config, kv[0])?;
+    if let Some(budget) = args.memory_budget {
+        let usable = usize::try_from(budget - budget / RESERVE)?;
+        let fitted = fit(&config, kv, args.ctx.is_some(), usable, need).with_context(|| {
+            let budget = human_bytes(budget);
+            format!("{} does not fit into {budget}, a fortieth of it kept back", opened.local.name)
+        })?;
+        if (&fitted.config, fitted.kv) != (&config, kv[0]) {
+            render::note(format!(
+                "to fit {} into {}: context {}, {} at once, steps of {} tokens, cache in {}; needs {}",
+                opened.local.name,
+                human_bytes(budget),
+                fitted.config.context,
+                fitted.config.max_running,
+                fitted.config.step_tokens,
+                kv_name(fitted.kv),
+                human_bytes(fitted.need.total() as u64)
+            ));
+        }
+        return Ok(fitted);
+    }
+    let fitted = Fitted { config, kv: kv[0], need: asked };
+    if let Some(available) = available() {
+        check_available(&fitted, args.ctx.is_some(), available, need)
+            .with_context(|| format!("{} does not fit into this machine's free memory", opened.local.name))?;
+    }
+    Ok(fitted)
+}
+
+/// Without a budget: what can never fit is refused; a cache that will not fit when it is full is only mentioned, because it
+/// grows with use.
+fn check_available(
+    asked: &Sizes,
+    fixed: bool,
+    available: usize,
+    need: impl Fn(&EngineConfig, KvType) -> quarrel_engine::Result<Need>,
+) -> Result<()> {
+    if asked.need.total() <= available {
+        return Ok(());
+    }
+    let one = EngineConfig { max_running: 1, step_outputs: 1, ..asked.config.clone() };
+    fit(&one, &[asked.kv], fixed, available, need)
+        .context("choose a smaller model or less context (--ctx, --memory-budget)")?;
+    render::note(format!(
+        "a full context of {} tokens needs {}, and {} are free; --memory-budget chooses sizes that fit",
+        asked.config.context,
+        human_bytes(asked.need.total() as u64),
+        human_bytes(available as u64)
+    ));
+    Ok(())
+}
+
+/// The options of the CPU for these flags.
+pub(crate) fn options(args: &EngineArgs, kv: KvType) -> CpuOptions {
+    CpuOptions { threads: args.threads.map(usize::from), kv, ..CpuOptions::default() }
+}
+
+pub(crate) fn kv_name(kv: KvType) -> &'static str {
+    match kv {
+        KvType::F16 => "f16",
+        KvType::F32 => "f32",
+    }
+}
+
+/// Bytes that this process may still take before the system kills or swaps: of the machine, and of every control group
+/// around the process. File pages that can be dropped count as free. What the process has already counts too.
+fn available() -> Option<usize> {
+    let read = |path: PathBuf| std::fs::read_to_string(path).ok();
+    let machine = read("/proc/meminfo".into()).and_then(|t| meminfo_available(&t));
+    let group = read("/proc/self/cgroup".into()).map(|t| cgroup_dirs(&t)).unwrap_or_default();
+    let groups = group.iter().filter_map(|dir| {
+        let number = |name: &str| read(dir.join(name)).and_then(|t| t.trim().parse::<u64>().ok());
+        let limit = number("memory.max").or_else(|| number("memory.limit_in_bytes"))?;
+        let used = number("memory.current").or_else(|| number("memory.usage_in_bytes"))?;
+        let stat = read(dir.join("memory.stat")).unwrap_or_default();
+        Some(limit.saturating_sub(used.saturating_sub(file_pages(&stat))))
+    });
+    let free = machine.into_iter().chain(groups).min()?;
+    usize::try_from(free.saturating_add(render::rss_bytes().unwrap_or(0))).ok()
+}
+
+/// `MemAvailable` of /proc/meminfo.
+fn meminfo_available(text: &str) -> Option<u64> {
+    let line = text.lines().find_map(|l| l.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// The directories of the process's control group and of those around it, versions 1 and 2.
+fn cgroup_dirs(text: &str) -> Vec<PathBuf> {
+    let root = Path::new("/sys/fs/cgroup");
+    let mut dirs = Vec::new();
+    for line in text.lines() {
+        let mut fields = line.splitn(3, ':').skip(1);
+        let (Some(controllers), Some(path)) = (fields.next(), fields.next()) else { continue };
+        let root = match controllers {
+            "" => root.to_path_buf(),
+            c if c.split(',').any(|c| c == "memory") => root.join("memory"),
+            _ => continue,
+        };
+        let path = Path::new(path.trim_start_matches('/'));
+        dirs.extend(path.ancestors().map(|p| root.join(p)));
+    }
+    dirs
+}
+
+/// Bytes of file pages in a `memory.stat`.
+fn file_pages(text: &str) -> u64 {
+    let of = |name: &str| text.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<u64>().ok());
+    ["inactive_file ", "active_file "].into_iter().filter_map(of).sum()
+}
+
+/// Parses `500MB`, `2GiB`, `1.5g`: units of 1000 or, with an i or as one letter, 1024.
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is no size; write for example 500MB, 2GiB or 1.5g");
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1_048_576.0,
+        "g" | "gib" => 1_073_741_824.0,
+        "t" | "tib" => 1_099_511_627_776.0,
+        _ => return Err(wrong()),
+    };
+    let bytes = number * unit;
+    if !(1.0..1e18).contains(&bytes) {
+        return Err(format!("{text} is not a size that memory can have"));
+    }
+    Ok(bytes as u64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_people_write_them() {
+        for (text, bytes) in [
+            ("500MB", 500_000_000),
+            ("2GiB", 2 << 30),
+            ("1.5g", 3 << 29),
+            ("64 k", 65_536),
+            ("123", 123),
+            ("1tb", 1_000_000_000_000),
+            ("0.5MiB", 1 << 19),
+        ] {
+            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
+        }
+        for text in
+            ["", "MB", "-1GB", "2 apples", "1e9", "0", "nan", "inf", "1..5g", "99999999999999999999TB"]
+        {
+            assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_system_says_is_free() {
+        assert_eq!(meminfo_available("MemTotal: 10 kB\nMemAvailable:    2048 kB\n"), Some(2 << 20));
+        assert_eq!(meminfo_available("MemTotal: 10 kB\n"), None);
+        let dirs = |t: &str| cgroup_dirs(t).iter().map(|d| d.display().to_string()).collect::<Vec<_>>();
+        assert_eq!(dirs("0::/a/b\n"), ["/sys/fs/cgroup/a/b", "/sys/fs/cgroup/a", "/sys/fs/cgroup/"]);
+        assert_eq!(dirs("3:cpu:/x\n2:memory:/x\n"), ["/sys/fs/cgroup/memory/x", "/sys/fs/cgroup/memory/"]);
+        assert_eq!(file_pages("anon 5\ninactive_file 3\nactive_file 4\n"), 7);
+    }
+
+    #[test]
+    fn a_model_too_large_is_refused_and_a_context_too_large_is_not() {
+        let need = |c: &EngineConfig, _| {
+            Ok(Need { weights: 1000, kv: c.context, working: c.step_tokens, program: 0 })
+        };
+        let asked = |context| {
+            let config = EngineConfig { max_running: 1, step_outputs: 1, ..EngineConfig::new(context) };
+            Fitted { need: need(&config, KvType::F16).unwrap(), config, kv: KvType::F16 }
+        };
+        for (context, fixed, available, fine) in [
+            (4096, false, 10_000, true),
+            (4096, false, 2000, true),
+            (4096, true, 2000, false),
+            (4096, false, 1500, false),
+        ] {
+            let got = check_available(&asked(context), fixed, available, need);
+            assert_eq!(got.is_ok(), fine, "{context} {fixed} {available}");
+            if let Err(e) = got {
+                assert!(format!("{e:#}").contains("weights 0.0 MB"), "{e:#}");
+            }
+        }
+    }
+}
