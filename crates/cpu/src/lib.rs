@@ -10,12 +10,13 @@ mod kv;
 mod linear;
 pub mod matmul;
 pub mod pack;
+mod peaks;
 mod plan;
 mod pool;
 pub mod simd;
 mod weights;
 
 pub use device::{Cpu, CpuOptions};
-pub use exec::OpTime;
 pub use kv::KvType;
+pub use peaks::Peaks;
 pub use simd::Isa;
