@@ -123,3 +123,106 @@ pub fn compare(baseline: &Report, now: &Report) -> Result<Verdict> {
     }
     Ok(Verdict { compared, regressions, missing })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    fn speed(tokens: usize, median: f64, half: f64) -> Value {
+        json!({
+            "tokens": tokens, "tokens_per_s": median, "min": median - half, "max": median + half, "runs": [median],
+            "gb_per_s": 1.0, "gop_per_s": 1.0, "ops_per_byte": 1.0, "share_of_peak": 0.5, "bound": "memory",
+        })
+    }
+
+    fn with(mut speed: Value, key: &str, value: usize) -> Value {
+        speed[key] = json!(value);
+        speed
+    }
+
+    /// A report as it lies in a file: this pins the frame too.
+    fn report(prompt: (f64, f64), batch: (f64, f64), start: f64) -> Report {
+        serde_json::from_value(json!({
+            "machine": {
+                "cpu": "c", "cores": 2, "threads": 2, "isa": "avx2", "memory_bytes": 1, "cache_bytes": 1, "kernel": "k",
+                "peaks": { "read_gb_per_s": 30.0, "int8_gop_per_s": 1.0, "f32_gflop_per_s": 1.0 }, "measured": 5,
+            },
+            "model": {
+                "name": "m", "architecture": "llama", "parameters": 1, "weight_bytes": 2, "kv_bytes_per_token": 3,
+                "types": { "Q4_1": 2 },
+            },
+            "prompt": speed(512, prompt.0, prompt.1),
+            "decode": speed(128, 100.0, 1.0),
+            "decode_at": [with(speed(128, 100.0, 1.0), "depth", 0)],
+            "batch": [with(speed(64, batch.0, batch.1), "sequences", 2)],
+            "latency": null,
+            "startup": { "seconds": start, "min": start, "max": start },
+            "memory": { "peak_rss_bytes": 1000, "weight_bytes": 2, "kv_bytes": 3 },
+            "version": "0",
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn only_what_exceeds_the_noise_is_a_regression() {
+        let base = report((1000.0, 10.0), (200.0, 40.0), 0.2);
+        for (now, worse) in [
+            (report((1000.0, 10.0), (200.0, 40.0), 0.2), &[][..]),
+            (report((960.0, 1.0), (170.0, 1.0), 0.205), &[]), // 4%; 15% within 20% of noise; 2.5%
+            (report((940.0, 1.0), (200.0, 40.0), 0.2), &["prompt of 512"]),
+            (report((1000.0, 10.0), (155.0, 1.0), 0.3), &["batch of 2 with 32", "start-up"]),
+            (report((9000.0, 10.0), (900.0, 1.0), 0.01), &[]), // better is never worse
+            (report((800.0, 150.0), (200.0, 1.0), 0.2), &[]),  // the noise of this run counts too
+        ] {
+            let v = compare(&base, &now).unwrap();
+            assert_eq!((v.compared, v.missing.len()), (5, 0));
+            assert_eq!(v.regressions.len(), worse.len(), "{:?}", v.regressions);
+            for (line, name) in v.regressions.iter().zip(worse) {
+                assert!(line.starts_with(name) && line.contains("worse"), "{line}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_work_is_missing_and_nothing_in_common_is_an_error() {
+        let base = report((1000.0, 1.0), (200.0, 1.0), 0.2);
+        let mut now = base.clone();
+        now.prompt.as_mut().unwrap().tokens = 64;
+        now.startup = None;
+        let v = compare(&base, &now).unwrap();
+        assert_eq!((v.compared, v.missing), (3, vec!["prompt of 512 tokens".into(), "start-up".into()]));
+        let empty = Report { decode_at: vec![], batch: vec![], memory: None, ..now };
+        assert!(matches!(compare(&base, &empty), Err(Error::Different(_))));
+    }
+
+    #[test]
+    fn another_machine_or_model_is_refused_by_what_differs() {
+        let base = report((1.0, 0.0), (1.0, 0.0), 1.0);
+        assert!(comparable(&base, &base.machine, &base.model).is_ok());
+        let moved = ModelInfo { name: "elsewhere".into(), ..base.model.clone() };
+        let again = Machine { measured: 9, ..base.machine.clone() };
+        assert!(
+            comparable(&base, &again, &moved).is_ok(),
+            "neither the day nor the name is what is compared"
+        );
+        let threads = Machine { threads: 1, ..base.machine.clone() };
+        let e = comparable(&base, &threads, &base.model).unwrap_err().to_string();
+        assert!(e.contains("threads is 2") && e.contains("here it is 1"), "{e}");
+        let other = ModelInfo { parameters: 7, ..base.model.clone() };
+        assert!(comparable(&base, &base.machine, &other).unwrap_err().to_string().contains("parameters"));
+    }
+
+    #[test]
+    fn a_file_that_is_no_report_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("b.json");
+        assert!(read(&path).unwrap_err().to_string().contains("cannot read"));
+        std::fs::write(&path, "{\"machine\":{}}").unwrap();
+        let e = read(&path).unwrap_err().to_string();
+        assert!(e.contains("b.json") && e.contains("bench --json"), "{e}");
+        let whole = report((1.0, 0.0), (1.0, 0.0), 1.0);
+        std::fs::write(&path, serde_json::to_string(&whole).unwrap()).unwrap();
+        assert_eq!(read(&path).unwrap(), whole);
+    }
+}

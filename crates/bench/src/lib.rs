@@ -2,7 +2,7 @@
 //!
 //! [`Machine`] is the fingerprint with the measured peaks; [`Work`] says what to measure; [`Session`] holds the model and
 //! measures below the engine; `serve` measures through it; `child` looks at fresh processes; [`Report`] is what comes out,
-//! as JSON, as text ([`text`]), or compared with an earlier one ([`check`]).
+//! as JSON, as text ([`text`]), as a plot ([`plot`]), or compared with an earlier one ([`check`]).
 #![forbid(unsafe_code)]
 
 pub mod against;
@@ -10,6 +10,7 @@ pub mod check;
 pub mod child;
 mod machine;
 pub mod ops;
+pub mod plot;
 mod report;
 mod serve;
 mod session;

@@ -1,14 +1,14 @@
 //! `quarrel bench`: what the machine can do and how much of it a model gets. The measuring is `quarrel-bench`'s.
 
 use std::ffi::OsString;
+use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use indicatif::ProgressBar;
 use quarrel_bench::child::{Child, Line};
 use quarrel_bench::{
     Case, KV_ELEMENT_BYTES, Machine, ModelInfo, Report, Session, Turn, Wish, Work, against, check, latency,
-    ops, text,
+    ops, plot, text,
 };
 use quarrel_cpu::{Cpu, CpuOptions};
 use quarrel_engine::{Event, Request, Sampling};
@@ -33,7 +33,10 @@ pub(crate) fn run(mut args: Bench) -> Result<()> {
     interrupt::install()?;
     let local = models::resolve(&args.model)?;
     let source = models::open(&local.path)?;
-    let bench = Prepared::new(&args, &local.name, &local.path, source)?;
+    // Of a path its last part: reports are kept and shown to others.
+    let given = Path::new(&local.name);
+    let file = given.file_name().filter(|_| given.exists()).map(|f| f.to_string_lossy().into_owned());
+    let bench = Prepared::new(&args, file.as_ref().unwrap_or(&local.name), &local.path, source)?;
     let report = bench.measure(&args)?;
     let mut out = Out::new();
     match args.json {
@@ -68,6 +71,7 @@ impl Prepared {
         let work = work(args, &spec)?;
         let model = ModelInfo::new(name, &source, &spec);
         work.check_memory(&spec, model.weight_bytes, KV_ELEMENT_BYTES)?;
+        args.plot.as_deref().map(check_writable).transpose()?;
         let baseline = args.check.as_deref().map(check::read).transpose()?;
         let rival = match args.against {
             Some(_) if source.metadata().is_none() => bail!("{name} is no GGUF file, which llama.cpp needs"),
@@ -94,9 +98,9 @@ impl Prepared {
         let cases = work.cases();
         let fresh = if args.speeds_only { 0 } else { work.repeat + 2 };
         let served = if args.speeds_only { 0 } else { work.repeat + 1 };
-        let profiled = if args.ops { 2 } else { 0 };
+        let profiled: Vec<Case> = cases.iter().copied().filter(|c| is_profiled(*c, args)).collect();
         let rounds = if self.rival.is_some() { 2 * work.repeat } else { cases.len() * work.repeat };
-        let bar = render::steps((fresh + served + profiled + rounds + 1) as u64, "");
+        let bar = render::steps((fresh + served + profiled.len() + rounds + 1) as u64, "");
         let mut progress = |what: &str| {
             bar.set_message(what.to_owned());
             bar.inc(1);
@@ -127,22 +131,46 @@ impl Prepared {
         };
         let mut report = Report::new(self.machine.clone(), self.model.clone(), work, &session, &turns);
         (report.startup, report.memory, report.against) = (startup, memory, comparison);
+        let mut phases = Vec::new();
+        for case in profiled {
+            phases.push(ops::profile(&mut session, case, &self.machine.peaks, &mut progress)?);
+        }
         if args.ops {
-            for case in cases.iter().filter(|c| matches!(c, Case::Prompt(_) | Case::Decode { depth: 0, .. }))
-            {
-                report.ops.push(ops::profile(&mut session, *case, &self.machine.peaks, &mut progress)?);
-            }
+            report.ops = phases.iter().filter(|p| p.sequences.is_none()).cloned().collect();
+        }
+        if let Some(path) = &args.plot {
+            let drawn = plot::svg(&report, &phases);
+            fs::write(path, drawn).with_context(|| format!("cannot write {}", path.display()))?;
         }
         if !args.speeds_only {
             report.latency = latency(session, work, &mut progress)?;
         }
-        finish(&bar);
+        bar.finish_and_clear();
         Ok(report)
     }
 }
 
-fn finish(bar: &ProgressBar) {
-    bar.finish_and_clear();
+/// The tables are of the prompt and of decoding from nothing, the plot is of the batches too.
+fn is_profiled(case: Case, args: &Bench) -> bool {
+    match case {
+        Case::Prompt(_) | Case::Decode { depth: 0, .. } => args.ops || args.plot.is_some(),
+        Case::Decode { .. } => false,
+        Case::Batch { .. } => args.plot.is_some(),
+    }
+}
+
+/// Refuses a file that cannot be written, before minutes are spent; leaves nothing behind.
+fn check_writable(path: &Path) -> Result<()> {
+    let existed = path.exists();
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    if !existed {
+        fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
 }
 
 fn work(args: &Bench, spec: &ModelSpec) -> Result<Work> {
