@@ -76,7 +76,8 @@ impl Prepared {
         let rival = match args.against {
             Some(_) if source.metadata().is_none() => bail!("{name} is no GGUF file, which llama.cpp needs"),
             Some(_) => {
-                let python = args.python.as_deref().unwrap_or(Path::new("python3"));
+                let python = args.python.as_deref().filter(|p| !p.as_os_str().is_empty());
+                let python = python.unwrap_or(Path::new("python3"));
                 Some(against::Llama::find(python)?)
             }
             None => None,
@@ -190,7 +191,12 @@ fn work(args: &Bench, spec: &ModelSpec) -> Result<Work> {
 
 fn threads(args: &Bench) -> Result<usize> {
     let options = CpuOptions { threads: args.threads.map(usize::from), ..CpuOptions::default() };
-    Ok(Cpu::new(options).context("cannot start the CPU device")?.info().threads)
+    let threads = Cpu::new(options).context("cannot start the CPU device")?.info().threads;
+    let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+    if threads > cores && args.child.is_none() {
+        render::note(format!("{threads} threads on {cores} processors are slower than {cores}"));
+    }
+    Ok(threads)
 }
 
 fn turn(session: &mut Session, work: &Work, progress: &mut dyn FnMut(&str)) -> Result<Turn> {
