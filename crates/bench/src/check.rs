@@ -107,12 +107,15 @@ pub fn compare(baseline: &Report, now: &Report) -> Result<Verdict> {
         let worse = if old.more_is_better { a - b } else { b - a } / a.abs().max(1e-9);
         let allowed = LEAST.max(old.spread.half_width() + new.spread.half_width());
         if worse > allowed {
+            let figure = |v: f64| if v < 10.0 { format!("{v:.3}") } else { format!("{v:.1}") };
             regressions.push(format!(
-                "{}: {b:.1} {unit}, the baseline has {a:.1}: {:.1}% worse, and the noise of both is {:.1}%",
+                "{}: {} {}, the baseline has {}: {:.1}% worse, and the noise of both is {:.1}%",
                 old.name,
+                figure(b),
+                old.unit,
+                figure(a),
                 100.0 * worse,
-                100.0 * allowed,
-                unit = old.unit
+                100.0 * allowed
             ));
         }
     }

@@ -21,7 +21,9 @@ pub struct Phase {
     pub seconds: f64,
     /// Seconds that the first thread waited for others between ops.
     pub waiting_s: f64,
-    /// Seconds outside the tape: the choice of the next token, and the call of the device.
+    /// Seconds of reading logits and choosing tokens.
+    pub choosing_s: f64,
+    /// Seconds outside the tape: beginning a step, and waiting at its end for the other threads.
     pub outside_s: f64,
     /// The ops, most time first.
     pub groups: Vec<Group>,
@@ -61,7 +63,7 @@ pub fn profile(session: &mut Session, case: Case, peaks: &Rates, progress: Progr
         Case::Batch { sequences, steps } => Case::Batch { sequences, steps: steps.min(STEPS) },
     };
     progress(&format!("ops of {}", case.name()));
-    let (seconds, times) = session.profile(short)?;
+    let (seconds, choosing_s, times) = session.profile(short)?;
     let costs = session.costs(short);
     let mut sums: Vec<(String, Group, Totals)> = Vec::new();
     let (mut busy, mut waiting) = (0.0, 0.0);
@@ -83,8 +85,8 @@ pub fn profile(session: &mut Session, case: Case, peaks: &Rates, progress: Progr
     let mut groups: Vec<Group> = sums.into_iter().map(finish).collect();
     groups.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     let sequences = if let Case::Batch { sequences, .. } = case { Some(sequences) } else { None };
-    let outside_s = (seconds - busy - waiting).max(0.0);
-    Ok(Phase { name: short.name(), sequences, seconds, waiting_s: waiting, outside_s, groups })
+    let outside_s = (seconds - busy - waiting - choosing_s).max(0.0);
+    Ok(Phase { name: short.name(), sequences, seconds, waiting_s: waiting, choosing_s, outside_s, groups })
 }
 
 impl Group {

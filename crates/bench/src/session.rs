@@ -60,6 +60,8 @@ pub struct Session {
     stored: Vec<Stored>,
     blocks: Vec<u32>,
     logits: Vec<f32>,
+    /// Seconds spent on logits since the last profile began: reading them and choosing a token.
+    choosing: f64,
 }
 
 impl Session {
@@ -90,7 +92,8 @@ impl Session {
         let vocab = spec.vocab as usize;
         let blocks: Vec<u32> = (0..limits.kv_blocks as u32).collect();
         let logits = vec![0.0; vocab];
-        let mut session = Session { device, program, ids, vocab, prepared, limits, stored, blocks, logits };
+        let mut session =
+            Session { device, program, ids, vocab, prepared, limits, stored, blocks, logits, choosing: 0.0 };
         session.warm()?;
         Ok(session)
     }
@@ -120,16 +123,17 @@ impl Session {
         Ok(start.elapsed().as_secs_f64())
     }
 
-    /// Seconds of one case and of each op in it.
+    /// Seconds of one case, of the choice of its tokens, and of each op in it.
     ///
     /// # Errors
     /// Where the device cannot tell the time of its ops.
-    pub fn profile(&mut self, case: Case) -> Result<(f64, Vec<OpTime>)> {
+    pub fn profile(&mut self, case: Case) -> Result<(f64, f64, Vec<OpTime>)> {
         self.device.profile(true)?;
+        self.choosing = 0.0;
         let seconds = self.time(case)?;
         let times = self.device.timings(self.prepared)?;
         self.device.profile(false)?;
-        Ok((seconds, times))
+        Ok((seconds, self.choosing, times))
     }
 
     fn prompt(&mut self, tokens: usize) -> Result<()> {
@@ -141,8 +145,7 @@ impl Session {
             let step = StepInputs { tokens: part, seqs: &[seq], outputs: if ends { &last } else { &[] } };
             self.device.run(self.prepared, &step)?;
         }
-        self.device.read(self.prepared, Readout::Logits(0), &mut self.logits)?;
-        std::hint::black_box(best(&self.logits));
+        std::hint::black_box(self.choose(0)?);
         Ok(())
     }
 
@@ -161,11 +164,19 @@ impl Session {
             self.device
                 .run(self.prepared, &StepInputs { tokens: &tokens, seqs: &seqs, outputs: &outputs })?;
             for (s, token) in tokens.iter_mut().enumerate() {
-                self.device.read(self.prepared, Readout::Logits(s), &mut self.logits)?;
-                *token = best(&self.logits);
+                *token = self.choose(s)?;
             }
         }
         Ok(())
+    }
+
+    /// The best token of a row of logits.
+    fn choose(&mut self, row: usize) -> Result<u32> {
+        let start = Instant::now();
+        self.device.read(self.prepared, Readout::Logits(row), &mut self.logits)?;
+        let token = best(&self.logits);
+        self.choosing += start.elapsed().as_secs_f64();
+        Ok(token)
     }
 
     /// What each op of the tape moves and computes in a whole case.

@@ -13,8 +13,9 @@ pub fn machine(m: &Machine) -> String {
         n => format!(", cache {:.0} MB", n as f64 / 1e6),
     };
     let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
+    let memory = format!("memory {:.1} GB{cache}", m.memory_bytes as f64 / 1e9);
     format!(
-        "{}, {}, {cache_memory}, {}\n{} with {}: read {:.1} GB/s, int8 {} GOP/s, f32 {} GFLOP/s (measured {})\n",
+        "{}, {}, {memory}, {}\n{} with {}: read {:.1} GB/s, int8 {} GOP/s, f32 {} GFLOP/s (measured {})\n",
         m.cpu,
         plural(m.cores, "processor"),
         m.kernel,
@@ -24,7 +25,6 @@ pub fn machine(m: &Machine) -> String {
         whole(m.peaks.int8_gop_per_s),
         whole(m.peaks.f32_gflop_per_s),
         date(m.measured),
-        cache_memory = format!("memory {:.1} GB{cache}", m.memory_bytes as f64 / 1e9),
     )
 }
 
@@ -32,13 +32,15 @@ pub fn machine(m: &Machine) -> String {
 pub fn model(m: &ModelInfo) -> String {
     let mut types: Vec<_> = m.types.iter().collect();
     types.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
+    let n = m.parameters as f64;
+    let count = if n < 1e9 { format!("{:.1} M", n / 1e6) } else { format!("{:.2} B", n / 1e9) };
     let share = |b: u64| 100.0 * b as f64 / m.weight_bytes.max(1) as f64;
     let types: Vec<_> = types.iter().take(3).map(|(t, b)| format!("{t} {:.0}%", share(**b))).collect();
     format!(
-        "{}: {}, {:.1} M parameters, {:.1} MB ({}), {:.1} KB of cache for a token\n",
+        "{}: {}, {} parameters, {:.1} MB ({}), {:.1} KB of cache for a token\n",
         m.name,
         m.architecture,
-        m.parameters as f64 / 1e6,
+        count,
         m.weight_bytes as f64 / 1e6,
         types.join(", "),
         m.kv_bytes_per_token as f64 / 1e3
@@ -71,9 +73,7 @@ pub fn report(r: &Report) -> String {
         out += &format!("\n{}", crate::against::text(a));
     }
     if r.model.weight_bytes < r.machine.cache_bytes {
-        out += &format!(
-            "\nThe weights fit the last-level cache, so they may be read faster than memory: shares above 100% are no error.\n"
-        );
+        out += "\nThe weights fit the last-level cache and may be read faster than memory: a share above 100% is no error.\n";
     }
     out
 }
@@ -131,7 +131,11 @@ fn phase(p: &Phase) -> String {
             &g.share_of_peak.map(|s| format!("{:.0}%", 100.0 * s)).unwrap_or_default(),
         ]));
     }
-    for (name, seconds) in [("waiting for threads", p.waiting_s), ("outside the tape", p.outside_s)] {
+    for (name, seconds) in [
+        ("waiting for threads", p.waiting_s),
+        ("choosing tokens", p.choosing_s),
+        ("beginning and end of steps", p.outside_s),
+    ] {
         rows.push(row([name, &format!("{:.2}", 1e3 * seconds), &percent(seconds / p.seconds.max(1e-9))]));
     }
     format!("\n{}", table(&rows, &[1, 2, 3, 4, 5, 6, 7]))

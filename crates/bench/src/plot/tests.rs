@@ -72,7 +72,15 @@ fn phase(name: &str, sequences: Option<usize>) -> Phase {
     };
     let norm = Group { share_of_peak: None, ..group("norm", 1.0, 1.0) };
     let groups = vec![group("matmul ffn_down", 3.0, 60.0), group("attend", 2.0, 4.0), norm];
-    Phase { name: name.into(), sequences, seconds: 2.0, waiting_s: 0.1, outside_s: 0.1, groups }
+    Phase {
+        name: name.into(),
+        sequences,
+        seconds: 2.0,
+        waiting_s: 0.1,
+        choosing_s: 0.1,
+        outside_s: 0.1,
+        groups,
+    }
 }
 
 /// Every element is closed, in order, and every `&` begins an entity: enough of XML for what is written here.
