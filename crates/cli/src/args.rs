@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Measure how well a model predicts a text
     Perplexity(Perplexity),
+    /// Measure the speed of this machine and of a model on it
+    Bench(Box<Bench>),
     /// Show the most likely next tokens after a prompt
     Logits(Logits),
     /// Render a chat template
@@ -415,6 +417,107 @@ pub(crate) struct Perplexity {
     /// Print one JSON object: perplexity, nll, tokens, ci95
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+}
+
+/// Measure speed.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each round runs a prompt, then new tokens behind --depth tokens, then batches of sequences; speeds are medians of --repeat \
+rounds. GB/s count the weights and the cache that a step reads, GOP/s two operations for each weight and token. The share of \
+the peak is the time that this machine's measured peaks allow over the time taken. The peaks are measured once and kept in \
+$QUARREL_HOME or ~/.cache/quarrel, until the machine differs. Weights may be random: no token ends a run.
+
+  quarrel bench smollm2:135m
+  quarrel bench -m model.gguf --threads 2 --ops --plot roofline.svg
+  quarrel bench model.gguf --json > before.json ; quarrel bench model.gguf --check before.json
+  quarrel bench model.gguf --against llama-cpp-python --batch none")]
+pub(crate) struct Bench {
+    /// The model, in any form that --model takes
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    pub(crate) target: Option<String>,
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Threads to compute with [default: one for each physical core that may be used]
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What to measure")]
+    pub(crate) threads: Option<u16>,
+    /// Tokens of the prompt; 0 leaves it out [default: 512, or the model's context if that is less]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=CONTEXT_MAX), help_heading = "What to measure")]
+    pub(crate) prompt: Option<u32>,
+    /// New tokens; 0 leaves decoding out [default: 128]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=CONTEXT_MAX), help_heading = "What to measure")]
+    pub(crate) decode: Option<u32>,
+    /// Tokens in the cache before the new ones; 0 is always measured too [default: 0,4096]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(0..=CONTEXT_MAX), help_heading = "What to measure")]
+    pub(crate) depth: Option<Vec<u32>>,
+    /// Numbers of sequences that decode together, or none [default: 1,2,4,8,16,32]
+    #[arg(long, value_name = "LIST", value_parser = batch_sizes, help_heading = "What to measure")]
+    pub(crate) batch: Option<BatchSizes>,
+    /// Rounds
+    #[arg(short, long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "What to measure")]
+    pub(crate) repeat: u32,
+    /// Leave out what fresh processes and the engine tell: start-up, memory, first token, pauses
+    #[arg(long, help_heading = "What to measure")]
+    pub(crate) speeds_only: bool,
+    /// Also the time, bytes and share of the peak of each kind of op
+    #[arg(long, help_heading = "What to measure")]
+    pub(crate) ops: bool,
+    /// Measure the machine's peaks again
+    #[arg(long, help_heading = "What to measure")]
+    pub(crate) fresh: bool,
+    /// Run the same work through another engine in turn, each round a process of both, and print the ratios
+    #[arg(long, value_enum, value_name = "ENGINE", help_heading = "Compare")]
+    pub(crate) against: Option<Rival>,
+    /// The Python that has the package of --against [default: python3]
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "QUARREL_PYTHON",
+        hide_env_values = true,
+        help_heading = "Compare"
+    )]
+    pub(crate) python: Option<PathBuf>,
+    /// Fail if a figure is worse than in this --json report beyond the noise of both (5% at least)
+    #[arg(long, value_name = "FILE", help_heading = "Compare")]
+    pub(crate) check: Option<PathBuf>,
+    /// Draw the roofline and the speed of batches as SVG
+    #[arg(long, value_name = "FILE", help_heading = "Output")]
+    pub(crate) plot: Option<PathBuf>,
+    /// Print one JSON object: machine, model, prompt, decode, decode_at, batch, latency, startup, memory, ...
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+    // What a process does that this command starts to measure it.
+    #[arg(long, value_enum, hide = true)]
+    pub(crate) child: Option<BenchChild>,
+}
+
+/// An engine to compare with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rival {
+    // llama.cpp through its Python package.
+    LlamaCppPython,
+}
+
+/// The hidden parts of `bench`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchChild {
+    Start,
+    Memory,
+    Turn,
+}
+
+/// The list of `--batch`.
+#[derive(Debug, Clone)]
+pub(crate) struct BatchSizes(pub(crate) Vec<usize>);
+
+fn batch_sizes(text: &str) -> Result<BatchSizes, String> {
+    if matches!(text, "none" | "0" | "") {
+        return Ok(BatchSizes(Vec::new()));
+    }
+    let one = |part: &str| match part.trim().parse::<usize>() {
+        Ok(n) if (1..=128).contains(&n) => Ok(n),
+        _ => Err(format!("{part:?} is not a number from 1 to 128; give a list such as 1,8, or none")),
+    };
+    text.split(',').map(one).collect::<Result<_, _>>().map(BatchSizes)
 }
 
 /// Show the most likely next tokens.

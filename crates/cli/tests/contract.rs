@@ -412,6 +412,143 @@ fn an_empty_machine_has_no_models() {
     );
 }
 
+/// A home that is kept from run to run, so that the machine's peaks are measured once.
+fn bench(home: &Path, args: &[&str]) -> Ran {
+    let m = tiny();
+    let small =
+        ["bench", "--model", &m, "--threads", "1", "--prompt", "32", "--decode", "4", "--batch", "1,3"];
+    quarrel(home, &[&small, args].concat()).output().unwrap().into()
+}
+
+#[test]
+fn bench_prints_its_frame_and_checks_against_it() {
+    let home = tempfile::tempdir().unwrap();
+    let file = |name: &str| home.path().join(name).display().to_string();
+    let (plot, base) = (file("a.svg"), file("base.json"));
+    let r = bench(home.path(), &["--depth", "64", "--repeat", "2", "--ops", "--plot", &plot, "--json"]);
+    assert_eq!((r.code, r.out.lines().count()), (0, 1), "{}", r.err);
+    let v: Value = serde_json::from_str(&r.out).unwrap();
+    let frame = [
+        "machine",
+        "model",
+        "prompt",
+        "decode",
+        "decode_at",
+        "batch",
+        "latency",
+        "startup",
+        "memory",
+        "ops",
+        "version",
+    ];
+    assert_eq!(keys(&v), frame);
+    let speed = [
+        "tokens",
+        "tokens_per_s",
+        "min",
+        "max",
+        "runs",
+        "gb_per_s",
+        "gop_per_s",
+        "ops_per_byte",
+        "share_of_peak",
+        "bound",
+    ];
+    assert_eq!((keys(&v["prompt"]), keys(&v["decode"])), (speed.to_vec(), speed.to_vec()));
+    assert_eq!((&v["prompt"]["tokens"], v["decode"]["runs"].as_array().unwrap().len()), (&32.into(), 2));
+    let list = |part: &str, key: &str| {
+        v[part].as_array().unwrap().iter().map(|e| e[key].clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (list("decode_at", "depth"), list("batch", "sequences")),
+        (vec![0.into(), 64.into()], vec![1.into(), 3.into()])
+    );
+    for rate in [&v["prompt"], &v["decode"], &v["batch"][1]] {
+        assert!(rate["tokens_per_s"].as_f64().unwrap() > 0.0, "{rate}");
+    }
+    assert!(
+        v["startup"]["seconds"].as_f64().unwrap() > 0.0 && v["latency"]["itl_p99_ms"].as_f64().unwrap() > 0.0
+    );
+    assert!(v["memory"]["peak_rss_bytes"].as_u64().unwrap() > v["model"]["weight_bytes"].as_u64().unwrap());
+    assert!(v["machine"]["peaks"]["read_gb_per_s"].as_f64().unwrap() > 0.0);
+    assert_eq!(
+        (v["machine"]["threads"].clone(), list("ops", "name")),
+        (1.into(), vec!["prompt 32".into(), "decode 4".into()])
+    );
+    assert!(fs::read_to_string(&plot).unwrap().starts_with("<svg"));
+
+    // As text, and compared with a baseline in which everything was slower, or the prompt was faster.
+    let with = |v: &Value, part: &str, factor: f64| {
+        let mut v = v.clone();
+        for key in ["tokens_per_s", "min", "max"] {
+            v[part][key] = (v[part][key].as_f64().unwrap() * factor).into();
+        }
+        v
+    };
+    let mut slow = with(&v, "prompt", 1e-3);
+    for part in ["decode_at", "batch"] {
+        slow[part] = Vec::<Value>::new().into();
+    }
+    for part in ["latency", "startup", "memory", "decode"] {
+        slow[part] = Value::Null;
+    }
+    let check = |baseline: &Value| {
+        fs::write(&base, baseline.to_string()).unwrap();
+        bench(home.path(), &["--speeds-only", "--depth", "0", "--repeat", "1", "--check", &base])
+    };
+    let r = check(&slow);
+    assert!(r.code == 0 && r.err.contains("no regression: 1 figures compared"), "{}", r.err);
+    assert!(
+        r.out.contains("prompt 32") && r.out.contains("batch 3") && !r.out.contains("start-up"),
+        "{}",
+        r.out
+    );
+    let r = check(&with(&slow, "prompt", 1e9));
+    assert_eq!((r.code, r.err.lines().count()), (1, 2), "{}", r.err);
+    assert!(r.err.contains("prompt of 32 tokens") && r.err.contains("1 of 1 figures are worse"), "{}", r.err);
+    let mut other = slow.clone();
+    other["machine"]["threads"] = 64.into();
+    let r = check(&other);
+    assert_eq!(
+        (r.code, r.out.as_str(), r.err.lines().count()),
+        (1, "", 1),
+        "refused before anything is measured"
+    );
+    assert!(r.err.contains("threads is 64, and here it is 1"), "{}", r.err);
+}
+
+#[test]
+fn bench_refuses_before_it_measures() {
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("report.json");
+    fs::write(&file, "{}").unwrap();
+    let file = file.display().to_string();
+    let nowhere = home.path().join("no/such/folder/a.svg").display().to_string();
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["--prompt", "257"], &["--prompt 257", "context of 256"]),
+        (&["--decode", "300"], &["--decode 300", "256"]),
+        (&["--depth", "16000000"], &["--depth 16000000", "256"]),
+        (&["--prompt", "0", "--decode", "0", "--batch", "none"], &["nothing is left to measure"]),
+        (&["--plot", &nowhere], &["cannot write", "a.svg"]),
+        (&["--check", &nowhere], &["cannot read", "a.svg"]),
+        (&["--check", &file], &["report.json", "no report"]),
+        (
+            &["--against", "llama-cpp-python", "--python", &nowhere],
+            &["llama-cpp-python", "--python", "pip install"],
+        ),
+    ];
+    for (args, words) in cases {
+        let m = tiny();
+        let r: Ran = quarrel(home.path(), &[&["bench", &m], *args].concat()).output().unwrap().into();
+        assert_eq!((r.code, r.out.as_str()), (1, ""), "{args:?}: {}", r.err);
+        let last = r.err.lines().last().unwrap_or_default();
+        assert!(last.starts_with("quarrel: error: ") && !r.err.contains("measuring"), "{args:?}: {}", r.err);
+        for word in *words {
+            assert!(last.contains(word), "{args:?}: no {word:?} in {}", r.err);
+        }
+    }
+}
+
 /// With real weights: `QUARREL_FIXTURES` is a folder that holds the two GGUF files of `goldens/make_real.py`.
 #[test]
 fn real_models_answer_as_transformers_does() {

@@ -72,7 +72,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             let seq = SeqStep { rows: tokens.len(), start: at, blocks: &blocks };
             cpu.run(prepared, &StepInputs { tokens, seqs: &[seq], outputs })
         };
-        cpu.profile(args.ops);
+        cpu.profile(args.ops)?;
         let clock = Instant::now();
         for (i, part) in args.ids.chunks(STEP).enumerate() {
             let last = [part.len() as u32 - 1];
@@ -82,11 +82,11 @@ fn main() -> Result<(), Box<dyn Error>> {
         cpu.read(prepared, Readout::Logits(0), &mut logits)?;
         let prompt = clock.elapsed().as_secs_f64();
         if args.ops {
-            table("prompt", prompt, &cpu, prepared, &program);
+            table("prompt", prompt, &cpu, prepared, &program)?;
         }
         let mut out = vec![best(&logits)];
         let first = start.elapsed().as_secs_f64();
-        cpu.profile(args.ops);
+        cpu.profile(args.ops)?;
         let clock = Instant::now();
         for i in 0..args.n.saturating_sub(1) {
             feed(&mut cpu, args.ids.len() + i, &out[i..], &[0])?;
@@ -95,7 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         let decode = clock.elapsed().as_secs_f64();
         if args.ops {
-            table("decode", decode, &cpu, prepared, &program);
+            table("decode", decode, &cpu, prepared, &program)?;
         }
         println!("{}", out.iter().map(u32::to_string).collect::<Vec<_>>().join(","));
         println!(
@@ -114,9 +114,15 @@ fn best(logits: &[f32]) -> u32 {
 }
 
 /// Where `seconds` went: each kind of op, the barriers, and the rest, which is outside the tape.
-fn table(title: &str, seconds: f64, cpu: &Cpu, prepared: Prepared, program: &Program) {
+fn table(
+    title: &str,
+    seconds: f64,
+    cpu: &Cpu,
+    prepared: Prepared,
+    program: &Program,
+) -> Result<(), Box<dyn Error>> {
     let mut kinds: BTreeMap<String, (u64, u64)> = BTreeMap::new();
-    for (node, t) in program.ops.iter().zip(cpu.timings(prepared)) {
+    for (node, t) in program.ops.iter().zip(cpu.timings(prepared)?) {
         let name = match &node.op {
             quarrel_ir::Op::MatMul { weight, .. } => {
                 let name = &program.weights[weight.0 as usize].parts[0].name;
@@ -139,4 +145,5 @@ fn table(title: &str, seconds: f64, cpu: &Cpu, prepared: Prepared, program: &Pro
         );
     }
     println!("{title}: barriers {:.1} %, outside the tape {:.1} %", share(wait), 100.0 - share(busy + wait));
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The CPU as a [`Device`]: loads weights, prepares Programs and runs steps on its threads.
 
-use crate::exec::{self, Memory, OpTime, Run, Scratch, Tile};
+use crate::exec::{self, Memory, Run, Scratch, Tile};
 use crate::footprint::{Footprint, TABLE_TOKENS};
 use crate::kv::{KvPool, KvType, huge_pages};
 use crate::linear;
@@ -12,8 +12,8 @@ use memmap2::MmapMut;
 use quarrel_ir::arena::{ALIGN, Arena, Slot};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
-    AttendSpec, Device, DeviceInfo, Error, HostWeight, Limits, Op, Prepared, Program, Readout, Result, Rows,
-    StepInputs, View, Weight, WeightDecl,
+    AttendSpec, Device, DeviceInfo, Error, HostWeight, Limits, Op, OpTime, Prepared, Program, Readout,
+    Result, Rows, StepInputs, View, Weight, WeightDecl,
 };
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -81,19 +81,6 @@ impl Cpu {
         })?;
         let info = DeviceInfo { name: "cpu".into(), description: describe(isa), threads };
         Ok(Cpu { info, options, isa, pool, held: Vec::new(), ready: Vec::new(), profile: false })
-    }
-
-    /// Turns per-op timing on, from zero, or off.
-    pub fn profile(&mut self, on: bool) {
-        self.profile = on;
-        for r in &mut self.ready {
-            r.times.get_mut().unwrap_or_else(PoisonError::into_inner).fill(OpTime::default());
-        }
-    }
-
-    /// The times of each op of a prepared Program since [`Cpu::profile`], by index in [`Program::ops`].
-    pub fn timings(&self, prepared: Prepared) -> Vec<OpTime> {
-        self.ready[prepared.0 as usize].times.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Bytes by part: weights and working memory as they are, and of the KV cache what has been written.
@@ -327,6 +314,18 @@ impl Device for Cpu {
 
     fn memory(&self) -> usize {
         self.footprint().total()
+    }
+
+    fn profile(&mut self, on: bool) -> Result<()> {
+        self.profile = on;
+        for r in &mut self.ready {
+            r.times.get_mut().unwrap_or_else(PoisonError::into_inner).fill(OpTime::default());
+        }
+        Ok(())
+    }
+
+    fn timings(&self, prepared: Prepared) -> Result<Vec<OpTime>> {
+        Ok(self.ready[prepared.0 as usize].times.lock().unwrap_or_else(PoisonError::into_inner).clone())
     }
 }
 

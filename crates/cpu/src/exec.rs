@@ -15,7 +15,7 @@ use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::weights::Held;
 use quarrel_ir::arena::Slot;
 use quarrel_ir::{
-    AttendSpec, BLOCK_TOKENS, Limits, NormSpec, Op, Program, Rows, StepInputs, View, Weight, WeightId,
+    AttendSpec, BLOCK_TOKENS, Limits, NormSpec, Op, OpTime, Program, Rows, StepInputs, View, Weight, WeightId,
 };
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -108,17 +108,6 @@ pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
         }
         row += s.rows;
     }
-}
-
-/// Nanoseconds of one op on the calling thread.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct OpTime {
-    /// Inside the op, waits included that belong to the op itself.
-    pub busy_ns: u64,
-    /// At the barrier before it.
-    pub wait_ns: u64,
-    /// How often it ran.
-    pub calls: u64,
 }
 
 /// What a thread needs for itself.

@@ -11,14 +11,15 @@ mod kv;
 mod linear;
 pub mod matmul;
 pub mod pack;
+mod peaks;
 mod plan;
 mod pool;
 pub mod simd;
 mod weights;
 
 pub use device::{Cpu, CpuOptions};
-pub use exec::OpTime;
 pub use footprint::{Footprint, Stored, footprint};
 pub use kv::KvType;
 pub use pack::memory::trim_heap;
+pub use peaks::Peaks;
 pub use simd::Isa;

@@ -16,23 +16,44 @@ pub struct Cost {
     pub flops: u64,
 }
 
-/// The shape of a step, as far as cost goes.
+/// What one step reads in the cache: the tokens of each of its sequences.
 #[derive(Debug, Clone, Copy)]
-pub struct StepShape {
-    /// Tokens in the step.
-    pub rows: u64,
+pub struct StepShape<'a> {
+    /// Cached tokens before the step, and tokens of the step, of each sequence.
+    pub seqs: &'a [(u64, u64)],
     /// Rows with logits.
     pub outputs: u64,
-    /// Mean number of positions that a row attends to.
-    pub context: u64,
     /// Bytes of one cached element.
     pub kv_element_bytes: u64,
+}
+
+impl StepShape<'_> {
+    /// Tokens in the step.
+    pub fn rows(&self) -> u64 {
+        self.seqs.iter().map(|(_, rows)| rows).sum()
+    }
+
+    /// Cached positions that are read, each once for its sequence however many rows look at it.
+    fn read(&self, window: Option<u32>) -> u64 {
+        let one = |(start, rows): &(u64, u64)| {
+            let all = start + rows;
+            window.map_or(all, |w| all.min(rows + u64::from(w) - 1))
+        };
+        self.seqs.iter().filter(|(_, rows)| *rows > 0).map(one).sum()
+    }
+
+    /// Pairs of a row and a position that it attends to.
+    fn attended(&self, window: Option<u32>) -> u64 {
+        let window = window.map_or(u64::MAX, u64::from);
+        let one = |(start, rows): &(u64, u64)| (1..=*rows).map(|r| (start + r).min(window)).sum::<u64>();
+        self.seqs.iter().map(one).sum()
+    }
 }
 
 /// The cost of `op`; `weight_bytes(i)` gives the stored size of weight `i`.
 pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(usize) -> u64) -> Cost {
     let rows = |v: View| match program.rows_of(v) {
-        Rows::Tokens => step.rows,
+        Rows::Tokens => step.rows(),
         Rows::Outputs => step.outputs,
     };
     let mut c = Cost::default();
@@ -40,28 +61,45 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
     match op {
         Op::Embed { out, table, .. } => {
             let w = &program.weights[table.0 as usize];
-            c.weight_bytes = weight_bytes(table.0 as usize) / u64::from(w.rows().max(1)) * step.rows;
+            c.weight_bytes = weight_bytes(table.0 as usize) / u64::from(w.rows().max(1)) * step.rows();
             c.flops = rows(*out) * u64::from(out.cols);
         }
-        Op::MatMul { x, weight, .. } => {
+        // A product of no rows (a prompt's head before the last step) reads nothing.
+        Op::MatMul { x, weight, .. } if rows(*x) > 0 => {
             let w = &program.weights[weight.0 as usize];
             c.weight_bytes = weight_bytes(weight.0 as usize);
             c.flops = 2 * rows(*x) * u64::from(w.rows()) * u64::from(w.cols);
         }
         Op::StoreKv { k, v, .. } => {
-            c.kv_bytes = step.rows * u64::from(k.cols + v.cols) * step.kv_element_bytes;
+            c.kv_bytes = step.rows() * u64::from(k.cols + v.cols) * step.kv_element_bytes;
         }
         Op::Attend { spec: s, .. } => {
-            let seen = s.window.map_or(step.context, |w| step.context.min(u64::from(w)));
-            c.kv_bytes = seen * u64::from(s.kv_heads * (s.head_dim + s.v_dim)) * step.kv_element_bytes;
-            c.flops = 2 * step.rows * seen * u64::from(s.heads) * u64::from(s.head_dim + s.v_dim);
+            let position = u64::from(s.kv_heads * (s.head_dim + s.v_dim)) * step.kv_element_bytes;
+            c.kv_bytes = step.read(s.window) * position;
+            c.flops = 2 * step.attended(s.window) * u64::from(s.heads) * u64::from(s.head_dim + s.v_dim);
         }
         Op::Norm { x, .. } => c.flops = 4 * rows(*x) * u64::from(x.cols),
         Op::Rope { x, .. } => c.flops = 3 * rows(*x) * u64::from(x.cols),
         Op::Glu { out, .. } | Op::Activate { out, .. } => c.flops = 8 * rows(*out) * u64::from(out.cols),
         Op::Add { out, .. } => c.flops = rows(*out) * u64::from(out.cols),
         Op::Scale { x, .. } | Op::Softcap { x, .. } => c.flops = rows(*x) * u64::from(x.cols),
-        Op::PickRows { .. } => {}
+        Op::MatMul { .. } | Op::PickRows { .. } => {}
     }
     c
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_bounds_what_is_read_and_seen() {
+        let shape = |seqs| StepShape { seqs, outputs: 1, kv_element_bytes: 2 };
+        let prompt = shape(&[(0, 4)]);
+        assert_eq!((prompt.rows(), prompt.read(None), prompt.attended(None)), (4, 4, 1 + 2 + 3 + 4));
+        assert_eq!((prompt.read(Some(2)), prompt.attended(Some(2))), (4, 1 + 2 + 2 + 2));
+        let mixed = shape(&[(100, 1), (7, 3)]);
+        assert_eq!((mixed.rows(), mixed.read(None), mixed.attended(None)), (4, 101 + 10, 101 + 8 + 9 + 10));
+        assert_eq!((mixed.read(Some(8)), mixed.attended(Some(8))), (8 + 10, 4 * 8));
+    }
 }

@@ -140,6 +140,17 @@ pub enum Readout {
     View(View),
 }
 
+/// How long one op took, as the device's first thread saw it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OpTime {
+    /// Inside the op, waits included that belong to the op itself.
+    pub busy_ns: u64,
+    /// At the barrier before it.
+    pub wait_ns: u64,
+    /// How often it ran.
+    pub calls: u64,
+}
+
 /// Hardware that runs Programs.
 pub trait Device: Send {
     /// What this device is.
@@ -162,4 +173,20 @@ pub trait Device: Send {
 
     /// Bytes of device memory held now: weights repacked or uploaded, arena, KV.
     fn memory(&self) -> usize;
+
+    /// Turns the timing of each op on, from zero, or off. An error where the device cannot.
+    fn profile(&mut self, _on: bool) -> Result<()> {
+        Err(self.no_timing())
+    }
+
+    /// The times of each op of a prepared Program since [`Device::profile`], by index in [`Program::ops`].
+    fn timings(&self, _prepared: Prepared) -> Result<Vec<OpTime>> {
+        Err(self.no_timing())
+    }
+
+    /// Why [`Device::profile`] is refused by default.
+    fn no_timing(&self) -> Error {
+        let why = "this device does not time its ops".to_string();
+        Error::Device { device: self.info().name.clone(), why }
+    }
 }

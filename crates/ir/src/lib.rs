@@ -17,7 +17,8 @@ pub mod reference;
 pub mod rope;
 
 pub use device::{
-    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout, SeqStep, StepInputs, Weight,
+    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, OpTime, Prepared, Readout, SeqStep, StepInputs,
+    Weight,
 };
 pub use op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};

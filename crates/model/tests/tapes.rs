@@ -47,7 +47,7 @@ fn costs_count_each_weight_once_and_the_context_that_is_seen() {
     // Two bytes an element, so that bytes are easy to say.
     let bytes = |w: usize| 2 * u64::from(program.weights[w].rows()) * u64::from(program.weights[w].cols);
     let of = |kind: &str, rows, context| {
-        let step = StepShape { rows, outputs: 1, context, kv_element_bytes: 2 };
+        let step = StepShape { seqs: &[(context - rows, rows)], outputs: 1, kv_element_bytes: 2 };
         let ops = program.ops.iter().filter(|n| n.op.name() == kind);
         ops.map(|n| cost(&program, &n.op, &step, bytes))
             .fold((0, 0, 0), |sum, c| (sum.0 + c.weight_bytes, sum.1 + c.kv_bytes, sum.2 + c.flops))
@@ -56,11 +56,11 @@ fn costs_count_each_weight_once_and_the_context_that_is_seen() {
     let layer = 64 * (64 + 32 + 32) + 64 * 64 + 64 * 256 + 128 * 64;
     let head = 1000 * 64;
     assert_eq!(of("matmul", 1, 1), (2 * (layer + head), 0, 2 * (layer + head)));
-    assert_eq!(of("matmul", 5, 1), (2 * (layer + head), 0, 2 * (5 * layer + head)));
-    assert_eq!(of("embed", 5, 1).0, 5 * 64 * 2);
+    assert_eq!(of("matmul", 5, 5), (2 * (layer + head), 0, 2 * (5 * layer + head)));
+    assert_eq!(of("embed", 5, 5).0, 5 * 64 * 2);
     // Keys and values of two heads of 16; the window of 64 bounds what is read.
     let token = 2 * (16 + 16) * 2;
-    assert_eq!(of("store_kv", 3, 1).1, 3 * token);
+    assert_eq!(of("store_kv", 3, 3).1, 3 * token);
     assert_eq!(of("attend", 1, 10).1, 10 * token);
     assert_eq!(of("attend", 1, 1000), (0, 64 * token, 2 * 64 * 4 * 32));
     assert!(program.ops.iter().any(|n| matches!(n.op, Op::Attend { .. })));

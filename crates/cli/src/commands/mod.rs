@@ -1,5 +1,6 @@
 //! One file for each command.
 
+mod bench;
 mod chat;
 mod completions;
 mod docs;
@@ -33,6 +34,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Bench(args) => bench::run(*args),
         Command::Logits(args) => logits::run(args),
         Command::Template(args) => template::run(args),
         Command::Completions(args) => completions::run(args),

@@ -1,0 +1,270 @@
+//! A model on a device, measured below the engine: steps are made here, one after the other, on the caller's thread.
+
+use crate::Result;
+use crate::work::{Case, STEP, Work};
+use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_formats::Source;
+use quarrel_ir::cost::{Cost, StepShape, cost};
+use quarrel_ir::{
+    BLOCK_TOKENS, Device, Limits, Op, OpTime, Prepared, Program, Readout, SeqStep, StepInputs, Weight,
+};
+use quarrel_model::decoder::{Options, decoder};
+use quarrel_model::{ModelSpec, weights};
+use serde::{Deserialize, Serialize};
+use std::time::Instant;
+
+/// Bytes of an element of the cache: the CPU's default, half precision.
+pub const KV_ELEMENT_BYTES: usize = 2;
+
+/// The seconds of each case of a round, in the order of [`Work::cases`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Turn {
+    /// Seconds.
+    pub seconds: Vec<f64>,
+}
+
+/// What a whole case moves and computes.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Totals {
+    /// Weights and cache.
+    pub bytes: f64,
+    /// Operations on quantised weights.
+    pub int_ops: f64,
+    /// All others.
+    pub flops: f64,
+}
+
+impl Totals {
+    /// Of the costs of single ops.
+    pub(crate) fn add(&mut self, cost: &Cost, quantised: bool) {
+        self.bytes += (cost.weight_bytes + cost.kv_bytes) as f64;
+        *(if quantised { &mut self.int_ops } else { &mut self.flops }) += cost.flops as f64;
+    }
+}
+
+/// A weight as it is stored.
+#[derive(Debug, Clone, Copy)]
+struct Stored {
+    bytes: u64,
+    quantised: bool,
+}
+
+/// A loaded model.
+pub struct Session {
+    pub(crate) device: Box<dyn Device>,
+    pub(crate) program: Program,
+    pub(crate) ids: Vec<Weight>,
+    pub(crate) vocab: usize,
+    prepared: Prepared,
+    limits: Limits,
+    stored: Vec<Stored>,
+    blocks: Vec<u32>,
+    logits: Vec<f32>,
+    /// Seconds spent on logits since the last profile began: reading them and choosing a token.
+    choosing: f64,
+}
+
+impl Session {
+    /// Loads the weights on `threads` threads and makes room for `work`. Every block of the cache is written once: the
+    /// first touch of memory is slow, and would be measured otherwise.
+    ///
+    /// # Errors
+    /// What the model or the device refuses.
+    pub fn new(source: &Source, spec: &ModelSpec, work: &Work, threads: usize) -> Result<Session> {
+        let program = decoder(spec, &Options::default());
+        let mut device: Box<dyn Device> =
+            Box::new(Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() })?);
+        let ids = weights::load(source, spec, &program, &mut *device, |_| ())?;
+        let limits = Limits { rows: work.rows(), outputs: work.sequences(), kv_blocks: work.kv_blocks() };
+        let prepared = device.prepare(program.clone(), &ids, limits)?;
+        let stored = program
+            .weights
+            .iter()
+            .map(|w| {
+                let parts = w.parts.iter().map(|p| weights::tensor(source, spec, &p.name));
+                let parts = parts.collect::<quarrel_model::Result<Vec<_>>>()?;
+                Ok(Stored {
+                    bytes: parts.iter().map(|t| t.data.len() as u64).sum(),
+                    quantised: parts.iter().any(|t| t.dtype.block_len() > 1),
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let vocab = spec.vocab as usize;
+        let blocks: Vec<u32> = (0..limits.kv_blocks as u32).collect();
+        let logits = vec![0.0; vocab];
+        let mut session =
+            Session { device, program, ids, vocab, prepared, limits, stored, blocks, logits, choosing: 0.0 };
+        session.warm()?;
+        Ok(session)
+    }
+
+    /// Runs one step of a prompt and copies its cache to all other blocks, which is what a depth is made of: the time of
+    /// attention does not depend on what the cache holds.
+    fn warm(&mut self) -> Result<()> {
+        let tokens = STEP.min(self.limits.rows).min(self.limits.kv_blocks * BLOCK_TOKENS);
+        self.prompt(tokens)?;
+        let full = (tokens / BLOCK_TOKENS).max(1) as u32;
+        let pairs: Vec<(u32, u32)> = (full..self.limits.kv_blocks as u32).map(|b| (b % full, b)).collect();
+        self.device.copy_blocks(self.prepared, &pairs)?;
+        Ok(self.device.read(self.prepared, Readout::Logits(0), &mut self.logits)?)
+    }
+
+    /// Seconds of one case.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn time(&mut self, case: Case) -> Result<f64> {
+        let start = Instant::now();
+        match case {
+            Case::Prompt(tokens) => self.prompt(tokens)?,
+            Case::Decode { depth, tokens } => self.decode(1, depth, tokens)?,
+            Case::Batch { sequences, steps } => self.decode(sequences, 0, steps)?,
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Seconds of one case, of the choice of its tokens, and of each op in it.
+    ///
+    /// # Errors
+    /// Where the device cannot tell the time of its ops.
+    pub fn profile(&mut self, case: Case) -> Result<(f64, f64, Vec<OpTime>)> {
+        self.device.profile(true)?;
+        self.choosing = 0.0;
+        let seconds = self.time(case)?;
+        let times = self.device.timings(self.prepared)?;
+        self.device.profile(false)?;
+        Ok((seconds, self.choosing, times))
+    }
+
+    fn prompt(&mut self, tokens: usize) -> Result<()> {
+        let ids = made_up(tokens, self.vocab);
+        for (i, part) in ids.chunks(STEP).enumerate() {
+            let ends = i * STEP + part.len() == tokens;
+            let last = [part.len() as u32 - 1];
+            let seq = SeqStep { rows: part.len(), start: i * STEP, blocks: &self.blocks };
+            let step = StepInputs { tokens: part, seqs: &[seq], outputs: if ends { &last } else { &[] } };
+            self.device.run(self.prepared, &step)?;
+        }
+        std::hint::black_box(self.choose(0)?);
+        Ok(())
+    }
+
+    fn decode(&mut self, sequences: usize, start: usize, steps: usize) -> Result<()> {
+        let each = (start + steps).div_ceil(BLOCK_TOKENS);
+        let outputs: Vec<u32> = (0..sequences as u32).collect();
+        let mut tokens = made_up(sequences, self.vocab);
+        for i in 0..steps {
+            let seqs: Vec<SeqStep> = (0..sequences)
+                .map(|s| SeqStep {
+                    rows: 1,
+                    start: start + i,
+                    blocks: &self.blocks[s * each..(s + 1) * each],
+                })
+                .collect();
+            self.device
+                .run(self.prepared, &StepInputs { tokens: &tokens, seqs: &seqs, outputs: &outputs })?;
+            for (s, token) in tokens.iter_mut().enumerate() {
+                *token = self.choose(s)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The best token of a row of logits.
+    fn choose(&mut self, row: usize) -> Result<u32> {
+        let start = Instant::now();
+        self.device.read(self.prepared, Readout::Logits(row), &mut self.logits)?;
+        let token = best(&self.logits);
+        self.choosing += start.elapsed().as_secs_f64();
+        Ok(token)
+    }
+
+    /// What each op of the tape moves and computes in a whole case.
+    pub fn costs(&self, case: Case) -> Vec<Cost> {
+        let mut sums = vec![Cost::default(); self.program.ops.len()];
+        let mut step = |seqs: &[(u64, u64)], outputs: u64| {
+            let shape = StepShape { seqs, outputs, kv_element_bytes: KV_ELEMENT_BYTES as u64 };
+            for (sum, node) in sums.iter_mut().zip(&self.program.ops) {
+                let c = cost(&self.program, &node.op, &shape, |w| self.stored[w].bytes);
+                sum.weight_bytes += c.weight_bytes;
+                sum.kv_bytes += c.kv_bytes;
+                sum.activation_bytes += c.activation_bytes;
+                sum.flops += c.flops;
+            }
+        };
+        match case {
+            Case::Prompt(tokens) => {
+                for at in (0..tokens).step_by(STEP) {
+                    let rows = STEP.min(tokens - at);
+                    step(&[(at as u64, rows as u64)], u64::from(at + rows == tokens));
+                }
+            }
+            Case::Decode { depth, tokens } => {
+                (depth..depth + tokens).for_each(|at| step(&[(at as u64, 1)], 1));
+            }
+            Case::Batch { sequences, steps } => {
+                (0..steps).for_each(|at| step(&vec![(at as u64, 1); sequences], sequences as u64));
+            }
+        }
+        sums
+    }
+
+    /// The sum of [`Session::costs`].
+    pub fn totals(&self, case: Case) -> Totals {
+        let mut totals = Totals::default();
+        for (node, cost) in self.program.ops.iter().zip(self.costs(case)) {
+            totals.add(&cost, self.quantised(&node.op));
+        }
+        totals
+    }
+
+    /// Whether an op multiplies quantised weights.
+    pub(crate) fn quantised(&self, op: &Op) -> bool {
+        matches!(op, Op::MatMul { weight, .. } if self.stored[weight.0 as usize].quantised)
+    }
+}
+
+/// Token ids that repeat late: steps of a prime through the vocabulary.
+pub(crate) fn made_up(n: usize, vocab: usize) -> Vec<u32> {
+    (0..n).map(|i| ((i * 7919 + 17) % vocab.max(1)) as u32).collect()
+}
+
+/// The token with the largest logit, as sixteen maxima side by side, so that it costs little beside the step.
+fn best(logits: &[f32]) -> u32 {
+    const LANES: usize = 16;
+    let mut largest = [f32::NEG_INFINITY; LANES];
+    let chunks = logits.chunks_exact(LANES);
+    let rest = chunks.remainder().iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    for chunk in chunks {
+        for (l, x) in largest.iter_mut().zip(chunk) {
+            *l = if *x > *l { *x } else { *l };
+        }
+    }
+    let max = largest.into_iter().fold(rest, f32::max);
+    logits.iter().position(|l| *l == max).unwrap_or(0) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_best_token_is_the_first_of_the_largest() {
+        let mut logits: Vec<f32> = (0..100).map(|i| ((i * 37) % 50) as f32).collect();
+        assert_eq!(best(&logits), logits.iter().position(|l| *l == 49.0).unwrap() as u32);
+        logits[99] = 60.0;
+        assert_eq!(best(&logits), 99);
+        assert_eq!(best(&[-1.0, -0.5, -2.0]), 1);
+        assert_eq!(best(&[]), 0);
+    }
+
+    #[test]
+    fn made_up_tokens_are_in_the_vocabulary_and_differ() {
+        let mut ids = made_up(512, 49_152);
+        assert!(ids.iter().all(|i| *i < 49_152));
+        ids.sort_unstable();
+        ids.dedup();
+        assert_eq!(ids.len(), 512);
+        assert_eq!(made_up(3, 1), [0, 0, 0]);
+    }
+}

@@ -1,0 +1,302 @@
+//! `quarrel bench`: what the machine can do and how much of it a model gets. The measuring is `quarrel-bench`'s.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use quarrel_bench::child::{Child, Line};
+use quarrel_bench::{
+    Case, KV_ELEMENT_BYTES, Machine, ModelInfo, Report, Session, Turn, Wish, Work, against, check, latency,
+    ops, plot, text,
+};
+use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_engine::{Event, Request, Sampling};
+use quarrel_formats::Source;
+use quarrel_hub::Config;
+use quarrel_ir::Device as _;
+use quarrel_model::ModelSpec;
+
+use crate::args::{Bench, BenchChild, Device, EngineArgs, Kv};
+use crate::render::{self, Out};
+use crate::session::Opened;
+use crate::{chat_format, interrupt, models};
+
+/// The question of a process that is started to see how long its first token takes.
+const QUESTION: &str = "What is the capital of France?";
+
+pub(crate) fn run(mut args: Bench) -> Result<()> {
+    args.model = args.model.or_named(args.target.take());
+    if let Some(kind) = args.child {
+        return child(&args, kind);
+    }
+    interrupt::install()?;
+    let local = models::resolve(&args.model)?;
+    let source = models::open(&local.path)?;
+    // Of a path its last part: reports are kept and shown to others.
+    let given = Path::new(&local.name);
+    let file = given.file_name().filter(|_| given.exists()).map(|f| f.to_string_lossy().into_owned());
+    let bench = Prepared::new(&args, file.as_ref().unwrap_or(&local.name), &local.path, source)?;
+    let report = bench.measure(&args)?;
+    let mut out = Out::new();
+    match args.json {
+        true => out.json(&report)?,
+        false => out.text(&text::report(&report))?,
+    }
+    match &bench.baseline {
+        Some(baseline) => verdict(baseline, &report),
+        None => Ok(()),
+    }
+}
+
+/// Everything checked that can be before a clock runs.
+struct Prepared {
+    source: Source,
+    spec: ModelSpec,
+    work: Work,
+    threads: usize,
+    model: ModelInfo,
+    machine: Machine,
+    baseline: Option<Report>,
+    rival: Option<against::Llama>,
+    child: Child,
+}
+
+impl Prepared {
+    fn new(args: &Bench, name: &str, path: &Path, source: Source) -> Result<Prepared> {
+        if source.tensors().len() == 0 {
+            bail!("{name} is a vocabulary without weights; there is nothing to measure");
+        }
+        let spec = quarrel_model::spec(&source)?;
+        let work = work(args, &spec)?;
+        let model = ModelInfo::new(name, &source, &spec);
+        work.check_memory(&spec, model.weight_bytes, KV_ELEMENT_BYTES)?;
+        args.plot.as_deref().map(check_writable).transpose()?;
+        let baseline = args.check.as_deref().map(check::read).transpose()?;
+        let rival = match args.against {
+            Some(_) if source.metadata().is_none() => bail!("{name} is no GGUF file, which llama.cpp needs"),
+            Some(_) => {
+                let python = args.python.as_deref().filter(|p| !p.as_os_str().is_empty());
+                let python = python.unwrap_or(Path::new("python3"));
+                Some(against::Llama::find(python)?)
+            }
+            None => None,
+        };
+        let threads = threads(args)?;
+        let cache = Config::from_env().ok().map(|c| c.home);
+        let machine = Machine::new(cache.as_deref(), threads, args.fresh, || {
+            render::note("measuring the peaks of this machine");
+        })?;
+        if let Some(baseline) = &baseline {
+            check::comparable(baseline, &machine, &model)?;
+        }
+        let child = own_child(&work, threads, path)?;
+        Ok(Prepared { source, spec, work, threads, model, machine, baseline, rival, child })
+    }
+
+    fn measure(&self, args: &Bench) -> Result<Report> {
+        let work = &self.work;
+        let cases = work.cases();
+        let fresh = if args.speeds_only { 0 } else { work.repeat + 2 };
+        let served = if args.speeds_only { 0 } else { work.repeat + 1 };
+        let profiled: Vec<Case> = cases.iter().copied().filter(|c| is_profiled(*c, args)).collect();
+        let rounds = if self.rival.is_some() { 2 * work.repeat } else { cases.len() * work.repeat };
+        let bar = render::steps((fresh + served + profiled.len() + rounds + 1) as u64, "");
+        let mut progress = |what: &str| {
+            bar.set_message(what.to_owned());
+            bar.inc(1);
+        };
+        // Fresh processes first, while this one holds no weights.
+        let (mut startup, mut memory) = (None, None);
+        if !args.speeds_only {
+            startup = Some(self.child.start_up(work.repeat, &mut progress)?);
+            let tokens = (work.prompt.max(1) + work.decode.max(1)) as u64;
+            let kv = tokens.next_multiple_of(16) * self.model.kv_bytes_per_token;
+            memory = self.child.memory(self.model.weight_bytes, kv, &mut progress)?;
+        }
+        let compared = match &self.rival {
+            Some(rival) => {
+                let file = self.source.paths().first().context("the model has no file")?;
+                Some(rival.compare(&self.child, file, work, self.threads, &mut progress)?)
+            }
+            None => None,
+        };
+        progress("loading");
+        let mut session = Session::new(&self.source, &self.spec, work, self.threads)?;
+        let (turns, comparison) = match compared {
+            Some((turns, comparison)) => (turns, Some(comparison)),
+            None => (
+                (0..work.repeat).map(|_| turn(&mut session, work, &mut progress)).collect::<Result<_>>()?,
+                None,
+            ),
+        };
+        let mut report = Report::new(self.machine.clone(), self.model.clone(), work, &session, &turns);
+        (report.startup, report.memory, report.against) = (startup, memory, comparison);
+        let mut phases = Vec::new();
+        for case in profiled {
+            phases.push(ops::profile(&mut session, case, &self.machine.peaks, &mut progress)?);
+        }
+        if args.ops {
+            report.ops = phases.iter().filter(|p| p.sequences.is_none()).cloned().collect();
+        }
+        if let Some(path) = &args.plot {
+            let drawn = plot::svg(&report, &phases);
+            fs::write(path, drawn).with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        if !args.speeds_only {
+            report.latency = latency(session, work, &mut progress)?;
+        }
+        bar.finish_and_clear();
+        Ok(report)
+    }
+}
+
+/// The tables are of the prompt and of decoding from nothing, the plot is of the batches too.
+fn is_profiled(case: Case, args: &Bench) -> bool {
+    match case {
+        Case::Prompt(_) | Case::Decode { depth: 0, .. } => args.ops || args.plot.is_some(),
+        Case::Decode { .. } => false,
+        Case::Batch { .. } => args.plot.is_some(),
+    }
+}
+
+/// Refuses a file that cannot be written, before minutes are spent; leaves nothing behind.
+fn check_writable(path: &Path) -> Result<()> {
+    let existed = path.exists();
+    fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(path)
+        .with_context(|| format!("cannot write {}", path.display()))?;
+    if !existed {
+        fs::remove_file(path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn work(args: &Bench, spec: &ModelSpec) -> Result<Work> {
+    let wish = Wish {
+        prompt: args.prompt.map(|n| n as usize),
+        decode: args.decode.map(|n| n as usize),
+        depths: args.depth.as_ref().map(|d| d.iter().map(|n| *n as usize).collect()),
+        batch: args.batch.as_ref().map(|b| b.0.clone()),
+        repeat: args.repeat as usize,
+    };
+    let (work, notes) = Work::new(&wish, spec.context as usize)?;
+    if args.child.is_none() {
+        notes.iter().for_each(render::note);
+    }
+    Ok(work)
+}
+
+fn threads(args: &Bench) -> Result<usize> {
+    let options = CpuOptions { threads: args.threads.map(usize::from), ..CpuOptions::default() };
+    let threads = Cpu::new(options).context("cannot start the CPU device")?.info().threads;
+    let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+    if threads > cores && args.child.is_none() {
+        render::note(format!("{threads} threads on {cores} processors are slower than {cores}"));
+    }
+    Ok(threads)
+}
+
+fn turn(session: &mut Session, work: &Work, progress: &mut dyn FnMut(&str)) -> Result<Turn> {
+    let mut seconds = Vec::new();
+    for case in work.cases() {
+        progress(&case.name());
+        seconds.push(session.time(case)?);
+    }
+    Ok(Turn { seconds })
+}
+
+/// This program on the same model and work.
+fn own_child(work: &Work, threads: usize, path: &Path) -> Result<Child> {
+    let exe = std::env::current_exe().context("cannot find this program's own file")?;
+    let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
+    let list = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
+    let batch = if work.batch.is_empty() { "none".into() } else { list(&work.batch) };
+    let mut args: Vec<OsString> = ["bench", "--offline", "--quiet"].map(OsString::from).to_vec();
+    args.extend(["--model".into(), path.into_os_string()]);
+    for (flag, value) in [
+        ("--threads", threads.to_string()),
+        ("--prompt", work.prompt.to_string()),
+        ("--decode", work.decode.to_string()),
+        ("--batch", batch),
+    ] {
+        args.extend([flag.into(), value.into()]);
+    }
+    if !work.depths.is_empty() {
+        args.extend(["--depth".into(), list(&work.depths).into()]);
+    }
+    args.push("--child".into());
+    Ok(Child { exe, args })
+}
+
+/// What a process does that was started to be measured.
+fn child(args: &Bench, kind: BenchChild) -> Result<()> {
+    let mut out = Out::new();
+    if kind == BenchChild::Turn {
+        let source = models::open(&models::resolve(&args.model)?.path)?;
+        let spec = quarrel_model::spec(&source)?;
+        let work = work(args, &spec)?;
+        let mut session = Session::new(&source, &spec, &work, threads(args)?)?;
+        return out.json(&Line::Turn(turn(&mut session, &work, &mut |_| ())?));
+    }
+    let opened = Opened::new(&args.model)?;
+    let prompt = args.prompt.unwrap_or(0).max(1) as usize;
+    let answer = args.decode.unwrap_or(0).max(1);
+    let (ids, max_tokens) = match (kind, &opened.template) {
+        (BenchChild::Memory, _) => (vec![0; prompt], answer),
+        (_, Some(t)) => {
+            let question = [chat_format::message("user", QUESTION)];
+            (chat_format::encode_chat(&opened.tokenizer, t, &question)?, 1)
+        }
+        (_, None) => (chat_format::encode_prompt(&opened.tokenizer, QUESTION)?, 1),
+    };
+    let engine = EngineArgs {
+        ctx: None,
+        threads: args.threads,
+        memory_budget: None,
+        kv: Kv::F16,
+        device: Device::Cpu,
+    };
+    let running = opened.load(&engine)?;
+    let request = Request {
+        sampling: Sampling::greedy(),
+        max_tokens: Some(max_tokens),
+        ignore_eos: true,
+        ..Request::new(ids)
+    };
+    let mut told = false;
+    for event in running.handle.submit(request).map_err(|e| running.explain(e))? {
+        match event {
+            Event::Token { id, .. } if !told => {
+                told = true;
+                out.json(&Line::FirstToken(id))?;
+            }
+            Event::Failed(e) => return Err(running.explain(e)),
+            _ => {}
+        }
+    }
+    match render::peak_rss_bytes() {
+        Some(bytes) => out.json(&Line::PeakRss(bytes)),
+        None => Ok(()),
+    }
+}
+
+/// Says what became slower, and fails if anything did.
+fn verdict(baseline: &Report, report: &Report) -> Result<()> {
+    let verdict = check::compare(baseline, report)?;
+    if !verdict.missing.is_empty() {
+        render::note(format!("not measured now, though the baseline has it: {}", verdict.missing.join(", ")));
+    }
+    for line in &verdict.regressions {
+        render::error(line);
+    }
+    match verdict.regressions.len() {
+        0 => {
+            render::note(format!("no regression: {} figures compared with the baseline", verdict.compared));
+            Ok(())
+        }
+        n => bail!("{n} of {} figures are worse than the baseline beyond the noise", verdict.compared),
+    }
+}
