@@ -19,8 +19,6 @@ use quarrel_ir::{
 };
 use std::sync::{Arc, Mutex};
 
-const CONTEXT: usize = 330;
-const BLOCKS: usize = CONTEXT.div_ceil(16);
 /// The types in use, and a rare one that takes the dequantising path.
 const TYPES: [DType; 17] = [
     DType::Q4_0,
@@ -80,6 +78,7 @@ struct Schedule {
     isa: Isa,
     threads: usize,
     kv: KvType,
+    context: usize,
     max_running: usize,
     step_tokens: usize,
     spare_outputs: usize,
@@ -91,21 +90,22 @@ struct Schedule {
 impl Schedule {
     fn config(&self) -> EngineConfig {
         EngineConfig {
-            kv_blocks: Some(BLOCKS + self.spare_blocks),
+            kv_blocks: Some(self.context.div_ceil(16) + self.spare_blocks),
             step_tokens: self.max_running + self.step_tokens,
             step_outputs: self.max_running + self.spare_outputs,
             max_running: self.max_running,
             prefix_cache: self.prefix_cache,
-            ..EngineConfig::new(CONTEXT)
+            ..EngineConfig::new(self.context)
         }
     }
 }
 
 fn arrival() -> impl Strategy<Value = Arrival> {
-    let length = prop_oneof![1usize..20, 1usize..150, 100usize..301];
+    let length = prop_oneof![3 => 1usize..40, 1 => 1usize..150, 1 => 100usize..301];
+    let max_tokens = prop_oneof![1 => 1u32..16, 1 => 30u32..80];
     let seed = prop_oneof![Just(None), any::<u64>().prop_map(Some)];
     let cancel = prop_oneof![4 => Just(None), 1 => (0usize..12).prop_map(Some)];
-    (length, 0usize..301, 0u32..2, 1u32..24, seed, 0usize..6, cancel).prop_map(
+    (length, 0usize..301, 0u32..2, max_tokens, seed, 0usize..6, cancel).prop_map(
         |(length, shared, salt, max_tokens, seed, wait, cancel)| Arrival {
             length,
             shared,
@@ -125,16 +125,19 @@ fn schedule() -> impl Strategy<Value = Schedule> {
     let kv = prop_oneof![3 => Just(KvType::F16), 1 => Just(KvType::F32)];
     let step_tokens = prop_oneof![1usize..20, 20usize..400];
     (
-        (isa, 1usize..=3, kv),
-        (2usize..=5, step_tokens, 0usize..3, 0usize..12, any::<bool>()),
-        prop::collection::vec(arrival(), 2..7),
+        (isa, prop_oneof![1 => Just(1usize), 2 => Just(2), 1 => Just(3)], kv),
+        (3usize..=6, step_tokens, 0usize..3, 0usize..4, prop::bool::weighted(0.75)),
+        // A short context makes for few blocks, which the requests fight for.
+        (prop_oneof![2 => Just(112usize), 1 => Just(330)], prop::collection::vec(arrival(), 3..8)),
     )
-        .prop_map(|((isa, threads, kv), engine, arrivals)| {
+        .prop_map(|((isa, threads, kv), engine, (context, mut arrivals))| {
             let (max_running, step_tokens, spare_outputs, spare_blocks, prefix_cache) = engine;
+            arrivals.iter_mut().for_each(|a| a.length = 1 + (a.length - 1) % (context - 20));
             Schedule {
                 isa,
                 threads,
                 kv,
+                context,
                 max_running,
                 step_tokens,
                 spare_outputs,
@@ -247,7 +250,7 @@ fn answer(stream: Stream) -> Answer {
 fn start(source: &Source, options: CpuOptions, config: &EngineConfig) -> (Handle, Arc<Mutex<Stage>>) {
     let stage = Arc::default();
     let cpu = Box::new(Staged(Cpu::new(options).unwrap(), Arc::clone(&stage)));
-    let load = LoadOptions { context: Some(CONTEXT), ..LoadOptions::default() };
+    let load = LoadOptions { context: Some(config.context), ..LoadOptions::default() };
     let loaded = Engine::load(source, cpu, &load, |c| c.clone_from(config), |_| {}).unwrap();
     (loaded.handle, stage)
 }
@@ -299,7 +302,7 @@ fn check(source: &Source, s: &Schedule, seen: &mut Seen) -> TestCaseResult {
     seen.cached += cached_tokens;
     let options = CpuOptions { isa: Some(s.isa), threads: Some(1), kv: s.kv, ..CpuOptions::default() };
     let (alone, _) =
-        start(source, options, &EngineConfig { prefix_cache: false, ..EngineConfig::new(CONTEXT) });
+        start(source, options, &EngineConfig { prefix_cache: false, ..EngineConfig::new(s.context) });
     for (i, (arrival, got)) in s.arrivals.iter().zip(answers).enumerate() {
         let request = arrival.request(i);
         let prompt = request.prompt.clone();
@@ -329,7 +332,7 @@ fn check(source: &Source, s: &Schedule, seen: &mut Seen) -> TestCaseResult {
 
 fn run(family: Family) {
     let cases =
-        std::env::var("QUARREL_INVARIANCE_CASES").map_or(3, |n| n.parse().expect("a number of cases"));
+        std::env::var("QUARREL_INVARIANCE_CASES").map_or(2, |n| n.parse().expect("a number of cases"));
     let dir = tempfile::tempdir().unwrap();
     let mut seen = Seen::default();
     for (i, dtype) in TYPES.into_iter().enumerate() {
@@ -342,7 +345,7 @@ fn run(family: Family) {
             max_shrink_iters: 60,
             ..ProptestConfig::default()
         };
-        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[i as u8 + 1; 32]);
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[2 * i as u8 + family as u8; 32]);
         let shared = std::cell::RefCell::new(&mut seen);
         let outcome = TestRunner::new_with_rng(config, rng)
             .run(&schedule(), |s| check(&source, &s, &mut shared.borrow_mut()));
@@ -350,7 +353,9 @@ fn run(family: Family) {
             panic!("{family:?}, {dtype}: {failure}");
         }
     }
-    assert!(seen.preemptions > 20 && seen.cached > 1000 && seen.cancelled > 10, "too tame: {seen:?}");
+    println!("{family:?}: {seen:?}");
+    let wild = seen.preemptions > 10 && seen.cached > 200 && seen.cancelled > 5;
+    assert!(wild || cases < 2, "the schedules are too tame: {seen:?}");
 }
 
 #[test]
