@@ -57,11 +57,18 @@ thread_local! {
     static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Columns `columns` of the product (a unit's) with `rows`, to `y`, [`UNIT`] floats a row.
+/// Columns `columns` of the product (a unit's) with `rows`, to `y`, a row every `y_stride` floats.
 ///
 /// # Safety
 /// `x` is readable for the rows, `y` writable.
-pub(super) unsafe fn unit(w: &PackedWeight, columns: Range<usize>, x: Rows, rows: Range<usize>, y: *mut f32) {
+pub(super) unsafe fn unit(
+    w: &PackedWeight,
+    columns: Range<usize>,
+    x: Rows,
+    rows: Range<usize>,
+    y: *mut f32,
+    y_stride: usize,
+) {
     let bytes = w.file_rows().expect("the caller saw that it was not repacked");
     let row_bytes = bytes.len() / w.rows();
     let bytes = &bytes[columns.start * row_bytes..columns.end * row_bytes];
@@ -86,7 +93,7 @@ pub(super) unsafe fn unit(w: &PackedWeight, columns: Range<usize>, x: Rows, rows
             (Kind::Portable, DType::BF16) => portable::<BF16>,
             (Kind::Portable, _) => portable::<F32>,
         };
-        run(bytes.as_ptr(), row_bytes, columns.len(), w.cols(), x, x_stride, rows.len(), y);
+        run(bytes.as_ptr(), row_bytes, columns.len(), w.cols(), x, x_stride, rows.len(), y, y_stride);
     };
     if direct {
         product(w.dtype(), bytes, row_bytes);
@@ -114,6 +121,7 @@ unsafe fn product<S: Lanes, E: Element, const O: usize, const O1: usize>(
     x_stride: usize,
     rows: usize,
     y: *mut f32,
+    y_stride: usize,
 ) {
     let mut r = 0;
     while r < rows {
@@ -121,12 +129,12 @@ unsafe fn product<S: Lanes, E: Element, const O: usize, const O1: usize>(
         for o in (0..n).step_by(outputs) {
             // SAFETY: inside the shape.
             unsafe {
-                let (x, y) = (x.add(r * x_stride), y.add(r * UNIT + o));
+                let (x, y) = (x.add(r * x_stride), y.add(r * y_stride + o));
                 let w = w.add(o * row_bytes);
                 if step == 4 {
-                    block::<S, E, O, 4>(w, row_bytes, n - o, cols, x, x_stride, y);
+                    block::<S, E, O, 4>(w, row_bytes, n - o, cols, x, x_stride, y, y_stride);
                 } else {
-                    block::<S, E, O1, 1>(w, row_bytes, n - o, cols, x, x_stride, y);
+                    block::<S, E, O1, 1>(w, row_bytes, n - o, cols, x, x_stride, y, y_stride);
                 }
             }
         }
@@ -145,6 +153,7 @@ unsafe fn block<S: Lanes, E: Element, const O: usize, const R: usize>(
     x: *const f32,
     x_stride: usize,
     y: *mut f32,
+    y_stride: usize,
 ) {
     // SAFETY: the caller's promise; outputs beyond the last repeat it.
     unsafe {
@@ -186,7 +195,7 @@ unsafe fn block<S: Lanes, E: Element, const O: usize, const R: usize>(
         }
         for o in 0..O.min(n) {
             for r in 0..R {
-                *y.add(r * UNIT + o) = S::sum(acc[o][r]);
+                *y.add(r * y_stride + o) = S::sum(acc[o][r]);
             }
         }
     }
@@ -203,9 +212,10 @@ unsafe fn avx512<E: Element>(
     x_stride: usize,
     rows: usize,
     y: *mut f32,
+    y_stride: usize,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { product::<Avx512, E, 4, 8>(w, row_bytes, n, cols, x, x_stride, rows, y) }
+    unsafe { product::<Avx512, E, 4, 8>(w, row_bytes, n, cols, x, x_stride, rows, y, y_stride) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -219,9 +229,10 @@ unsafe fn avx2<E: Element>(
     x_stride: usize,
     rows: usize,
     y: *mut f32,
+    y_stride: usize,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { product::<Avx2, E, 2, 8>(w, row_bytes, n, cols, x, x_stride, rows, y) }
+    unsafe { product::<Avx2, E, 2, 8>(w, row_bytes, n, cols, x, x_stride, rows, y, y_stride) }
 }
 
 unsafe fn portable<E: Element>(
@@ -233,7 +244,8 @@ unsafe fn portable<E: Element>(
     x_stride: usize,
     rows: usize,
     y: *mut f32,
+    y_stride: usize,
 ) {
     // SAFETY: the caller's promise.
-    unsafe { product::<Portable, E, 2, 4>(w, row_bytes, n, cols, x, x_stride, rows, y) }
+    unsafe { product::<Portable, E, 2, 4>(w, row_bytes, n, cols, x, x_stride, rows, y, y_stride) }
 }

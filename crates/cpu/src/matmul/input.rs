@@ -29,10 +29,10 @@ pub(crate) struct XBlock {
     pub(crate) scale: f32,
     /// `scale` times the sum of the values.
     pub(crate) scaled_sum: f32,
-    /// Minus eight times the sum of each of `q`, as the instruction set wants it (`Lanes::sums`).
-    pub(crate) sums: [i32; 2],
-    /// The same of the first 16.
-    pub(crate) half: [i32; 2],
+    /// The same of the first and of the last 16 values.
+    pub(crate) scaled_half: [f32; 2],
+    /// What sums start from when something is subtracted from the codes, as the instruction set wants it (`Lanes`).
+    pub(crate) starts: [i32; 4],
 }
 
 /// High and low part of a quantised value.
@@ -42,18 +42,18 @@ pub(crate) fn split(q: i32) -> (i32, i32) {
     (high, q - (high << 7))
 }
 
-/// Fills in all but `q`.
+/// Fills in all but `q`; `sums` are those of the two halves.
 ///
 /// # Safety
 /// `out` is writable.
 #[inline(always)]
-pub(crate) unsafe fn finish(out: *mut XBlock, scale: f32, sum: i32, sums: [i32; 2], half: [i32; 2]) {
+pub(crate) unsafe fn finish(out: *mut XBlock, scale: f32, sums: [i32; 2], starts: [i32; 4]) {
     // SAFETY: the caller's promise.
     unsafe {
         (*out).scale = scale;
-        (*out).scaled_sum = scale * sum as f32;
-        (*out).sums = sums;
-        (*out).half = half;
+        (*out).scaled_sum = scale * (sums[0] + sums[1]) as f32;
+        (*out).scaled_half = sums.map(|s| scale * s as f32);
+        (*out).starts = starts;
     }
 }
 
@@ -65,7 +65,15 @@ pub(crate) unsafe fn finish(out: *mut XBlock, scale: f32, sum: i32, sums: [i32; 
 pub(crate) unsafe fn quantize_special(amax: i32, out: *mut XBlock) {
     let scale = if amax < SMALLEST { 0.0 } else { f32::NAN };
     // SAFETY: the caller's promise.
-    unsafe { out.write(XBlock { q: [[0; 32]; 2], scale, scaled_sum: scale, sums: [0; 2], half: [0; 2] }) }
+    unsafe {
+        out.write(XBlock {
+            q: [[0; 32]; 2],
+            scale,
+            scaled_sum: scale,
+            scaled_half: [scale; 2],
+            starts: [0; 4],
+        })
+    }
 }
 
 /// Quantised activations `[rows, cols]` in memory that the caller owns. Block `b` of row `r` of a group of `n` rows is the

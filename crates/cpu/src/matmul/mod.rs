@@ -20,21 +20,27 @@ use self::lanes::{Lanes, Portable};
 pub use self::{input::Quantized, wide::PackedFloats};
 pub(crate) use self::{
     input::{GROUP, SMALLEST, STEPS, XBlock, finish, quantize_special, split},
-    tile::plane_bytes,
+    tile::{TileProduct, plane_bytes},
 };
 use crate::{
-    pack::{PackedWeight, Tile, TileKernel, format, pack_tile},
+    pack::{PackedWeight, TileKernel, format, pack_tile},
     simd::{F32x16, Isa, Kernel, Kind, Simd},
 };
 
 /// Output columns of a unit of work.
 pub const UNIT: usize = 16;
 
-/// Rows that are computed for one unit before the next: their activations stay in the cache of the core.
-const ROW_BLOCK: usize = 64;
+/// Most rows that are computed for some units before the next ones.
+const ROW_BLOCK: usize = 256;
 
-/// A tile with rows `first..last` of all rows of quantised activations, see `tile::tile`.
-pub(crate) type TileFn = unsafe fn(Tile, usize, *const XBlock, usize, usize, usize, *mut f32, usize);
+/// Bytes of activations of these rows: they stay in the second cache of the core.
+const ROW_BYTES: usize = 1 << 20;
+
+/// Up to so many rows several units are computed together.
+const FEW: usize = 4;
+
+/// See `tile::tile`.
+pub(crate) type TileFn = unsafe fn(&TileProduct);
 
 /// Rows of floats somewhere: row `r` begins at `ptr + r * stride`.
 #[derive(Clone, Copy, Debug)]
@@ -100,29 +106,23 @@ pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows,
         check(w, x.cols(), x.isa());
         return WIDE.with_borrow_mut(|[wide, _]| {
             for unit in units {
-                let columns = columns(w, unit);
-                wide.load(w, columns.clone(), &x);
+                wide.load(w, columns(w, unit), &x);
                 let (mut y, mut first) = ([0.0; wide::ROWS * UNIT], 0);
                 while first < x.rows() {
                     // SAFETY: the caller's promise.
                     let n = unsafe { wide.product(&x, first, &mut y) };
-                    let rows = first..first + n;
-                    w.isa().run(Store { y: &y, rows, columns: columns.clone(), out, epilogue });
+                    let (rows, units) = (first..first + n, unit..unit + 1);
+                    w.isa().run(Store { y: &y, rows, units, columns: w.rows(), out, epilogue });
                     first += n;
                 }
             }
         });
     }
     let mut y = [0.0; ROW_BLOCK * UNIT];
-    for rows in row_blocks(x) {
-        for unit in units.clone() {
-            // SAFETY: the caller's promise; `y` holds a block.
-            unsafe {
-                unit_product(w, unit, x, rows.clone(), &mut y);
-                let kernel = Store { y: &y, rows: rows.clone(), columns: columns(w, unit), out, epilogue };
-                w.isa().run(kernel);
-            }
-        }
+    for (rows, units) in blocks(x, w.cols(), units) {
+        // SAFETY: the caller's promise; `y` holds a block.
+        unsafe { unit_products(w, units.clone(), x, rows.clone(), &mut y) };
+        w.isa().run(Store { y: &y, rows, units, columns: w.rows(), out, epilogue });
     }
 }
 
@@ -144,9 +144,8 @@ pub unsafe fn matmul_glu(
         check(up.0, x.cols(), x.isa());
         return WIDE.with_borrow_mut(|[wide_gate, wide_up]| {
             for unit in units {
-                let columns = columns(gate.0, unit);
-                wide_gate.load(gate.0, columns.clone(), &x);
-                wide_up.load(up.0, columns.clone(), &x);
+                wide_gate.load(gate.0, columns(gate.0, unit), &x);
+                wide_up.load(up.0, columns(gate.0, unit), &x);
                 let (mut g, mut u, mut first) = ([0.0; wide::ROWS * UNIT], [0.0; wide::ROWS * UNIT], 0);
                 while first < x.rows() {
                     // SAFETY: the caller's promise.
@@ -154,78 +153,107 @@ pub unsafe fn matmul_glu(
                         wide_gate.product(&x, first, &mut g);
                         wide_up.product(&x, first, &mut u)
                     };
-                    let (rows, columns) = (first..first + n, columns.clone());
-                    let kernel = StoreGlu { gate: &g, up: &u, rows, columns, out, bias: [gate.1, up.1], act };
-                    gate.0.isa().run(kernel);
+                    let (rows, units) = (first..first + n, unit..unit + 1);
+                    let (columns, bias) = (gate.0.rows(), [gate.1, up.1]);
+                    gate.0.isa().run(StoreGlu { gate: &g, up: &u, rows, units, columns, out, bias, act });
                     first += n;
                 }
             }
         });
     }
     let (mut g, mut u) = ([0.0; ROW_BLOCK * UNIT], [0.0; ROW_BLOCK * UNIT]);
-    for rows in row_blocks(x) {
-        for unit in units.clone() {
-            // SAFETY: the caller's promise; `g` and `u` hold a block.
-            unsafe {
-                unit_product(gate.0, unit, x, rows.clone(), &mut g);
-                unit_product(up.0, unit, x, rows.clone(), &mut u);
-                let (rows, columns) = (rows.clone(), columns(gate.0, unit));
-                let kernel = StoreGlu { gate: &g, up: &u, rows, columns, out, bias: [gate.1, up.1], act };
-                gate.0.isa().run(kernel);
-            }
+    for (rows, units) in blocks(x, gate.0.cols(), units) {
+        // SAFETY: the caller's promise; `g` and `u` hold a block.
+        unsafe {
+            unit_products(gate.0, units.clone(), x, rows.clone(), &mut g);
+            unit_products(up.0, units.clone(), x, rows.clone(), &mut u);
         }
+        let bias = [gate.1, up.1];
+        gate.0.isa().run(StoreGlu { gate: &g, up: &u, rows, units, columns: gate.0.rows(), out, bias, act });
     }
 }
 
 thread_local! {
     /// Units that are being multiplied with packed floats.
     static WIDE: RefCell<[wide::WideUnit; 2]> = RefCell::default();
+    /// A tile that is unpacked.
+    static UNPACKED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
+
+/// Bytes at the alignment of a cache line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+#[expect(dead_code, reason = "written and read through pointers")]
+struct Line([u8; 64]);
 
 fn check(w: &PackedWeight, cols: usize, isa: Isa) {
     assert_eq!(cols, w.cols(), "activations are as wide as the weight");
     assert_eq!(isa, w.isa(), "activations are made for the weight's instructions");
 }
 
-fn row_blocks(x: Input) -> impl Iterator<Item = Range<usize>> {
+/// Rows and units that are computed together, one after the other.
+fn blocks(x: Input, cols: usize, units: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
     let rows = match x {
         Input::Quantized(q) => q.rows(),
         Input::Float(_, rows) => rows,
         Input::Packed(x) => x.rows(),
     };
-    (0..rows).step_by(ROW_BLOCK).map(move |first| first..(first + ROW_BLOCK).min(rows))
+    let step = (ROW_BYTES / (3 * cols)).clamp(64, ROW_BLOCK) / GROUP * GROUP;
+    let together = if rows <= FEW { 4 } else { 1 };
+    (0..rows).step_by(step).flat_map(move |first| {
+        let (rows, end) = (first..(first + step).min(rows), units.end);
+        let units = units.clone().step_by(together);
+        units.map(move |unit| (rows.clone(), unit..(unit + together).min(end)))
+    })
 }
 
 fn columns(w: &PackedWeight, unit: usize) -> Range<usize> {
     unit * UNIT..((unit + 1) * UNIT).min(w.rows())
 }
 
-/// The product of a unit's columns with a block of rows, to `y`, [`UNIT`] floats a row.
+/// The product of the columns of `units` with some rows, to `y`: row after row [`UNIT`] floats for each unit.
 ///
 /// # Safety
 /// As [`matmul`].
-unsafe fn unit_product(
+unsafe fn unit_products(
     w: &PackedWeight,
-    unit: usize,
+    units: Range<usize>,
     x: Input,
     rows: Range<usize>,
     y: &mut [f32; ROW_BLOCK * UNIT],
 ) {
-    assert!(unit < w.units(), "unit {unit} of {}", w.units());
-    match (x, w.tiles(unit)) {
-        (Input::Quantized(x), Some((kernel, tiles))) => {
+    assert!(units.end <= w.units(), "units {units:?} of {}", w.units());
+    let stride = UNIT * units.len();
+    assert!(rows.len() * stride <= y.len(), "{} rows and {units:?}", rows.len());
+    match (x, w.tiles(units.clone())) {
+        (Input::Quantized(x), Some((kernel, tile, tiles))) => {
             check(w, x.cols(), x.isa());
-            for (i, tile) in tiles.enumerate() {
+            UNPACKED.with_borrow_mut(|unpacked| {
+                unpacked
+                    .resize(unpacked.len().max((w.blocks() * kernel.unpacked).div_ceil(64)), Line([0; 64]));
+                let product = TileProduct {
+                    tile,
+                    tiles,
+                    blocks: w.blocks(),
+                    x: x.ptr(),
+                    x_rows: x.rows(),
+                    first: rows.start,
+                    last: rows.end,
+                    out: y.as_mut_ptr(),
+                    out_stride: stride,
+                    scratch: unpacked.as_mut_ptr().cast(),
+                };
                 // SAFETY: the kernel is for the weight's ISA, which exists; the rest is the caller's promise.
-                unsafe {
-                    let y = y.as_mut_ptr().add(i * kernel.lanes);
-                    (kernel.run)(tile, w.blocks(), x.ptr(), x.rows(), rows.start, rows.end, y, UNIT);
-                }
-            }
+                unsafe { (kernel.run)(&product) }
+            });
         }
         (Input::Float(x, _), None) => {
-            // SAFETY: the caller's promise.
-            unsafe { float::unit(w, columns(w, unit), x, rows, y.as_mut_ptr()) }
+            for (i, unit) in units.enumerate() {
+                // SAFETY: the caller's promise, and the unit's columns of `y`.
+                unsafe {
+                    float::unit(w, columns(w, unit), x, rows.clone(), y.as_mut_ptr().add(i * UNIT), stride);
+                }
+            }
         }
         _ => panic!("weights of {} multiply {:?} activations", w.dtype(), w.input()),
     }
@@ -234,9 +262,21 @@ unsafe fn unit_product(
 struct Store<'a> {
     y: &'a [f32],
     rows: Range<usize>,
-    columns: Range<usize>,
+    units: Range<usize>,
+    /// Of the weight.
+    columns: usize,
     out: Rows,
     epilogue: Epilogue<'a>,
+}
+
+/// The row and the columns of each [`UNIT`] floats of a product with `units` of `all` columns.
+#[inline(always)]
+fn places(
+    rows: Range<usize>,
+    units: Range<usize>,
+    all: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> {
+    rows.flat_map(move |row| units.clone().map(move |u| (row, u * UNIT..((u + 1) * UNIT).min(all))))
 }
 
 /// 16 floats, or the first `n`.
@@ -265,15 +305,16 @@ impl Kernel for Store<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let n = self.columns.len();
-        for (row, y) in self.rows.zip(self.y.as_chunks::<UNIT>().0) {
-            let mut v = with_bias(s, s.load(y), self.epilogue.bias, &self.columns);
+        for ((row, columns), y) in
+            places(self.rows, self.units, self.columns).zip(self.y.as_chunks::<UNIT>().0)
+        {
+            let mut v = with_bias(s, s.load(y), self.epilogue.bias, &columns);
             // SAFETY: `matmul`'s caller promised valid rows.
             unsafe {
                 if let Some(add) = self.epilogue.add {
-                    v = load(s, add.ptr.add(row * add.stride + self.columns.start), n) + v;
+                    v = load(s, add.ptr.add(row * add.stride + columns.start), columns.len()) + v;
                 }
-                store(v, self.out.ptr.add(row * self.out.stride + self.columns.start), n);
+                store(v, self.out.ptr.add(row * self.out.stride + columns.start), columns.len());
             }
         }
     }
@@ -283,7 +324,8 @@ struct StoreGlu<'a> {
     gate: &'a [f32],
     up: &'a [f32],
     rows: Range<usize>,
-    columns: Range<usize>,
+    units: Range<usize>,
+    columns: usize,
     out: Rows,
     bias: [Option<&'a [f32]>; 2],
     act: Activation,
@@ -294,15 +336,14 @@ impl Kernel for StoreGlu<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let n = self.columns.len();
         let values = self.gate.as_chunks::<UNIT>().0.iter().zip(self.up.as_chunks::<UNIT>().0);
-        for (row, (gate, up)) in self.rows.zip(values) {
-            let gate = with_bias(s, s.load(gate), self.bias[0], &self.columns);
-            let up = with_bias(s, s.load(up), self.bias[1], &self.columns);
+        for ((row, columns), (gate, up)) in places(self.rows, self.units, self.columns).zip(values) {
+            let gate = with_bias(s, s.load(gate), self.bias[0], &columns);
+            let up = with_bias(s, s.load(up), self.bias[1], &columns);
             // SAFETY: `matmul_glu`'s caller promised valid rows.
             unsafe {
-                let out = self.out.ptr.add(row * self.out.stride + self.columns.start);
-                store(self.act.apply(gate) * up, out, n);
+                let out = self.out.ptr.add(row * self.out.stride + columns.start);
+                store(self.act.apply(gate) * up, out, columns.len());
             }
         }
     }
@@ -332,18 +373,9 @@ pub(crate) fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
         ($format:ident, $lanes:ident, #[$attribute:meta]) => {{
             use format::{Format, $format as T};
             #[$attribute]
-            unsafe fn run(
-                t: Tile,
-                blocks: usize,
-                x: *const XBlock,
-                all: usize,
-                first: usize,
-                last: usize,
-                out: *mut f32,
-                stride: usize,
-            ) {
+            unsafe fn run(product: &TileProduct) {
                 // SAFETY: the caller's promise; the attribute matches the type.
-                unsafe { tile::tile::<$lanes, T>(t, blocks, x, all, first, last, out, stride) }
+                unsafe { tile::tile::<$lanes, T>(product) }
             }
             fn pack(rows: &[u8], row_bytes: usize, blocks: usize, codes: &mut [u8], scales: &mut [u8]) {
                 pack_tile::<T, { $lanes::L }>(rows, row_bytes, blocks, $lanes::BYTE_XOR, codes, scales)
@@ -355,6 +387,7 @@ pub(crate) fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
                 code_bytes: plane_bytes(T::BITS),
                 scale_bytes: T::SCALES.bytes(),
                 scale_blocks: T::SCALES.blocks(),
+                unpacked: tile::unpacked_bytes(T::SCALES) * $lanes::L,
             }
         }};
     }

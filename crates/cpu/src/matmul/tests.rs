@@ -89,7 +89,8 @@ struct X {
 impl X {
     fn new(isa: Isa, mut floats: Vec<f32>, rows: usize) -> X {
         let cols = floats.len() / rows;
-        let zero = XBlock { q: [[0; 32]; 2], scale: 0.0, scaled_sum: 0.0, sums: [0; 2], half: [0; 2] };
+        let zero =
+            XBlock { q: [[0; 32]; 2], scale: 0.0, scaled_sum: 0.0, scaled_half: [0.0; 2], starts: [0; 4] };
         let mut x = X { blocks: vec![zero; rows * (cols / 32)], isa, rows, floats: vec![], packed: vec![] };
         if cols.is_multiple_of(32) {
             let all = Rows { ptr: floats.as_mut_ptr(), stride: cols };

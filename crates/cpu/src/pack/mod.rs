@@ -75,6 +75,8 @@ pub(crate) struct TileKernel {
     pub(crate) scale_bytes: usize,
     /// For so many blocks of 32.
     pub(crate) scale_blocks: usize,
+    /// Bytes of a block of 32 that the product has unpacked.
+    pub(crate) unpacked: usize,
 }
 
 /// Where a tile lies.
@@ -84,6 +86,16 @@ pub(crate) struct Tile {
     pub(crate) codes: *const u8,
     /// The scales.
     pub(crate) scales: *const u8,
+    /// Bytes from a tile to the next.
+    pub(crate) bytes: usize,
+}
+
+impl Tile {
+    /// The `n`th tile from this one on.
+    pub(crate) fn nth(self, n: usize) -> Tile {
+        let at = n * self.bytes;
+        Tile { codes: self.codes.wrapping_add(at), scales: self.scales.wrapping_add(at), bytes: self.bytes }
+    }
 }
 
 enum Data {
@@ -164,18 +176,17 @@ impl PackedWeight {
         self.cols / 32
     }
 
-    /// The kernel and the tiles of a unit.
-    pub(crate) fn tiles(&self, unit: usize) -> Option<(TileKernel, impl Iterator<Item = Tile>)> {
+    /// The kernel, the first tile of `units`, and their tiles' number.
+    pub(crate) fn tiles(&self, units: Range<usize>) -> Option<(&TileKernel, Tile, usize)> {
         let Data::Tiles { kernel, memory } = &self.data else { return None };
         let (codes, scales) = tile_bytes(kernel, self.blocks());
-        let per_unit = UNIT / kernel.lanes;
-        let tiles = (0..per_unit).map(move |i| {
-            let at = (unit * per_unit + i) * (codes + scales);
-            debug_assert!(at + codes + scales <= memory.len());
-            // SAFETY: units and tiles are inside the memory, as it was allocated for them.
-            unsafe { Tile { codes: memory.ptr().add(at), scales: memory.ptr().add(at + codes) } }
-        });
-        Some((*kernel, tiles))
+        let (per_unit, bytes) = (UNIT / kernel.lanes, codes + scales);
+        assert!(units.end * per_unit * bytes <= memory.len(), "units {units:?}");
+        let at = units.start * per_unit * bytes;
+        // SAFETY: the units are inside the memory.
+        let tile =
+            unsafe { Tile { codes: memory.ptr().add(at), scales: memory.ptr().add(at + codes), bytes } };
+        Some((kernel, tile, units.len() * per_unit))
     }
 
     /// The rows as in the file, where they were not repacked.
@@ -240,8 +251,9 @@ impl PackedBuilder {
         let (codes, scales) = tile_bytes(kernel, w.blocks());
         let row_bytes = self.source.len() / w.rows;
         for unit in units {
-            let Some((_, tiles)) = w.tiles(unit) else { return };
-            for (i, tile) in tiles.enumerate() {
+            let Some((_, tile, tiles)) = w.tiles(unit..unit + 1) else { return };
+            for i in 0..tiles {
+                let tile = tile.nth(i);
                 let first = unit * UNIT + i * kernel.lanes;
                 let last = (first + kernel.lanes).min(w.rows);
                 if first < last {

@@ -34,6 +34,8 @@ impl Lanes for Avx2 {
     const L: usize = 8;
     const ROWS: usize = 4;
     const BYTE_XOR: u8 = 0;
+    const NARROW: bool = true;
+    const CHAIN: bool = false;
     type V = __m256i;
     type P = __m256i;
     type W = __m256i;
@@ -47,6 +49,11 @@ impl Lanes for Avx2 {
     #[inline(always)]
     unsafe fn and(v: __m256i, mask: u8) -> __m256i {
         unsafe { _mm256_and_si256(v, _mm256_set1_epi8(mask as i8)) }
+    }
+
+    #[inline(always)]
+    unsafe fn put(v: __m256i, p: *mut u8) {
+        unsafe { _mm256_storeu_si256(p.cast(), v) }
     }
 
     #[inline(always)]
@@ -108,19 +115,8 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn second_half(sum: i32, half: i32) -> i32 {
-        pair((sum as i16).wrapping_sub(half as i16).into(), (sum >> 16) - (half >> 16))
-    }
-
-    #[inline(always)]
-    fn sums(q: &[i8]) -> i32 {
-        let at = |i: usize| q.iter().skip(i).step_by(4).map(|q| i32::from(*q)).sum::<i32>();
-        pair(-8 * (at(0) + at(1)), -8 * (at(2) + at(3)))
-    }
-
-    #[inline(always)]
-    fn plain_sum(sums: i32) -> i32 {
-        (i32::from(sums as i16) + (sums >> 16)) / -8
+    unsafe fn zero_wide() -> __m256i {
+        unsafe { _mm256_setzero_si256() }
     }
 
     #[inline(always)]
@@ -139,8 +135,18 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn wide_to_f(high: __m256i, low: __m256i) -> __m256 {
-        unsafe { _mm256_cvtepi32_ps(_mm256_add_epi32(_mm256_slli_epi32::<7>(high), low)) }
+    unsafe fn times_128(p: __m256i) -> __m256i {
+        unsafe { _mm256_slli_epi32::<7>(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_wide(a: __m256i, b: __m256i) -> __m256i {
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_to_f(p: __m256i) -> __m256 {
+        unsafe { _mm256_cvtepi32_ps(p) }
     }
 
     #[inline(always)]
@@ -233,7 +239,7 @@ impl Lanes for Avx2 {
                 // As `split`.
                 let high = q.map(|q| _mm256_srai_epi32::<7>(_mm256_add_epi32(q, _mm256_set1_epi32(64))));
                 let low = std::array::from_fn(|i| _mm256_sub_epi32(q[i], _mm256_slli_epi32::<7>(high[i])));
-                let (mut plain, mut sums, mut halves) = ([0; 2], [0; 2], [0; 2]);
+                let (mut whole, mut first) = ([0; 2], [0; 2]);
                 for (plane, q) in [high, low].into_iter().enumerate() {
                     // The packs work within 128-bit halves; the permutation puts the groups of four back in order.
                     let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
@@ -247,14 +253,18 @@ impl Lanes for Avx2 {
                         let v = _mm_add_epi16(v, _mm_shuffle_epi32::<0b01_00_11_10>(v));
                         _mm_cvtsi128_si32(_mm_add_epi16(v, _mm_shuffle_epi32::<0b10_11_00_01>(v)))
                     };
-                    let first = _mm256_castsi256_si128(pairs);
-                    let half = fold(first);
-                    let sum = fold(_mm_add_epi16(first, _mm256_extracti128_si256::<1>(pairs)));
-                    let times = |v: i32| pair(-8 * i32::from(v as i16), -8 * (v >> 16));
-                    plain[plane] = i32::from(sum as i16) + (sum >> 16);
-                    (sums[plane], halves[plane]) = (times(sum), times(half));
+                    let half = _mm256_castsi256_si128(pairs);
+                    first[plane] = fold(half);
+                    whole[plane] = fold(_mm_add_epi16(half, _mm256_extracti128_si256::<1>(pairs)));
                 }
-                finish(out, amax / STEPS, 128 * plain[0] + plain[1], sums, halves);
+                let plain = |v: [i32; 2]| {
+                    let sum = |v: i32| i32::from(v as i16) + (v >> 16);
+                    128 * sum(v[0]) + sum(v[1])
+                };
+                let (all, half) = (plain(whole), plain(first));
+                let start = |v: i32| pair(-8 * i32::from(v as i16), -8 * (v >> 16));
+                let starts = [whole[0], whole[1], first[0], first[1]].map(start);
+                finish(out, amax / STEPS, [half, all - half], starts);
             } else {
                 super::super::quantize_special(amax, out);
             }

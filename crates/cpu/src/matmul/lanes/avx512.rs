@@ -14,8 +14,10 @@ impl Lanes for Avx512 {
     const L: usize = 16;
     const ROWS: usize = 8;
     const BYTE_XOR: u8 = 0x80;
+    const NARROW: bool = false;
+    const CHAIN: bool = true;
     type V = __m512i;
-    type P = __m512i;
+    type P = ();
     type W = __m512i;
     type F = __m512;
 
@@ -53,74 +55,39 @@ impl Lanes for Avx512 {
         }
     }
 
-    /// `-8 * sum` fits an i16, so the product of pairs of i16 shifts and broadcasts in one instruction.
     #[inline(always)]
-    unsafe fn start(sums: i32, shift: i32) -> __m512i {
-        unsafe {
-            let s = _mm512_set1_epi32(sums);
-            match shift {
-                0 => s,
-                1.. => _mm512_dpwssd_epi32(_mm512_setzero_si512(), _mm512_set1_epi32(1 << shift), s),
-                _ => _mm512_sra_epi32(s, _mm_cvtsi32_si128(-shift)),
-            }
-        }
+    unsafe fn put(v: __m512i, p: *mut u8) {
+        unsafe { _mm512_storeu_si512(p.cast(), v) }
     }
 
     #[inline(always)]
-    unsafe fn start_second(sums: i32, half: i32, shift: i32) -> __m512i {
-        unsafe {
-            if shift < 0 {
-                return Self::start(sums - half, shift);
-            }
-            let minus = _mm512_set1_epi32((-1 << shift) & 0xffff);
-            _mm512_dpwssd_epi32(Self::start(sums, shift), minus, _mm512_set1_epi32(half))
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn zero() -> __m512i {
+    unsafe fn zero_wide() -> __m512i {
         unsafe { _mm512_setzero_si512() }
     }
 
     #[inline(always)]
-    unsafe fn dot(p: __m512i, w: __m512i, x: *const i8) -> __m512i {
-        unsafe { _mm512_dpbusd_epi32(p, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
-    }
-
-    #[inline(always)]
-    unsafe fn to_f(high: __m512i, low: __m512i) -> __m512 {
-        unsafe { _mm512_cvtepi32_ps(_mm512_add_epi32(_mm512_slli_epi32::<7>(high), low)) }
-    }
-
-    #[inline(always)]
-    fn second_half(sum: i32, half: i32) -> i32 {
-        sum - half
-    }
-
-    #[inline(always)]
-    fn sums(q: &[i8]) -> i32 {
-        -8 * q.iter().map(|q| i32::from(*q)).sum::<i32>()
-    }
-
-    #[inline(always)]
-    fn plain_sum(sums: i32) -> i32 {
-        sums / -8
-    }
-
-    #[inline(always)]
-    unsafe fn start_wide(sums: i32) -> __m512i {
-        // 128 times the sum.
-        unsafe { Self::start(sums, 4) }
+    unsafe fn start_wide(start: i32) -> __m512i {
+        unsafe { _mm512_set1_epi32(start) }
     }
 
     #[inline(always)]
     unsafe fn dot_wide(p: __m512i, w: __m512i, x: *const i8) -> __m512i {
-        unsafe { Self::dot(p, w, x) }
+        unsafe { _mm512_dpbusd_epi32(p, w, _mm512_set1_epi32(x.cast::<i32>().read_unaligned())) }
     }
 
     #[inline(always)]
-    unsafe fn wide_to_f(high: __m512i, low: __m512i) -> __m512 {
-        unsafe { Self::to_f(high, low) }
+    unsafe fn times_128(p: __m512i) -> __m512i {
+        unsafe { _mm512_slli_epi32::<7>(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn add_wide(a: __m512i, b: __m512i) -> __m512i {
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn wide_to_f(p: __m512i) -> __m512 {
+        unsafe { _mm512_cvtepi32_ps(p) }
     }
 
     #[inline(always)]
@@ -206,21 +173,21 @@ impl Lanes for Avx512 {
             if (SMALLEST..f32::INFINITY.to_bits() as i32).contains(&amax) {
                 let amax = f32::from_bits(amax as u32);
                 let inverse = _mm512_set1_ps(STEPS / amax);
-                let (mut sums, mut half) = ([0; 2], [0; 2]);
+                let mut sums = [0; 2];
                 let a = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
                 let b = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+                for (sum, q) in sums.iter_mut().zip([a, b]) {
+                    *sum = _mm512_reduce_add_epi32(q);
+                }
                 // As `split`.
                 let high = |q| _mm512_srai_epi32::<7>(_mm512_add_epi32(q, _mm512_set1_epi32(64)));
                 let low = |q, high| _mm512_sub_epi32(q, _mm512_slli_epi32::<7>(high));
                 let (ah, bh) = (high(a), high(b));
                 for (plane, (a, b)) in [(ah, bh), (low(a, ah), low(b, bh))].into_iter().enumerate() {
-                    half[plane] = _mm512_reduce_add_epi32(a);
-                    sums[plane] = half[plane] + _mm512_reduce_add_epi32(b);
                     let q = _mm256_set_m128i(_mm512_cvtepi32_epi8(b), _mm512_cvtepi32_epi8(a));
                     _mm256_storeu_si256((&raw mut (*out).q[plane]).cast(), q);
                 }
-                let sum = 128 * sums[0] + sums[1];
-                finish(out, amax / STEPS, sum, sums.map(|s| -8 * s), half.map(|h| -8 * h));
+                finish(out, amax / STEPS, sums, [-(sums[0] + sums[1]), -sums[0], -sums[1], 0]);
             } else {
                 super::super::quantize_special(amax, out);
             }

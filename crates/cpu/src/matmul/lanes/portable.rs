@@ -39,6 +39,8 @@ impl Lanes for Portable {
     const L: usize = L;
     const ROWS: usize = 4;
     const BYTE_XOR: u8 = 0;
+    const NARROW: bool = true;
+    const CHAIN: bool = false;
     type V = Words;
     type P = [i32; L];
     type W = [i32; L];
@@ -53,6 +55,12 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn and(v: Self::V, mask: u8) -> Self::V {
         v.map(|w| w & (u16::from(mask) * 0x0101))
+    }
+
+    #[inline(always)]
+    unsafe fn put(v: Self::V, p: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { p.cast::<Words>().write_unaligned(v.map(u16::to_le)) }
     }
 
     #[inline(always)]
@@ -97,18 +105,8 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    fn second_half(sum: i32, half: i32) -> i32 {
-        sum - half
-    }
-
-    #[inline(always)]
-    fn sums(q: &[i8]) -> i32 {
-        -8 * q.iter().map(|q| i32::from(*q)).sum::<i32>()
-    }
-
-    #[inline(always)]
-    fn plain_sum(sums: i32) -> i32 {
-        sums / -8
+    unsafe fn zero_wide() -> Self::W {
+        [0; L]
     }
 
     #[inline(always)]
@@ -122,9 +120,18 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn wide_to_f(high: Self::W, low: Self::W) -> Self::F {
-        // SAFETY: no instructions are needed.
-        unsafe { Self::to_f(high, low) }
+    unsafe fn times_128(p: Self::W) -> Self::W {
+        p.map(|p| p << 7)
+    }
+
+    #[inline(always)]
+    unsafe fn add_wide(a: Self::W, b: Self::W) -> Self::W {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn wide_to_f(p: Self::W) -> Self::F {
+        p.map(|p| p as f32)
     }
 
     #[inline(always)]
@@ -212,9 +219,11 @@ impl Lanes for Portable {
                 let q = x.map(|x| split(((x * inverse + 12_582_912.0) - 12_582_912.0) as i32));
                 let planes = [q.map(|(high, _)| high as i8), q.map(|(_, low)| low as i8)];
                 (*out).q = planes;
-                let sums = planes.map(|q| Self::sums(&q));
-                let sum = 128 * Self::plain_sum(sums[0]) + Self::plain_sum(sums[1]);
-                finish(out, amax / STEPS, sum, sums, planes.map(|q| Self::sums(&q[..16])));
+                let sum = |q: &[i8]| q.iter().map(|q| i32::from(*q)).sum::<i32>();
+                let (whole, first) = (planes.map(|q| sum(&q)), planes.map(|q| sum(&q[..16])));
+                let (all, half) = (128 * whole[0] + whole[1], 128 * first[0] + first[1]);
+                let starts = [whole[0], whole[1], first[0], first[1]].map(|s| -8 * s);
+                finish(out, amax / STEPS, [half, all - half], starts);
             } else {
                 super::super::quantize_special(amax, out);
             }
