@@ -1,6 +1,6 @@
 //! Tiny random models of two families as GGUF files, with matrices of any tensor type.
 
-use crate::random::{Rng, tensor};
+use crate::random::{Rng, f32_tensor, tensor};
 use quarrel_formats::gguf::{NewTensor, write};
 use quarrel_formats::{DType, Metadata, Tensor, Value};
 use std::path::Path;
@@ -44,43 +44,38 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
 
     let mut rng = Rng(seed);
     let mut tensors: Vec<Tensor> = Vec::new();
-    let mut add = |name: String, shape: &[usize], dtype, scale, shift: f32| {
-        let mut t = tensor(&name, dtype, shape, scale, &mut rng);
-        if shift != 0.0 {
-            let shifted: Vec<u8> = t.to_f32().iter().flat_map(|x| (x + shift).to_le_bytes()).collect();
-            t.data = shifted.into();
-        }
-        tensors.push(t);
+    // Gains lie near 1; the rows of a matrix have a length near 1.5.
+    let mut add = |name: String, shape: &[usize]| {
+        tensors.push(match *shape {
+            [_, cols] => tensor(&name, dtype, shape, 1.5 * (cols as f32).powf(-0.5), &mut rng),
+            _ => {
+                let gains: Vec<f32> = (0..shape[0]).map(|_| 1.0 + 0.2 * rng.normal()).collect();
+                f32_tensor(&name, shape, &gains)
+            }
+        });
     };
-    let near_one = |add: &mut dyn FnMut(String, &[usize], DType, f32, f32), name: String, n| {
-        add(name, &[n], DType::F32, 0.2, 1.0);
-    };
-    let matrix = |add: &mut dyn FnMut(String, &[usize], DType, f32, f32), name: String, rows, cols: usize| {
-        add(name, &[rows, cols], dtype, 1.5 * (cols as f32).powf(-0.5), 0.0);
-    };
-    matrix(&mut add, "token_embd.weight".into(), VOCAB, DIM);
+    add("token_embd.weight".into(), &[VOCAB, DIM]);
     for l in 0..LAYERS {
-        let name = |n: &str| format!("blk.{l}.{n}.weight");
-        for n in ["attn_norm", "ffn_norm"] {
-            near_one(&mut add, name(n), DIM);
-        }
+        let mut layer = |name: &str, shape: &[usize]| add(format!("blk.{l}.{name}.weight"), shape);
+        layer("attn_norm", &[DIM]);
+        layer("ffn_norm", &[DIM]);
         if gemma {
-            near_one(&mut add, name("post_attention_norm"), DIM);
-            near_one(&mut add, name("post_ffw_norm"), DIM);
-            near_one(&mut add, name("attn_q_norm"), head_dim);
-            near_one(&mut add, name("attn_k_norm"), head_dim);
+            layer("post_attention_norm", &[DIM]);
+            layer("post_ffw_norm", &[DIM]);
+            layer("attn_q_norm", &[head_dim]);
+            layer("attn_k_norm", &[head_dim]);
         }
-        matrix(&mut add, name("attn_q"), heads * head_dim, DIM);
-        matrix(&mut add, name("attn_k"), kv_heads * head_dim, DIM);
-        matrix(&mut add, name("attn_v"), kv_heads * head_dim, DIM);
-        matrix(&mut add, name("attn_output"), DIM, heads * head_dim);
-        matrix(&mut add, name("ffn_gate"), ff, DIM);
-        matrix(&mut add, name("ffn_up"), ff, DIM);
-        matrix(&mut add, name("ffn_down"), DIM, ff);
+        layer("attn_q", &[heads * head_dim, DIM]);
+        layer("attn_k", &[kv_heads * head_dim, DIM]);
+        layer("attn_v", &[kv_heads * head_dim, DIM]);
+        layer("attn_output", &[DIM, heads * head_dim]);
+        layer("ffn_gate", &[ff, DIM]);
+        layer("ffn_up", &[ff, DIM]);
+        layer("ffn_down", &[DIM, ff]);
     }
-    near_one(&mut add, "output_norm.weight".into(), DIM);
+    add("output_norm.weight".into(), &[DIM]);
     if !gemma {
-        matrix(&mut add, "output.weight".into(), VOCAB, DIM);
+        add("output.weight".into(), &[VOCAB, DIM]);
     }
 
     let shapes: Vec<Vec<u64>> = tensors.iter().map(|t| t.shape.iter().map(|d| *d as u64).collect()).collect();
