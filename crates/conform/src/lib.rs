@@ -6,6 +6,8 @@
 
 pub mod compare;
 pub mod random;
+pub mod rig;
+pub mod tiny;
 
 use quarrel_formats::Tensor;
 use quarrel_ir::{

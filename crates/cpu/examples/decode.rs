@@ -1,7 +1,8 @@
 //! Greedy decoding of a GGUF model from token ids, with the speed of prompt and generation.
 //!
-//! `decode MODEL.gguf --ids 1,2,3 [--n 32] [--threads 2] [--prompt 512] [--repeat 3] [--ops]`; `--prompt` feeds so many tokens
-//! made up from the ids instead of the ids themselves, and `--ops` prints the time of each kind of op.
+//! `decode MODEL.gguf --ids 1,2,3 [--n 32] [--threads 2] [--prompt 512] [--depth 2048] [--repeat 3] [--ops]`; `--prompt` feeds
+//! so many tokens made up from the ids instead of the ids themselves, `--depth` generates behind so many tokens, most of them
+//! copies of one block of the cache (for its speed, not for its sense), and `--ops` prints the time of each kind of op.
 
 use quarrel_cpu::{Cpu, CpuOptions};
 use quarrel_formats::Source;
@@ -21,13 +22,22 @@ struct Args {
     n: usize,
     threads: Option<usize>,
     prompt: usize,
+    depth: usize,
     repeat: usize,
     ops: bool,
 }
 
 fn args() -> Result<Args, Box<dyn Error>> {
-    let mut a =
-        Args { model: String::new(), ids: vec![1], n: 32, threads: None, prompt: 0, repeat: 1, ops: false };
+    let mut a = Args {
+        model: String::new(),
+        ids: vec![1],
+        n: 32,
+        threads: None,
+        prompt: 0,
+        depth: 0,
+        repeat: 1,
+        ops: false,
+    };
     let mut it = std::env::args().skip(1);
     while let Some(arg) = it.next() {
         let mut value = || it.next().ok_or(format!("{arg} needs a value"));
@@ -36,10 +46,14 @@ fn args() -> Result<Args, Box<dyn Error>> {
             "--n" => a.n = value()?.parse()?,
             "--threads" => a.threads = Some(value()?.parse()?),
             "--prompt" => a.prompt = value()?.parse()?,
+            "--depth" => a.depth = value()?.parse()?,
             "--repeat" => a.repeat = value()?.parse()?,
             "--ops" => a.ops = true,
             _ => a.model = arg,
         }
+    }
+    if a.depth > 0 {
+        a.prompt = BLOCK_TOKENS;
     }
     if a.prompt > 0 {
         a.ids = a.ids.iter().copied().cycle().take(a.prompt).collect();
@@ -55,7 +69,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let program = decoder(&spec, &Options::default());
     let mut cpu = Cpu::new(CpuOptions { threads: args.threads, ..CpuOptions::default() })?;
     let ids = weights::load(&source, &spec, &program, &mut cpu, |_| ())?;
-    let tokens = args.ids.len() + args.n;
+    let depth = args.depth.max(args.ids.len());
+    let tokens = depth + args.n;
     let limits = Limits { rows: STEP, outputs: 1, kv_blocks: tokens.div_ceil(BLOCK_TOKENS) };
     let prepared = cpu.prepare(program.clone(), &ids, limits)?;
     println!(
@@ -84,12 +99,15 @@ fn main() -> Result<(), Box<dyn Error>> {
         if args.ops {
             table("prompt", prompt, &cpu, prepared, &program)?;
         }
+        let copies: Vec<(u32, u32)> =
+            (1..depth.div_ceil(BLOCK_TOKENS) as u32).map(|b| (0, b)).filter(|_| args.depth > 0).collect();
+        cpu.copy_blocks(prepared, &copies)?;
         let mut out = vec![best(&logits)];
         let first = start.elapsed().as_secs_f64();
         cpu.profile(args.ops)?;
         let clock = Instant::now();
         for i in 0..args.n.saturating_sub(1) {
-            feed(&mut cpu, args.ids.len() + i, &out[i..], &[0])?;
+            feed(&mut cpu, depth + i, &out[i..], &[0])?;
             cpu.read(prepared, Readout::Logits(0), &mut logits)?;
             out.push(best(&logits));
         }

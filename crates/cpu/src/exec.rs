@@ -25,7 +25,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
 
 /// Query vectors of a tile, about: rows of one sequence that attend together.
-const TILE: usize = 32;
+const TILE: usize = 48;
 
 /// Columns of a matrix in the arena.
 #[derive(Clone, Copy)]
@@ -308,8 +308,8 @@ impl Run<'_> {
         }
     }
 
-    /// Attention of the step's tiles. Tiles and heads are claimed one by one; when there are too few of them for the
-    /// threads, their chunks are, and merged afterwards with the same arithmetic.
+    /// Attention of the step's tiles. With few of them, as in decoding, every thread takes an equal part of all their
+    /// chunks, which are merged afterwards with the same arithmetic; else tiles and heads are claimed one by one.
     fn attend<E: Element>(
         &self,
         team: &Team,
@@ -320,79 +320,188 @@ impl Run<'_> {
         spec: &AttendSpec,
     ) {
         let (out, q) = (self.mat(out), self.mat(q));
-        let split = split_chunks(self.tiles, spec, team.threads);
-        let tasks = self.tiles.len() * spec.kv_heads as usize;
-        let units = tasks * split.unwrap_or(1);
+        let (heads, tiles) = (spec.kv_heads as usize, self.tiles.len());
+        if splits(self.tiles, spec, team.threads) {
+            self.attend_split::<E>(team, scratch, q, spec);
+            team.barrier();
+            for task in team.share(tiles * heads) {
+                self.merge(scratch, out, spec, task / heads, task % heads);
+            }
+            return;
+        }
         loop {
             let unit = self.counters[i].fetch_add(1, Relaxed);
-            if unit >= units {
+            if unit >= tiles * heads {
                 break;
             }
-            // The last tiles see the longest context, so they go first.
-            let task = (units - 1 - unit) / split.unwrap_or(1);
-            let part = split.map(|n| (units - 1 - unit) % n);
-            self.isa.run(Attend::<E> {
-                run: self,
-                spec,
-                out,
-                q,
-                scratch,
-                task,
-                part,
-                split,
-                element: PhantomData,
-            });
+            // All tiles of a head in turn, so that its keys and values stay near; the last see the most and go first.
+            self.attend_whole::<E>(scratch, out, q, spec, tiles - 1 - unit % tiles, unit / tiles);
         }
-        if let Some(chunks) = split {
-            team.barrier();
-            for task in team.share(tasks) {
-                self.isa.run(Merge { run: self, spec, out, states: &mut scratch.states, task, chunks });
+    }
+
+    /// One tile and kv head.
+    fn attend_whole<E: Element>(
+        &self,
+        scratch: &mut Scratch,
+        out: Mat,
+        q: Mat,
+        spec: &AttendSpec,
+        tile: usize,
+        head: usize,
+    ) {
+        let tile = self.tiles[tile];
+        self.pack(&mut scratch.queries, q, spec, &tile, head..head + 1);
+        let kv = self.kv_head(spec, &tile, head);
+        let len = attention::state_len(spec);
+        let states = tile.states(spec);
+        scratch.states.resize(states.max(scratch.states.len()), 0.0);
+        scratch.parts.resize(states.max(scratch.parts.len()), 0.0);
+        let (states, parts) = (&mut scratch.states[..states], &mut scratch.parts[..states]);
+        attention::reset(states, len);
+        let chunks = tile.chunks(spec);
+        for c in chunks.clone() {
+            let next = (c + 1 < chunks.end).then_some((kv, c + 1));
+            let queries = (&scratch.queries, 0);
+            // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `E` is the cache's kind.
+            unsafe {
+                attention::chunk::<E>(self.isa, spec, kv, queries, c, next, &mut scratch.weights, parts);
             }
+            self.isa.run(attention::Merge { states, parts, len });
+        }
+        self.finish(spec, &tile, head, states, out);
+    }
+
+    /// This thread's share of all chunks of all tiles, in the order of tile, chunk and kv head.
+    fn attend_split<E: Element>(&self, team: &Team, scratch: &mut Scratch, q: Mat, spec: &AttendSpec) {
+        let heads = spec.kv_heads as usize;
+        let units = self.tiles.iter().map(|t| t.chunks(spec).len() * heads).sum();
+        let share = team.share(units);
+        let mut first = 0;
+        for tile in self.tiles {
+            let chunks = tile.chunks(spec);
+            let mine = share.start.max(first)..share.end.min(first + chunks.len() * heads);
+            if !mine.is_empty() {
+                self.pack(&mut scratch.queries, q, spec, tile, 0..heads);
+            }
+            let place = |unit: usize| {
+                let head = (unit - first) % heads;
+                (self.kv_head(spec, tile, head), chunks.start + (unit - first) / heads, head)
+            };
+            for unit in mine.clone() {
+                let (kv, chunk, head) = place(unit);
+                let next = (unit + 1 < mine.end).then(|| place(unit + 1)).map(|(kv, chunk, _)| (kv, chunk));
+                // SAFETY: each part belongs to one unit, and that to one thread.
+                let out = unsafe { self.part(spec, tile, unit) };
+                let queries = (&scratch.queries, head);
+                // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `E` is the cache's kind.
+                unsafe {
+                    attention::chunk::<E>(
+                        self.isa,
+                        spec,
+                        kv,
+                        queries,
+                        chunk,
+                        next,
+                        &mut scratch.weights,
+                        out,
+                    );
+                }
+            }
+            first += chunks.len() * heads;
         }
     }
 
-    /// A tile and kv head by number.
-    fn task(&self, spec: &AttendSpec, task: usize) -> (Tile, usize) {
-        (self.tiles[task / spec.kv_heads as usize], task % spec.kv_heads as usize)
+    /// Merges the parts of a tile and kv head after [`Run::attend_split`].
+    fn merge(&self, scratch: &mut Scratch, out: Mat, spec: &AttendSpec, tile: usize, head: usize) {
+        let heads = spec.kv_heads as usize;
+        let first: usize = self.tiles[..tile].iter().map(|t| t.chunks(spec).len() * heads).sum();
+        let tile = self.tiles[tile];
+        let (len, n) = (attention::state_len(spec), tile.states(spec));
+        scratch.states.resize(n.max(scratch.states.len()), 0.0);
+        let states = &mut scratch.states[..n];
+        attention::reset(states, len);
+        for c in 0..tile.chunks(spec).len() {
+            // SAFETY: parts were written before the barrier, and this thread alone has this tile and head now.
+            let parts = unsafe { self.part(spec, &tile, first + c * heads + head) };
+            self.isa.run(attention::Merge { states, parts, len });
+        }
+        self.finish(spec, &tile, head, states, out);
     }
 
-    /// The part of `task` from its `chunk`th chunk, when attention is split.
+    /// Writes the states of a tile and kv head to its rows and columns of `out`.
+    fn finish(&self, spec: &AttendSpec, tile: &Tile, head: usize, states: &[f32], out: Mat) {
+        let (vd, group) = (spec.v_dim as usize, (spec.heads / spec.kv_heads) as usize);
+        for (j, state) in states.chunks_exact(attention::state_len(spec)).enumerate() {
+            let (row, h) = (tile.row + j / group, head * group + j % group);
+            // SAFETY: rows and heads of a tile and kv head belong to the thread that claimed it.
+            let out = unsafe { out.part_mut(row, h * vd..(h + 1) * vd) };
+            self.isa.run(attention::Finish(state, out));
+        }
+    }
+
+    fn pack(&self, queries: &mut Queries, q: Mat, spec: &AttendSpec, tile: &Tile, heads: Range<usize>) {
+        let rows = (0..tile.rows).map(|r| {
+            // SAFETY: queries are only read here, behind a barrier.
+            (unsafe { q.row(tile.row + r) }, attention::span(spec, tile.position + r))
+        });
+        queries.pack(self.isa, spec, heads, rows);
+    }
+
+    fn kv_head(&self, spec: &AttendSpec, tile: &Tile, head: usize) -> KvHead<'_> {
+        self.kv.head(spec.kv_layer as usize, head, self.step.seqs[tile.seq].blocks)
+    }
+
+    /// The part of a unit of `tile`, when attention is split.
     ///
     /// # Safety
     /// No other thread may use this part while the slice lives.
-    unsafe fn part<'b>(&self, spec: &AttendSpec, task: usize, chunk: usize, chunks: usize) -> &'b mut [f32] {
+    unsafe fn part<'b>(&self, spec: &AttendSpec, tile: &Tile, unit: usize) -> &'b mut [f32] {
         let most = tile_states(self.tiles, spec);
-        let (tile, _) = self.task(spec, task);
-        let len = tile.rows * (spec.heads / spec.kv_heads) as usize * attention::state_len(spec);
-        // SAFETY: `parts_len` counts `most` elements for each chunk of each task; this one is the caller's.
-        unsafe { std::slice::from_raw_parts_mut(self.parts.0.add((task * chunks + chunk) * most), len) }
+        // SAFETY: `parts_len` counts `most` elements for each unit, and no tile has more; this one is the caller's.
+        unsafe { std::slice::from_raw_parts_mut(self.parts.0.add(unit * most), tile.states(spec)) }
+    }
+}
+
+impl Tile {
+    /// The chunks that its rows see.
+    fn chunks(&self, spec: &AttendSpec) -> Range<usize> {
+        let (first, last) = (self.position, self.position + self.rows - 1);
+        attention::chunks(&[attention::span(spec, first), attention::span(spec, last)])
+    }
+
+    /// Elements of the states of its query vectors for one kv head.
+    fn states(&self, spec: &AttendSpec) -> usize {
+        self.rows * (spec.heads / spec.kv_heads) as usize * attention::state_len(spec)
     }
 }
 
 /// Elements of the states of the largest tile.
 fn tile_states(tiles: &[Tile], spec: &AttendSpec) -> usize {
-    let rows = tiles.iter().map(|t| t.rows).max().unwrap_or(0);
-    rows * (spec.heads / spec.kv_heads) as usize * attention::state_len(spec)
+    tiles.iter().map(|t| t.states(spec)).max().unwrap_or(0)
 }
 
-/// The chunks that a tile's rows see.
-fn tile_chunks(tile: &Tile, spec: &AttendSpec) -> Range<usize> {
-    let (first, last) = (tile.position, tile.position + tile.rows - 1);
-    attention::chunks(&[attention::span(spec, first), attention::span(spec, last)])
+/// Elements of the parts of a step whose attention is split.
+fn split_len(tiles: &[Tile], spec: &AttendSpec) -> usize {
+    let units: usize = tiles.iter().map(|t| t.chunks(spec).len() * spec.kv_heads as usize).sum();
+    units * tile_states(tiles, spec)
 }
 
-/// If tiles and heads are too few for the threads: the most chunks of a tile, by which they are split further.
-fn split_chunks(tiles: &[Tile], spec: &AttendSpec, threads: usize) -> Option<usize> {
-    if threads == 1 || tiles.len() * spec.kv_heads as usize >= 4 * threads {
-        return None;
-    }
-    tiles.iter().map(|t| tile_chunks(t, spec).len()).max().filter(|n| *n > 1)
+/// Whether attention is split by chunk: when there are several, and each tile has few queries, so that its time goes into
+/// reading keys and values in their order, or tiles and heads are too few for the threads; unless that takes much memory.
+fn splits(tiles: &[Tile], spec: &AttendSpec, threads: usize) -> bool {
+    let group = (spec.heads / spec.kv_heads) as usize;
+    let few = tiles.iter().all(|t| t.rows * group <= attention::MOST);
+    let tasks = tiles.len() * spec.kv_heads as usize;
+    tiles.iter().any(|t| t.chunks(spec).len() > 1)
+        && (tasks < 4 * threads || (few && split_len(tiles, spec) <= PARTS_MOST))
 }
+
+/// Elements of the parts that many tiles may have together.
+const PARTS_MOST: usize = 1 << 20;
 
 /// Elements that `Run::parts` needs for a step.
 pub(crate) fn parts_len(tiles: &[Tile], spec: &AttendSpec, threads: usize) -> usize {
-    split_chunks(tiles, spec, threads)
-        .map_or(0, |chunks| tiles.len() * spec.kv_heads as usize * chunks * tile_states(tiles, spec))
+    if splits(tiles, spec, threads) { split_len(tiles, spec) } else { 0 }
 }
 
 /// Bytes of the threads' scratch: prepared rows, queries and states of a tile, and the parts of a decode over a full cache.
@@ -439,118 +548,5 @@ impl<E: Element> Kernel for Store<'_, E> {
                 run.kv.store::<S, E>(s, layer as usize, block, position % BLOCK_TOKENS, k.row(r), v.row(r));
             }
         }
-    }
-}
-
-/// One tile and kv head, whole or one of its chunks.
-struct Attend<'a, E> {
-    run: &'a Run<'a>,
-    spec: &'a AttendSpec,
-    out: Mat,
-    q: Mat,
-    scratch: &'a mut Scratch,
-    task: usize,
-    part: Option<usize>,
-    split: Option<usize>,
-    element: PhantomData<E>,
-}
-
-impl<E: Element> Kernel for Attend<'_, E> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Attend { run, spec, out, q, scratch, task, part, split, .. } = self;
-        let (tile, head) = run.task(spec, task);
-        let range = tile_chunks(&tile, spec);
-        if part.is_some_and(|p| p >= range.len()) {
-            return;
-        }
-        let (hd, group) = (spec.head_dim as usize, (spec.heads / spec.kv_heads) as usize);
-        let kv: KvHead = run.kv.head(spec.kv_layer as usize, head, run.step.seqs[tile.seq].blocks);
-        let rows = (0..tile.rows).map(|r| {
-            // SAFETY: queries are only read here, behind a barrier.
-            let row = unsafe { q.row(tile.row + r) };
-            (&row[head * group * hd..(head + 1) * group * hd], attention::span(spec, tile.position + r))
-        });
-        scratch.queries.pack(hd, group, rows);
-        let len = attention::state_len(spec);
-        let states = tile.rows * group * len;
-        if let (Some(p), Some(chunks)) = (part, split) {
-            // SAFETY: each part is claimed by one thread.
-            let out = unsafe { run.part(spec, task, p, chunks) };
-            // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `E` is the cache's kind.
-            unsafe {
-                attention::chunk::<S, E>(
-                    s,
-                    spec,
-                    kv,
-                    &scratch.queries,
-                    range.start + p,
-                    &mut scratch.weights,
-                    out,
-                );
-            }
-            return;
-        }
-        scratch.states.resize(states.max(scratch.states.len()), 0.0);
-        scratch.parts.resize(states.max(scratch.parts.len()), 0.0);
-        let (state, parts) = (&mut scratch.states[..states], &mut scratch.parts[..states]);
-        attention::reset(state, len);
-        for c in range {
-            // SAFETY: as above.
-            unsafe {
-                attention::chunk::<S, E>(s, spec, kv, &scratch.queries, c, &mut scratch.weights, parts)
-            };
-            for (state, part) in state.chunks_exact_mut(len).zip(parts.chunks_exact(len)) {
-                attention::merge(s, state, part);
-            }
-        }
-        finish(s, spec, &tile, head, state, out);
-    }
-}
-
-/// Writes the states of a tile and kv head to its rows and columns of `out`.
-#[inline(always)]
-fn finish<S: Simd>(s: S, spec: &AttendSpec, tile: &Tile, head: usize, states: &[f32], out: Mat) {
-    let (vd, group) = (spec.v_dim as usize, (spec.heads / spec.kv_heads) as usize);
-    for (j, state) in states.chunks_exact(attention::state_len(spec)).enumerate() {
-        let (row, h) = (tile.row + j / group, head * group + j % group);
-        // SAFETY: rows and heads of a task belong to the thread that claimed it.
-        let out = unsafe { out.part_mut(row, h * vd..(h + 1) * vd) };
-        attention::finish(s, state, out);
-    }
-}
-
-/// Merges the parts of one split task.
-struct Merge<'a> {
-    run: &'a Run<'a>,
-    spec: &'a AttendSpec,
-    out: Mat,
-    states: &'a mut Vec<f32>,
-    task: usize,
-    chunks: usize,
-}
-
-impl Kernel for Merge<'_> {
-    type Out = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Merge { run, spec, out, states, task, chunks } = self;
-        let (tile, head) = run.task(spec, task);
-        let len = attention::state_len(spec);
-        let n = tile.rows * (spec.heads / spec.kv_heads) as usize * len;
-        states.resize(n.max(states.len()), 0.0);
-        let states = &mut states[..n];
-        attention::reset(states, len);
-        for c in 0..tile_chunks(&tile, spec).len() {
-            // SAFETY: parts were written before the barrier, and this thread alone has the task now.
-            let part = unsafe { run.part(spec, task, c, chunks) };
-            for (state, part) in states.chunks_exact_mut(len).zip(part.chunks_exact(len)) {
-                attention::merge(s, state, part);
-            }
-        }
-        finish(s, spec, &tile, head, states, out);
     }
 }

@@ -30,16 +30,20 @@ impl KvType {
 
 /// A stored number: the bits of a half, or a float.
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
-    /// 16 of them. Panics if there are fewer.
-    fn load<S: Simd>(s: S, p: &[Self]) -> S::F;
+    /// 16 of them.
+    ///
+    /// # Safety
+    /// `p` must be readable for 16. It need not be aligned.
+    unsafe fn load_ptr<S: Simd>(s: S, p: *const Self) -> S::F;
     /// Stores 16. Panics if there is room for fewer.
     fn store<F: F32x16>(x: F, p: &mut [Self]);
 }
 
 impl Element for u16 {
     #[inline(always)]
-    fn load<S: Simd>(s: S, p: &[u16]) -> S::F {
-        s.load_f16(p)
+    unsafe fn load_ptr<S: Simd>(s: S, p: *const u16) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_f16_ptr(p) }
     }
 
     #[inline(always)]
@@ -50,8 +54,9 @@ impl Element for u16 {
 
 impl Element for f32 {
     #[inline(always)]
-    fn load<S: Simd>(s: S, p: &[f32]) -> S::F {
-        s.load(p)
+    unsafe fn load_ptr<S: Simd>(s: S, p: *const f32) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_ptr(p) }
     }
 
     #[inline(always)]
@@ -158,14 +163,14 @@ pub(crate) fn huge_pages(map: &MmapMut) {
     let _ = map;
 }
 
-/// Asks the processor to fetch memory that will be read soon.
+/// Asks the processor for the cache line at `p`, which may be any address: nothing is read that the program can see.
 #[inline(always)]
-fn prefetch<E>(p: &[E]) {
+pub(crate) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
-    for at in (0..size_of_val(p)).step_by(64) {
+    {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing that the program can see.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.as_ptr().cast::<i8>().add(at)) };
+        // SAFETY: SSE is part of x86-64, and a prefetch of a bad address does nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;
@@ -250,9 +255,6 @@ impl<'a> KvShare<'a> {
     }
 }
 
-/// Blocks between the one that is scored and the one whose keys are fetched.
-const AHEAD: usize = 3;
-
 /// One head's keys and values.
 #[derive(Clone, Copy)]
 pub(crate) struct KvHead<'a> {
@@ -263,19 +265,9 @@ pub(crate) struct KvHead<'a> {
 }
 
 impl<'a> KvHead<'a> {
-    /// Fetches ahead while block `block` is scored: keys a few blocks on, and the values that come next.
-    ///
-    /// # Safety
-    /// As for [`KvHead::keys`].
-    #[inline(always)]
-    pub(crate) unsafe fn prefetch<E: Element>(&self, block: usize) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if block + AHEAD < self.blocks.len() {
-                prefetch(self.keys::<E>(block + AHEAD));
-            }
-            prefetch(self.values::<E>(block));
-        }
+    /// Pages of the sequence.
+    pub(crate) fn blocks(&self) -> usize {
+        self.blocks.len()
     }
 
     /// Keys of the sequence's `block`th page: `[head_dim][16]`.

@@ -4,18 +4,21 @@
 //! position (online softmax, Milakov & Gimelshein 2018; Dao et al. 2022). Which chunks exist, and everything inside one,
 //! depends on the row's own position and window alone, so a row's bits are the same in any batch, alone or in a prompt,
 //! and when a long context is split over threads. Rows and heads that share keys are computed together: that changes
-//! which numbers lie in registers and not how any of them is made.
+//! which numbers lie in registers and not how any of them is made. Scores, softmax and values are functions of their own:
+//! in one, the constants of the exponential would take the registers of the sums.
 
 use super::elementwise::softcap;
-use crate::kv::{Element, KvHead, padded};
-use crate::simd::{F32x16, LANES, Simd};
+use crate::kv::{Element, KvHead, padded, prefetch};
+use crate::simd::{F32x16, Isa, Kernel, LANES, Simd};
 use quarrel_ir::{AttendSpec, BLOCK_TOKENS};
 use std::ops::Range;
 
 /// Positions of a chunk.
 pub(crate) const CHUNK: usize = 128;
+/// Blocks of a chunk.
+const BLOCKS: usize = CHUNK / BLOCK_TOKENS;
 /// Most query vectors that are computed together.
-const MOST: usize = 8;
+pub(crate) const MOST: usize = 12;
 
 /// Positions that a query sees.
 pub(crate) type Span = (usize, usize);
@@ -32,51 +35,80 @@ pub(crate) fn chunks(spans: &[Span]) -> Range<usize> {
     lo / CHUNK..hi.div_ceil(CHUNK)
 }
 
-/// Sizes in which `n` query vectors are taken together.
-fn group_size(n: usize) -> usize {
+/// How many of `n` query vectors are taken together: as many as registers can hold sums of.
+fn group_size(isa: Isa, n: usize) -> usize {
+    let wide = isa.vectors() >= WIDE;
     match n {
-        1..=4 | 6 | 8 => n,
+        1..=4 | 6 => n,
         5 => 3,
         7 => 4,
-        9 => 6,
-        10 => 6,
-        _ => MOST,
+        8 => {
+            if wide {
+                8
+            } else {
+                4
+            }
+        }
+        12.. if wide => MOST,
+        11 if wide => 8,
+        _ => 6,
     }
 }
 
-/// The query vectors of one tile: several heads of several rows that read the same key head.
+/// Vectors in the registers of a CPU that has many.
+const WIDE: usize = 32;
+
+/// Vectors of keys or values whose sums with `r` queries fit in `vectors` registers, beside what is loaded.
+const fn abreast(vectors: usize, r: usize) -> usize {
+    match (vectors >= WIDE, r) {
+        (true, 1..=6) => 4,
+        (true, _) | (false, 1..=2) => 2,
+        (false, _) => 1,
+    }
+}
+
+/// The query vectors of one tile that read the same key head: several heads of several rows.
 #[derive(Default)]
 pub(crate) struct Queries {
-    /// Groups in turn, each `[head_dim][vectors]`.
+    /// Groups in turn, each `[head_dim][vectors]`; then the same for the next key head.
     packed: Vec<f32>,
-    /// What each vector sees.
+    /// What each vector of a key head sees.
     pub(crate) spans: Vec<Span>,
-    head_dim: usize,
 }
 
 impl Queries {
-    /// Takes `rows` (each all heads of one kv head, in order) with their spans.
+    /// Takes the columns of the key heads `kv_heads` from `rows`, which come with their spans.
     pub(crate) fn pack<'a>(
         &mut self,
-        head_dim: usize,
-        heads: usize,
+        isa: Isa,
+        spec: &AttendSpec,
+        kv_heads: Range<usize>,
         rows: impl Iterator<Item = (&'a [f32], Span)> + Clone,
     ) {
-        self.head_dim = head_dim;
+        let (head_dim, heads) = (spec.head_dim as usize, (spec.heads / spec.kv_heads) as usize);
         self.spans.clear();
         self.spans.extend(rows.clone().flat_map(|(_, span)| std::iter::repeat_n(span, heads)));
         let n = self.spans.len();
-        self.packed.resize(n * head_dim, 0.0);
-        let mut vectors = rows.flat_map(|(row, _)| row.chunks_exact(head_dim));
-        let mut at = 0;
-        while at < n {
-            let size = group_size(n - at);
-            let group = &mut self.packed[at * head_dim..(at + size) * head_dim];
-            for (j, q) in vectors.by_ref().take(size).enumerate() {
-                q.iter().enumerate().for_each(|(d, x)| group[d * size + j] = *x);
+        self.packed.resize(n * head_dim * kv_heads.len(), 0.0);
+        for (packed, head) in self.packed.chunks_exact_mut(n * head_dim).zip(kv_heads) {
+            let columns = head * heads * head_dim..(head + 1) * heads * head_dim;
+            let mut vectors = rows.clone().flat_map(|(row, _)| row[columns.clone()].chunks_exact(head_dim));
+            let mut at = 0;
+            while at < n {
+                let size = group_size(isa, n - at);
+                let group = &mut packed[at * head_dim..(at + size) * head_dim];
+                for (j, q) in vectors.by_ref().take(size).enumerate() {
+                    q.iter().enumerate().for_each(|(d, x)| group[d * size + j] = *x);
+                }
+                at += size;
             }
-            at += size;
         }
+    }
+
+    /// The packed vectors of the `i`th key head that was taken.
+    fn head(&self, i: usize, head_dim: usize) -> &[f32] {
+        let n = self.spans.len() * head_dim;
+        &self.packed[i * n..(i + 1) * n]
     }
 }
 
@@ -101,36 +133,87 @@ pub(crate) fn weights() -> Box<Weights> {
     Box::new([[0.0; CHUNK]; MOST])
 }
 
-/// Computes the part of every query vector from one chunk into `parts`, one state each. A vector that sees nothing of the
-/// chunk keeps a maximum of minus infinity, a sum of 0 and values of 0.
+/// Where the blocks of a chunk lie: keys `[head_dim][16]` or values `[16][columns]`, `len` elements each; null where the
+/// chunk has no block.
+struct Pages<E> {
+    at: [*const E; BLOCKS],
+    len: usize,
+}
+
+/// Runs `$body` with the constant `$R` for each size of a group.
+macro_rules! by_size {
+    ($n:expr, $R:ident, $body:expr) => {
+        match $n {
+            1 => {
+                const $R: usize = 1;
+                $body
+            }
+            2 => {
+                const $R: usize = 2;
+                $body
+            }
+            3 => {
+                const $R: usize = 3;
+                $body
+            }
+            4 => {
+                const $R: usize = 4;
+                $body
+            }
+            6 => {
+                const $R: usize = 6;
+                $body
+            }
+            8 => {
+                const $R: usize = 8;
+                $body
+            }
+            _ => {
+                const $R: usize = MOST;
+                $body
+            }
+        }
+    };
+}
+
+/// Computes the part of every query vector of the `taken`th key head from one chunk into `parts`, one state each. A vector
+/// that sees nothing of the chunk keeps a maximum of minus infinity, a sum of 0 and values of 0. `next` is the head and
+/// chunk that this thread reads next, for its keys to be on their way.
 ///
 /// # Safety
 /// `E` must be the type of the cache, and nothing may write this layer's cache meanwhile.
-#[inline(always)]
-pub(crate) unsafe fn chunk<S: Simd, E: Element>(
-    s: S,
+pub(crate) unsafe fn chunk<E: Element>(
+    isa: Isa,
     spec: &AttendSpec,
     kv: KvHead,
-    queries: &Queries,
+    (queries, taken): (&Queries, usize),
     chunk: usize,
+    next: Option<(KvHead, usize)>,
     weights: &mut Weights,
     parts: &mut [f32],
 ) {
     let (start, end) = (chunk * CHUNK, (chunk + 1) * CHUNK);
-    let len = state_len(spec);
+    let (len, head_dim) = (state_len(spec), spec.head_dim as usize);
     reset(parts, len);
-    // Several groups find the chunk in the cache of the core, behind the first; one alone fetches ahead.
-    let alone = queries.spans.len() <= MOST;
+    let spans = &queries.spans;
+    let packed = queries.head(taken, head_dim);
+    // SAFETY: the caller's promise, here and below.
+    let (keys, values, mut ahead) = unsafe {
+        let seen = spans.iter().map(|s| s.1).max().unwrap_or(0);
+        let ahead = next.map_or(Pages::none(), |(kv, chunk)| Pages::keys(kv, chunk, usize::MAX));
+        (Pages::<E>::keys(kv, chunk, seen), Pages::<E>::values(kv, chunk, seen), ahead)
+    };
+    let none = Pages::none();
     let mut at = 0;
-    // No closures around vectors: they would be functions of their own, without the instructions.
-    while at < queries.spans.len() {
-        let n = group_size(queries.spans.len() - at);
+    while at < spans.len() {
+        let n = group_size(isa, spans.len() - at);
+        let first = at == 0;
         let parts = &mut parts[at * len..(at + n) * len];
-        let q = &queries.packed[at * queries.head_dim..(at + n) * queries.head_dim];
-        let mut spans = [(end, start); MOST];
+        let q = &packed[at * head_dim..(at + n) * head_dim];
+        let mut seen = [(end, start); MOST];
         // All that some vector sees, and what every vector sees.
         let ((mut lo, mut hi), (mut from, mut to)) = ((end, start), (start, end));
-        for (clamped, span) in spans.iter_mut().zip(&queries.spans[at..at + n]) {
+        for (clamped, span) in seen.iter_mut().zip(&spans[at..at + n]) {
             *clamped = (span.0.max(start), span.1.min(end));
             if clamped.0 < clamped.1 {
                 (lo, hi) = (lo.min(clamped.0), hi.max(clamped.1));
@@ -141,45 +224,36 @@ pub(crate) unsafe fn chunk<S: Simd, E: Element>(
         if lo >= hi {
             continue;
         }
-        let blocks = lo / BLOCK_TOKENS..hi.div_ceil(BLOCK_TOKENS);
-        // SAFETY: the caller's promise, here and below.
-        unsafe {
-            match n {
-                1 => scores::<S, E, 1>(s, kv, q, blocks.clone(), start, alone, weights),
-                2 => scores::<S, E, 2>(s, kv, q, blocks.clone(), start, alone, weights),
-                3 => scores::<S, E, 3>(s, kv, q, blocks.clone(), start, alone, weights),
-                4 => scores::<S, E, 4>(s, kv, q, blocks.clone(), start, alone, weights),
-                6 => scores::<S, E, 6>(s, kv, q, blocks.clone(), start, alone, weights),
-                _ => scores::<S, E, 8>(s, kv, q, blocks.clone(), start, alone, weights),
-            }
-        }
-        for r in 0..n {
-            let (max, sum) = soften(s, spec, spans[r], blocks.clone(), start, &mut weights[r]);
-            (parts[r * len], parts[r * len + 1]) = (max, sum);
-        }
+        let blocks = (lo - start) / BLOCK_TOKENS..(hi - start).div_ceil(BLOCK_TOKENS);
+        // Later groups find the chunk in the core's cache.
+        let fetch = if first { &values } else { &none };
+        by_size!(n, R, isa.run(Scores::<E, R> { keys: &keys, blocks: blocks.clone(), q, fetch, weights }));
+        isa.run(Soften { spec, spans: &seen[..n], blocks, start, weights, parts, len });
         // Tokens that a vector does not see are never read for it: a stale or NaN value there must not matter. So each
         // takes what it alone sees before, then all take what they share, then each what it alone sees behind.
         for phase in 0..3 {
             if phase == 1 {
-                if from >= to {
-                    continue;
-                }
-                let tokens = from..to;
-                // SAFETY: as above.
-                unsafe {
-                    match n {
-                        1 => values::<S, E, 1, 4>(s, kv, weights, 0, tokens, parts),
-                        2 => values::<S, E, 2, 4>(s, kv, weights, 0, tokens, parts),
-                        3 => values::<S, E, 3, 4>(s, kv, weights, 0, tokens, parts),
-                        4 => values::<S, E, 4, 4>(s, kv, weights, 0, tokens, parts),
-                        6 => values::<S, E, 6, 2>(s, kv, weights, 0, tokens, parts),
-                        _ => values::<S, E, 8, 2>(s, kv, weights, 0, tokens, parts),
-                    }
+                if from < to {
+                    let tokens = from - start..to - start;
+                    let fetch =
+                        if first { std::mem::replace(&mut ahead, Pages::none()) } else { Pages::none() };
+                    by_size!(
+                        n,
+                        R,
+                        isa.run(Values::<E, R> {
+                            values: &values,
+                            tokens,
+                            row: 0,
+                            fetch: &fetch,
+                            weights,
+                            parts,
+                            len
+                        })
+                    );
                 }
                 continue;
             }
-            for r in 0..n {
-                let (lo, hi) = spans[r];
+            for (row, (lo, hi)) in seen[..n].iter().copied().enumerate() {
                 let own = match (from < to, phase) {
                     (true, 0) => lo..from,
                     (true, _) => to..hi,
@@ -187,61 +261,169 @@ pub(crate) unsafe fn chunk<S: Simd, E: Element>(
                     (false, _) => continue,
                 };
                 if own.start < own.end {
-                    // SAFETY: as above.
-                    unsafe {
-                        values::<S, E, 1, 4>(s, kv, weights, r, own, &mut parts[r * len..(r + 1) * len])
-                    };
+                    let tokens = own.start - start..own.end - start;
+                    let parts = &mut parts[row * len..(row + 1) * len];
+                    isa.run(Values::<E, 1> {
+                        values: &values,
+                        tokens,
+                        row,
+                        fetch: &none,
+                        weights,
+                        parts,
+                        len,
+                    });
                 }
             }
         }
     }
 }
 
-/// Writes the dot products of `R` packed query vectors with the keys of `blocks` to `weights`.
-///
-/// # Safety
-/// As for [`chunk`].
-#[inline(always)]
-unsafe fn scores<S: Simd, E: Element, const R: usize>(
-    s: S,
-    kv: KvHead,
-    q: &[f32],
-    blocks: Range<usize>,
-    start: usize,
-    alone: bool,
-    weights: &mut Weights,
-) {
-    for b in blocks {
-        // SAFETY: the caller's promise.
-        let keys = unsafe {
-            if alone {
-                kv.prefetch::<E>(b);
-            }
-            kv.keys::<E>(b)
-        };
-        let scores = dots::<S, E, R>(s, q, keys);
-        for r in 0..R {
-            scores[r].store(&mut weights[r][b * BLOCK_TOKENS - start..]);
+impl<E: Element> Pages<E> {
+    fn none() -> Pages<E> {
+        Pages { at: [std::ptr::null(); BLOCKS], len: 0 }
+    }
+
+    /// The blocks of `chunk` that hold positions below `end` and that the sequence has.
+    ///
+    /// # Safety
+    /// As for [`chunk`].
+    unsafe fn keys(kv: KvHead, chunk: usize, end: usize) -> Pages<E> {
+        let mut pages = Pages::none();
+        for (at, b) in pages.at.iter_mut().zip(chunk * BLOCKS..kv.blocks().min(end.div_ceil(BLOCK_TOKENS))) {
+            // SAFETY: the caller's promise.
+            let page = unsafe { kv.keys::<E>(b) };
+            (*at, pages.len) = (page.as_ptr(), page.len());
+        }
+        pages
+    }
+
+    /// The same of values.
+    ///
+    /// # Safety
+    /// As for [`chunk`].
+    unsafe fn values(kv: KvHead, chunk: usize, end: usize) -> Pages<E> {
+        let mut pages = Pages::none();
+        for (at, b) in pages.at.iter_mut().zip(chunk * BLOCKS..kv.blocks().min(end.div_ceil(BLOCK_TOKENS))) {
+            // SAFETY: the caller's promise.
+            let page = unsafe { kv.values::<E>(b) };
+            (*at, pages.len) = (page.as_ptr(), page.len());
+        }
+        pages
+    }
+
+    /// Asks for the cache line where row `i / 16` of a block begins, if one begins there.
+    #[inline(always)]
+    fn fetch(&self, block: usize, i: usize) {
+        if (i * size_of::<E>()).is_multiple_of(LINE) && i < self.len {
+            prefetch(self.at[block].wrapping_add(i).cast());
         }
     }
 }
 
-/// Turns a row of dot products into weights relative to the largest score; returns that score and the sum of the weights.
-#[inline(always)]
-fn soften<S: Simd>(
-    s: S,
-    spec: &AttendSpec,
-    span: Span,
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// Dot products of `R` packed query vectors with the keys of `blocks`, to `weights`; each is summed in the order of the
+/// columns. Meanwhile the lines of `fetch` come.
+struct Scores<'a, E, const R: usize> {
+    keys: &'a Pages<E>,
+    blocks: Range<usize>,
+    q: &'a [f32],
+    fetch: &'a Pages<E>,
+    weights: &'a mut Weights,
+}
+
+impl<E: Element, const R: usize> Kernel for Scores<'_, E, R> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        assert!(self.q.len() * LANES == self.keys.len * R && self.blocks.end <= BLOCKS);
+        assert!(self.keys.at[self.blocks.clone()].iter().all(|p| !p.is_null()));
+        let mut b = self.blocks.start;
+        while b < self.blocks.end {
+            let left = self.blocks.end - b;
+            // SAFETY: these blocks have a page of keys each, as many columns as `q` has.
+            unsafe {
+                b += match abreast(S::VECTORS, R) {
+                    4 if left >= 4 => self.abreast::<S, 4>(s, b),
+                    2 | 4 if left >= 2 => self.abreast::<S, 2>(s, b),
+                    _ => self.abreast::<S, 1>(s, b),
+                };
+            }
+        }
+    }
+}
+
+impl<E: Element, const R: usize> Scores<'_, E, R> {
+    /// `B` blocks at a time; returns `B`.
+    ///
+    /// # Safety
+    /// Blocks `b..b + B` have pages, and those as many columns as `q`.
+    #[inline(always)]
+    unsafe fn abreast<S: Simd, const B: usize>(&mut self, s: S, b: usize) -> usize {
+        let mut acc = [[s.zero(); B]; R];
+        let mut q = self.q.as_ptr();
+        let mut i = 0;
+        while i < self.keys.len {
+            let mut k = [s.zero(); B];
+            for j in 0..B {
+                // SAFETY: row `i / 16` of a page.
+                k[j] = unsafe { E::load_ptr(s, self.keys.at[b + j].add(i)) };
+                self.fetch.fetch(b + j, i);
+            }
+            for r in 0..R {
+                // SAFETY: `q` has `R` numbers for each row of a page.
+                let x = s.splat(unsafe { *q.add(r) });
+                for j in 0..B {
+                    acc[r][j] = x.fma(k[j], acc[r][j]);
+                }
+            }
+            q = q.wrapping_add(R);
+            i += LANES;
+        }
+        for r in 0..R {
+            for j in 0..B {
+                acc[r][j].store(&mut self.weights[r][(b + j) * BLOCK_TOKENS..]);
+            }
+        }
+        B
+    }
+}
+
+/// Turns rows of dot products into weights relative to the largest score of each, and notes that score and the sum of the
+/// weights in the row's part.
+struct Soften<'a> {
+    spec: &'a AttendSpec,
+    spans: &'a [Span],
     blocks: Range<usize>,
     start: usize,
-    row: &mut [f32; CHUNK],
-) -> (f32, f32) {
+    weights: &'a mut Weights,
+    parts: &'a mut [f32],
+    len: usize,
+}
+
+impl Kernel for Soften<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.weights.iter_mut().zip(self.spans).zip(self.parts.chunks_exact_mut(self.len));
+        for ((row, span), part) in rows {
+            let row = &mut row[self.blocks.start * BLOCK_TOKENS..self.blocks.end * BLOCK_TOKENS];
+            let first = self.start + self.blocks.start * BLOCK_TOKENS;
+            (part[0], part[1]) = soften(s, self.spec, *span, first, row);
+        }
+    }
+}
+
+/// One row of [`Soften`], whose first score is that of position `first`; returns the largest score and the sum.
+#[inline(always)]
+fn soften<S: Simd>(s: S, spec: &AttendSpec, span: Span, mut first: usize, row: &mut [f32]) -> (f32, f32) {
     let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
     let (index, none) = (s.load(&index), s.splat(f32::NEG_INFINITY));
-    let row = &mut row[blocks.start * BLOCK_TOKENS - start..blocks.end * BLOCK_TOKENS - start];
     let mut top = none;
-    for (x, b) in row.chunks_exact_mut(LANES).zip(blocks) {
-        let first = b * BLOCK_TOKENS;
+    for x in row.chunks_exact_mut(LANES) {
         let mut score = s.load(x) * s.splat(spec.scale);
         if let Some(cap) = spec.softcap {
             score = softcap(cap, score);
@@ -250,6 +432,7 @@ fn soften<S: Simd>(
             score = index.select_lt(s.splat(span.1.saturating_sub(first) as f32), score, none);
             score = index.select_lt(s.splat(span.0.saturating_sub(first) as f32), none, score);
         }
+        first += BLOCK_TOKENS;
         // A NaN is lost here and comes back in the sum.
         top = score.max(top);
         score.store(x);
@@ -266,138 +449,145 @@ fn soften<S: Simd>(
     (max, sum.sum())
 }
 
-/// Dot products of `R` packed query vectors with the 16 keys of a block; even and odd columns are summed apart.
-#[inline(always)]
-fn dots<S: Simd, E: Element, const R: usize>(s: S, q: &[f32], keys: &[E]) -> [S::F; R] {
-    let (mut even, mut odd) = ([s.zero(); R], [s.zero(); R]);
-    let mut k = keys.chunks_exact(2 * LANES);
-    let mut p = q.chunks_exact(2 * R);
-    for (k, q) in (&mut k).zip(&mut p) {
-        let (k0, k1) = (E::load(s, &k[..LANES]), E::load(s, &k[LANES..]));
-        for r in 0..R {
-            even[r] = s.splat(q[r]).fma(k0, even[r]);
-            odd[r] = s.splat(q[R + r]).fma(k1, odd[r]);
-        }
-    }
-    if let (Some(k), Some(q)) = (k.remainder().get(..LANES), p.remainder().get(..R)) {
-        let k = E::load(s, k);
-        for r in 0..R {
-            even[r] = s.splat(q[r]).fma(k, even[r]);
-        }
-    }
-    for r in 0..R {
-        even[r] = even[r] + odd[r];
-    }
-    even
-}
-
-/// Adds the values of `tokens`, weighted by `R` rows of `weights` from row `first` on, to the states in `parts`, token by
-/// token; `N` vectors of columns at a time.
-///
-/// # Safety
-/// As for [`chunk`].
-#[inline(always)]
-unsafe fn values<S: Simd, E: Element, const R: usize, const N: usize>(
-    s: S,
-    kv: KvHead,
-    weights: &Weights,
-    first: usize,
+/// Adds the values of `tokens` (positions in the chunk), weighted by `R` rows of `weights` from `row` on, to the states in
+/// `parts`, token by token. Meanwhile the lines of `fetch` come.
+struct Values<'a, E, const R: usize> {
+    values: &'a Pages<E>,
     tokens: Range<usize>,
-    parts: &mut [f32],
-) {
-    let weights: &[[f32; CHUNK]; R] = weights[first..].first_chunk().expect("a group has at most MOST rows");
-    let len = parts.len() / R;
-    let columns = len - LANES;
-    let mut col = 0;
-    while col < columns {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if col + N * LANES <= columns {
-                columns_of::<S, E, R, N>(s, kv, weights, tokens.clone(), parts, len, col);
-                col += N * LANES;
-            } else {
-                columns_of::<S, E, R, 1>(s, kv, weights, tokens.clone(), parts, len, col);
-                col += LANES;
-            }
-        }
-    }
-}
-
-/// `N` vectors of columns of [`values`].
-///
-/// # Safety
-/// As for [`chunk`].
-#[inline(always)]
-unsafe fn columns_of<S: Simd, E: Element, const R: usize, const N: usize>(
-    s: S,
-    kv: KvHead,
-    weights: &[[f32; CHUNK]; R],
-    tokens: Range<usize>,
-    parts: &mut [f32],
+    row: usize,
+    fetch: &'a Pages<E>,
+    weights: &'a Weights,
+    parts: &'a mut [f32],
     len: usize,
-    col: usize,
-) {
-    let at = LANES + col;
-    let mut acc = [[s.zero(); N]; R];
-    for r in 0..R {
-        for n in 0..N {
-            acc[r][n] = s.load(&parts[r * len + at + n * LANES..]);
-        }
-    }
-    let mut t = tokens.start;
-    while t < tokens.end {
-        let end = tokens.end.min((t / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
-        // SAFETY: the caller's promise.
-        let v = unsafe { kv.values::<E>(t / BLOCK_TOKENS) };
-        let width = v.len() / BLOCK_TOKENS;
-        for token in t..end {
-            let v = &v[token % BLOCK_TOKENS * width + col..][..N * LANES];
-            let mut lines = [s.zero(); N];
-            for n in 0..N {
-                lines[n] = E::load(s, &v[n * LANES..]);
+}
+
+impl<E: Element, const R: usize> Kernel for Values<'_, E, R> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let columns = self.len - LANES;
+        assert!(
+            self.values.len == columns * BLOCK_TOKENS && self.row + R <= MOST && self.tokens.end <= CHUNK
+        );
+        assert!(self.parts.len() == R * self.len && self.tokens.start < self.tokens.end);
+        let blocks = self.tokens.start / BLOCK_TOKENS..self.tokens.end.div_ceil(BLOCK_TOKENS);
+        assert!(self.values.at[blocks].iter().all(|p| !p.is_null()));
+        let mut col = 0;
+        while col < columns {
+            let left = (columns - col) / LANES;
+            // SAFETY: these blocks have a page of values each, with so many columns.
+            unsafe {
+                col += match abreast(S::VECTORS, R) {
+                    4 if left >= 4 => self.abreast::<S, 4>(s, col),
+                    2 | 4 if left >= 2 => self.abreast::<S, 2>(s, col),
+                    _ => self.abreast::<S, 1>(s, col),
+                };
             }
-            let i = token % CHUNK;
-            for r in 0..R {
-                let w = s.splat(weights[r][i]);
-                for n in 0..N {
-                    acc[r][n] = w.fma(lines[n], acc[r][n]);
-                }
-            }
-        }
-        t = end;
-    }
-    for r in 0..R {
-        for n in 0..N {
-            acc[r][n].store(&mut parts[r * len + at + n * LANES..]);
         }
     }
 }
 
-/// Merges the next chunk's part into a vector's state. A part that saw nothing changes nothing.
-#[inline(always)]
-pub(crate) fn merge<S: Simd>(s: S, state: &mut [f32], part: &[f32]) {
-    if part[1] == 0.0 && part[0] == f32::NEG_INFINITY {
-        return;
+impl<E: Element, const R: usize> Values<'_, E, R> {
+    /// `N` vectors of columns from `col` on; returns their columns.
+    ///
+    /// # Safety
+    /// The blocks of `tokens` have pages of `len - 16` columns, of which these are some; `tokens` lie in the chunk, and
+    /// `weights` has `R` rows from `row` on.
+    #[inline(always)]
+    unsafe fn abreast<S: Simd, const N: usize>(&mut self, s: S, col: usize) -> usize {
+        let (width, at) = (self.len - LANES, LANES + col);
+        let mut acc = [[s.zero(); N]; R];
+        for r in 0..R {
+            for n in 0..N {
+                acc[r][n] = s.load(&self.parts[r * self.len + at + n * LANES..]);
+            }
+        }
+        let weights = self.weights.as_ptr().cast::<f32>().wrapping_add(self.row * CHUNK);
+        let mut t = self.tokens.start;
+        while t < self.tokens.end {
+            let (block, end) = (t / BLOCK_TOKENS, self.tokens.end.min((t / BLOCK_TOKENS + 1) * BLOCK_TOKENS));
+            let mut v = self.values.at[block].wrapping_add(t % BLOCK_TOKENS * width + col);
+            // The lines of the next keys are spread over the tokens.
+            let step = if col == 0 { self.fetch.len * size_of::<E>() / BLOCK_TOKENS } else { 0 };
+            let mut next = self.fetch.at[block].cast::<u8>().wrapping_add(t % BLOCK_TOKENS * step);
+            while t < end {
+                let stop = next.wrapping_add(step);
+                while next < stop {
+                    prefetch(next);
+                    next = next.wrapping_add(LINE);
+                }
+                next = stop;
+                let mut lines = [s.zero(); N];
+                for n in 0..N {
+                    // SAFETY: row `t % 16` of the page.
+                    lines[n] = unsafe { E::load_ptr(s, v.add(n * LANES)) };
+                }
+                for r in 0..R {
+                    // SAFETY: `t` is in the chunk.
+                    let w = s.splat(unsafe { *weights.add(r * CHUNK + t) });
+                    for n in 0..N {
+                        acc[r][n] = w.fma(lines[n], acc[r][n]);
+                    }
+                }
+                v = v.wrapping_add(width);
+                t += 1;
+            }
+        }
+        for r in 0..R {
+            for n in 0..N {
+                acc[r][n].store(&mut self.parts[r * self.len + at + n * LANES..]);
+            }
+        }
+        N * LANES
     }
-    let max = if part[0] > state[0] { part[0] } else { state[0] };
-    let mut shift = [0.0; LANES];
-    (shift[0], shift[1]) = (state[0] - max, part[0] - max);
-    let factors = s.load(&shift).exp().to_array();
-    state[0] = max;
-    state[1] = state[1] * factors[0] + part[1] * factors[1];
-    let (a, b) = (s.splat(factors[0]), s.splat(factors[1]));
-    for (x, y) in state[LANES..].chunks_exact_mut(LANES).zip(part[LANES..].chunks_exact(LANES)) {
-        let sum = (s.load(x) * a) + (s.load(y) * b);
-        sum.store(x);
+}
+
+/// Merges the next chunk's parts into the vectors' states. A part that saw nothing changes nothing.
+pub(crate) struct Merge<'a> {
+    pub(crate) states: &'a mut [f32],
+    pub(crate) parts: &'a [f32],
+    /// Of one state.
+    pub(crate) len: usize,
+}
+
+impl Kernel for Merge<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (state, part) in self.states.chunks_exact_mut(self.len).zip(self.parts.chunks_exact(self.len)) {
+            if part[1] == 0.0 && part[0] == f32::NEG_INFINITY {
+                continue;
+            }
+            let max = if part[0] > state[0] { part[0] } else { state[0] };
+            let mut shift = [0.0; LANES];
+            (shift[0], shift[1]) = (state[0] - max, part[0] - max);
+            let factors = s.load(&shift).exp().to_array();
+            state[0] = max;
+            state[1] = state[1] * factors[0] + part[1] * factors[1];
+            let (a, b) = (s.splat(factors[0]), s.splat(factors[1]));
+            for (x, y) in state[LANES..].chunks_exact_mut(LANES).zip(part[LANES..].chunks_exact(LANES)) {
+                let sum = (s.load(x) * a) + (s.load(y) * b);
+                sum.store(x);
+            }
+        }
     }
 }
 
 /// Writes a finished state as an output row of one head.
-#[inline(always)]
-pub(crate) fn finish<S: Simd>(s: S, state: &[f32], out: &mut [f32]) {
-    let sum = s.splat(state[1]);
-    for (x, out) in state[LANES..].chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
-        let y = s.load(x) / sum;
-        if out.len() == LANES { y.store(out) } else { y.store_partial(out) }
+pub(crate) struct Finish<'a>(pub(crate) &'a [f32], pub(crate) &'a mut [f32]);
+
+impl Kernel for Finish<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Finish(state, out) = self;
+        let sum = s.splat(state[1]);
+        for (x, out) in state[LANES..].chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
+            let y = s.load(x) / sum;
+            if out.len() == LANES { y.store(out) } else { y.store_partial(out) }
+        }
     }
 }

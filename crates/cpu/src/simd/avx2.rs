@@ -30,6 +30,7 @@ macro_rules! op {
 
 impl Simd for Avx2 {
     type F = F;
+    const VECTORS: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {

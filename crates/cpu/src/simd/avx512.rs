@@ -30,6 +30,7 @@ macro_rules! op {
 
 impl Simd for Avx512 {
     type F = F;
+    const VECTORS: usize = 32;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {
@@ -43,7 +44,8 @@ impl Simd for Avx512 {
 
     #[inline(always)]
     unsafe fn load_f16_ptr(self, p: *const u16) -> F {
-        F(op!(_mm512_cvtph_ps(_mm256_loadu_si256(p.cast()))))
+        // `_mm512_cvtph_ps` suppresses exceptions, which takes a register: a load and a shuffle more.
+        F(op!(_mm512_cvt_roundph_ps::<_MM_FROUND_CUR_DIRECTION>(_mm256_loadu_si256(p.cast()))))
     }
 
     #[inline(always)]

@@ -82,6 +82,15 @@ impl Isa {
         }
     }
 
+    /// Vectors of 16 lanes that the registers hold.
+    pub(crate) fn vectors(self) -> usize {
+        match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Kind::Avx512 => 32,
+            _ => 8,
+        }
+    }
+
     /// Runs a kernel compiled for these instructions.
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Out {
@@ -115,6 +124,8 @@ pub trait Kernel {
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type F: F32x16;
+    /// How many of them the registers hold.
+    const VECTORS: usize;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F;

@@ -14,6 +14,7 @@ pub struct F([f32; LANES]);
 
 impl Simd for Portable {
     type F = F;
+    const VECTORS: usize = 8;
 
     #[inline(always)]
     fn splat(self, x: f32) -> F {

@@ -1,0 +1,369 @@
+//! Batch invariance end to end: whatever else runs, however prompts are cut, whoever is preempted or cancelled, whatever
+//! the cache holds and however many threads there are, a request's tokens and log-probabilities are those of the request
+//! alone, on one thread, with no cache and its whole prompt in one step. Random schedules, for every weight type.
+//!
+//! Arrivals and cancellations happen at numbered steps of the device, so a schedule is the same in every run.
+//! `QUARREL_INVARIANCE_CASES=100` runs so many schedules for each model and type instead of a few.
+
+use proptest::prelude::*;
+use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
+use quarrel_conform::tiny::{Family, VOCAB, write_gguf};
+use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
+use quarrel_engine::{
+    Engine, EngineConfig, EngineStats, Event, FinishReason, Handle, LoadOptions, Request, Sampling, Stream,
+};
+use quarrel_formats::{DType, Source};
+use quarrel_ir::{
+    Device, DeviceInfo, HostWeight, Limits, Prepared, Program, Readout, Result, StepInputs, Weight,
+    WeightDecl,
+};
+use std::sync::{Arc, Mutex};
+
+/// The types in use, and a rare one that takes the dequantising path.
+const TYPES: [DType; 17] = [
+    DType::Q4_0,
+    DType::Q4_1,
+    DType::Q5_0,
+    DType::Q5_1,
+    DType::Q8_0,
+    DType::Q2_K,
+    DType::Q3_K,
+    DType::Q4_K,
+    DType::Q5_K,
+    DType::Q6_K,
+    DType::IQ4_NL,
+    DType::IQ4_XS,
+    DType::MXFP4,
+    DType::F16,
+    DType::BF16,
+    DType::F32,
+    DType::IQ2_S,
+];
+
+/// A request of a schedule.
+#[derive(Debug, Clone)]
+struct Arrival {
+    /// Tokens of the prompt; the first `shared` are those of every prompt with this `salt`.
+    length: usize,
+    shared: usize,
+    salt: u32,
+    max_tokens: u32,
+    /// 0.8, with this seed, or else greedy.
+    seed: Option<u64>,
+    /// Steps between the arrival before and this one.
+    wait: usize,
+    /// Steps from the arrival to the cancellation.
+    cancel: Option<usize>,
+}
+
+impl Arrival {
+    fn request(&self, index: usize) -> Request {
+        let token = |i: usize| {
+            let own = if i < self.shared { 0 } else { 101 * (index + 1) };
+            ((i * i + 7 * i + (self.salt as usize + 3) * (i / 3) + own * (i + 1)) % VOCAB) as u32
+        };
+        let temperature = if self.seed.is_some() { 0.8 } else { 0.0 };
+        Request {
+            sampling: Sampling { temperature, seed: self.seed, ..Sampling::default() },
+            max_tokens: Some(self.max_tokens),
+            logprobs: Some(VOCAB as u8),
+            ..Request::new((0..self.length).map(token).collect())
+        }
+    }
+}
+
+/// An engine's sizes and what it is asked for.
+#[derive(Debug, Clone)]
+struct Schedule {
+    isa: Isa,
+    threads: usize,
+    kv: KvType,
+    context: usize,
+    max_running: usize,
+    step_tokens: usize,
+    spare_outputs: usize,
+    spare_blocks: usize,
+    prefix_cache: bool,
+    arrivals: Vec<Arrival>,
+}
+
+impl Schedule {
+    fn config(&self) -> EngineConfig {
+        EngineConfig {
+            kv_blocks: Some(self.context.div_ceil(16) + self.spare_blocks),
+            step_tokens: self.max_running + self.step_tokens,
+            step_outputs: self.max_running + self.spare_outputs,
+            max_running: self.max_running,
+            prefix_cache: self.prefix_cache,
+            ..EngineConfig::new(self.context)
+        }
+    }
+}
+
+fn arrival() -> impl Strategy<Value = Arrival> {
+    let length = prop_oneof![3 => 1usize..40, 1 => 1usize..150, 1 => 100usize..301];
+    let max_tokens = prop_oneof![1 => 1u32..16, 1 => 30u32..80];
+    let seed = prop_oneof![Just(None), any::<u64>().prop_map(Some)];
+    let cancel = prop_oneof![4 => Just(None), 1 => (0usize..12).prop_map(Some)];
+    (length, 0usize..301, 0u32..2, max_tokens, seed, 0usize..6, cancel).prop_map(
+        |(length, shared, salt, max_tokens, seed, wait, cancel)| Arrival {
+            length,
+            shared,
+            salt,
+            max_tokens,
+            seed,
+            wait,
+            cancel,
+        },
+    )
+}
+
+fn schedule() -> impl Strategy<Value = Schedule> {
+    // Portable code is slow, so it comes less often.
+    let isas = Isa::available();
+    let isa = (0usize..7).prop_map(move |i| isas[[0, 0, 0, 1, 1, 1, 2][i].min(isas.len() - 1)]);
+    let kv = prop_oneof![3 => Just(KvType::F16), 1 => Just(KvType::F32)];
+    let step_tokens = prop_oneof![1usize..20, 20usize..400];
+    (
+        (isa, prop_oneof![1 => Just(1usize), 2 => Just(2), 1 => Just(3)], kv),
+        (3usize..=6, step_tokens, 0usize..3, 0usize..4, prop::bool::weighted(0.75)),
+        // A short context makes for few blocks, which the requests fight for.
+        (prop_oneof![2 => Just(112usize), 1 => Just(330)], prop::collection::vec(arrival(), 3..8)),
+    )
+        .prop_map(|((isa, threads, kv), engine, (context, mut arrivals))| {
+            let (max_running, step_tokens, spare_outputs, spare_blocks, prefix_cache) = engine;
+            arrivals.iter_mut().for_each(|a| a.length = 1 + (a.length - 1) % (context - 20));
+            Schedule {
+                isa,
+                threads,
+                kv,
+                context,
+                max_running,
+                step_tokens,
+                spare_outputs,
+                spare_blocks,
+                prefix_cache,
+                arrivals,
+            }
+        })
+}
+
+/// What the device does to the engine's requests before each step.
+#[derive(Default)]
+struct Stage {
+    handle: Option<Handle>,
+    step: usize,
+    /// Requests to come, the next one last: steps to wait, number, request, steps to its cancellation.
+    coming: Vec<(usize, usize, Request, Option<usize>)>,
+    /// Requests to cancel: the step and their ids.
+    cancels: Vec<(usize, u64)>,
+    /// Streams that nobody reads yet.
+    streams: Vec<(usize, Stream)>,
+}
+
+impl Stage {
+    /// Submits the next request.
+    fn submit(&mut self) {
+        let (Some((_, number, request, cancel)), Some(handle)) = (self.coming.pop(), &self.handle) else {
+            return;
+        };
+        let stream = handle.submit(request).expect("a request that fits");
+        self.cancels.extend(cancel.map(|after| (self.step + after, stream.id())));
+        self.streams.push((number, stream));
+    }
+
+    fn before_step(&mut self) {
+        while self.coming.last().is_some_and(|(wait, ..)| *wait == 0) {
+            self.submit();
+        }
+        if let Some((wait, ..)) = self.coming.last_mut() {
+            *wait -= 1;
+        }
+        for (at, id) in &self.cancels {
+            if let Some(handle) = self.handle.as_ref().filter(|_| *at == self.step) {
+                handle.cancel(*id);
+            }
+        }
+        self.step += 1;
+    }
+}
+
+/// The CPU with a stage that every step passes.
+struct Staged(Cpu, Arc<Mutex<Stage>>);
+
+impl Device for Staged {
+    fn info(&self) -> &DeviceInfo {
+        self.0.info()
+    }
+
+    fn load(&mut self, decl: &WeightDecl, weight: HostWeight) -> Result<Weight> {
+        self.0.load(decl, weight)
+    }
+
+    fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared> {
+        self.0.prepare(program, weights, limits)
+    }
+
+    fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
+        self.1.lock().unwrap().before_step();
+        self.0.run(prepared, step)
+    }
+
+    fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()> {
+        self.0.read(prepared, what, out)
+    }
+
+    fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
+        self.0.copy_blocks(prepared, pairs)
+    }
+
+    fn memory(&self) -> usize {
+        self.0.memory()
+    }
+}
+
+/// Tokens, and the bits of the log-probability of every token of the vocabulary at each.
+#[derive(Debug, PartialEq)]
+struct Answer {
+    tokens: Vec<u32>,
+    logprobs: Vec<Vec<(u32, u32)>>,
+    reason: FinishReason,
+}
+
+fn answer(stream: Stream) -> Answer {
+    let mut answer = Answer { tokens: Vec::new(), logprobs: Vec::new(), reason: FinishReason::Aborted };
+    for event in stream {
+        match event {
+            Event::Token { id, top, .. } => {
+                assert_eq!(top.len(), VOCAB);
+                answer.tokens.push(id);
+                answer.logprobs.push(top.into_iter().map(|(id, p)| (id, p.to_bits())).collect());
+            }
+            Event::Done { reason, .. } => answer.reason = reason,
+            Event::Failed(error) => panic!("{error}"),
+            Event::Prefill { .. } => {}
+        }
+    }
+    answer
+}
+
+fn start(source: &Source, options: CpuOptions, config: &EngineConfig) -> (Handle, Arc<Mutex<Stage>>) {
+    let stage = Arc::default();
+    let cpu = Box::new(Staged(Cpu::new(options).unwrap(), Arc::clone(&stage)));
+    let load = LoadOptions { context: Some(config.context), ..LoadOptions::default() };
+    let loaded = Engine::load(source, cpu, &load, |c| c.clone_from(config), |_| {}).unwrap();
+    (loaded.handle, stage)
+}
+
+/// Runs a schedule; answers in the order of its arrivals, and the engine.
+fn perform(source: &Source, s: &Schedule) -> (Vec<Answer>, Handle) {
+    let options =
+        CpuOptions { isa: Some(s.isa), threads: Some(s.threads), kv: s.kv, ..CpuOptions::default() };
+    let (handle, stage) = start(source, options, &s.config());
+    {
+        let mut stage = stage.lock().unwrap();
+        stage.handle = Some(handle.clone());
+        stage.coming =
+            s.arrivals.iter().enumerate().map(|(i, a)| (a.wait, i, a.request(i), a.cancel)).rev().collect();
+    }
+    let mut answers: Vec<Option<Answer>> = s.arrivals.iter().map(|_| None).collect();
+    loop {
+        let streams = {
+            let mut stage = stage.lock().unwrap();
+            // Nothing runs and so no step will bring the next request: it comes now.
+            if stage.streams.is_empty() {
+                stage.submit();
+            }
+            std::mem::take(&mut stage.streams)
+        };
+        if streams.is_empty() {
+            break;
+        }
+        streams.into_iter().for_each(|(i, stream)| answers[i] = Some(answer(stream)));
+    }
+    // The engine's thread must not hold its own handle.
+    stage.lock().unwrap().handle = None;
+    (answers.into_iter().map(|a| a.expect("every request was submitted")).collect(), handle)
+}
+
+/// What the schedules of a test have exercised.
+#[derive(Debug, Default)]
+struct Seen {
+    preemptions: u64,
+    cached: u64,
+    cancelled: usize,
+}
+
+fn check(source: &Source, s: &Schedule, seen: &mut Seen) -> TestCaseResult {
+    let (answers, company) = perform(source, s);
+    let EngineStats { preemptions, cached_tokens, blocks_used, .. } = company.stats();
+    prop_assert_eq!(blocks_used, 0);
+    seen.preemptions += preemptions;
+    seen.cached += cached_tokens;
+    let options = CpuOptions { isa: Some(s.isa), threads: Some(1), kv: s.kv, ..CpuOptions::default() };
+    let (alone, _) =
+        start(source, options, &EngineConfig { prefix_cache: false, ..EngineConfig::new(s.context) });
+    for (i, (arrival, got)) in s.arrivals.iter().zip(answers).enumerate() {
+        let request = arrival.request(i);
+        let prompt = request.prompt.clone();
+        let mut want = answer(alone.submit(request).unwrap());
+        if got.reason == FinishReason::Aborted {
+            prop_assert!(arrival.cancel.is_some() && got.tokens.len() < arrival.max_tokens as usize);
+            seen.cancelled += 1;
+            want.tokens.truncate(got.tokens.len());
+            want.logprobs.truncate(got.tokens.len());
+            want.reason = FinishReason::Aborted;
+        }
+        prop_assert_eq!(&got.tokens, &want.tokens, "tokens of request {}", i);
+        prop_assert!(got.logprobs == want.logprobs, "log-probabilities of request {}", i);
+        prop_assert_eq!(got.reason, want.reason);
+        // The logits themselves, after all of it, by an engine whose cache is full of it.
+        let all = [prompt, got.tokens].concat();
+        let bits =
+            |h: &Handle| h.logits(all.clone()).unwrap().into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        prop_assert!(bits(&company) == bits(&alone), "logits of request {}", i);
+        if i == 0 && all.len() > 1 {
+            let scores = |h: &Handle| h.score(all.clone(), all.len().div_ceil(2)).unwrap();
+            prop_assert_eq!(scores(&company), scores(&alone), "scores of request {}", i);
+        }
+    }
+    Ok(())
+}
+
+fn run(family: Family) {
+    let cases =
+        std::env::var("QUARREL_INVARIANCE_CASES").map_or(2, |n| n.parse().expect("a number of cases"));
+    let dir = tempfile::tempdir().unwrap();
+    let mut seen = Seen::default();
+    for (i, dtype) in TYPES.into_iter().enumerate() {
+        let path = dir.path().join(format!("{dtype}.gguf"));
+        write_gguf(&path, family, dtype, i as u64);
+        let source = Source::open(&path).unwrap();
+        let config = ProptestConfig {
+            cases,
+            failure_persistence: None,
+            max_shrink_iters: 60,
+            ..ProptestConfig::default()
+        };
+        let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[2 * i as u8 + family as u8; 32]);
+        let shared = std::cell::RefCell::new(&mut seen);
+        let outcome = TestRunner::new_with_rng(config, rng)
+            .run(&schedule(), |s| check(&source, &s, &mut shared.borrow_mut()));
+        if let Err(failure) = outcome {
+            panic!("{family:?}, {dtype}: {failure}");
+        }
+    }
+    println!("{family:?}: {seen:?}");
+    let wild = seen.preemptions > 10 && seen.cached > 200 && seen.cancelled > 5;
+    assert!(wild || cases < 2, "the schedules are too tame: {seen:?}");
+}
+
+#[test]
+fn llama_answers_the_same_whatever_the_load() {
+    run(Family::Llama);
+}
+
+#[test]
+fn gemma_answers_the_same_whatever_the_load() {
+    run(Family::Gemma);
+}

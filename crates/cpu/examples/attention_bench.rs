@@ -1,0 +1,94 @@
+//! The speed of attention alone, at any depth: the bytes of keys and values that it reads and the multiplications it does.
+//!
+//! `attention_bench [--heads 9] [--kv-heads 3] [--dim 64] [--layers 30] [--depth 2048] [--rows 1] [--threads 1] [--n 20]`;
+//! `--rows 512` is a part of a prompt. Prints the median and the best of `n` steps; `--isa avx2` and the like choose kernels.
+
+use quarrel_cpu::{Cpu, CpuOptions, Isa};
+use quarrel_formats::{Bytes, DType, Tensor};
+use quarrel_ir::{
+    AttendSpec, BLOCK_TOKENS, Device, HostWeight, KvLayer, Limits, Op, Program, Rows, SeqStep, StepInputs,
+};
+use std::error::Error;
+use std::time::Instant;
+
+const VOCAB: usize = 64;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let number = |name: &str, default: usize| -> Result<usize, Box<dyn Error>> {
+        match args.iter().position(|a| a == name) {
+            Some(i) => Ok(args.get(i + 1).ok_or(format!("{name} needs a value"))?.parse()?),
+            None => Ok(default),
+        }
+    };
+    let (heads, kv_heads) = (number("--heads", 9)? as u32, number("--kv-heads", 3)? as u32);
+    let (dim, layers) = (number("--dim", 64)? as u32, number("--layers", 30)? as u32);
+    let (depth, rows) = (number("--depth", 2048)?, number("--rows", 1)?);
+    let (threads, n) = (number("--threads", 1)?, number("--n", 20)?);
+    let wanted = args.iter().position(|a| a == "--isa").and_then(|i| args.get(i + 1));
+    let isa = Isa::available().into_iter().find(|i| wanted.is_none_or(|w| *w == i.name()));
+
+    let mut p = Program::new();
+    let (q_cols, kv_cols) = (heads * dim, kv_heads * dim);
+    let table = p.weight("input", VOCAB as u32, q_cols + 2 * kv_cols);
+    let x = p.value("input", Rows::Tokens, q_cols + 2 * kv_cols);
+    p.push(Op::Embed { out: x, table, scale: 1.0 });
+    p.kv = vec![KvLayer { kv_heads, head_dim: dim, v_dim: dim, window: None }; layers as usize];
+    let (k, v) = (x.slice(q_cols, kv_cols), x.slice(q_cols + kv_cols, kv_cols));
+    for kv_layer in 0..layers {
+        p.push(Op::StoreKv { k, v, kv_layer });
+        let scale = (dim as f32).powf(-0.5);
+        let spec = AttendSpec {
+            kv_layer,
+            heads,
+            kv_heads,
+            head_dim: dim,
+            v_dim: dim,
+            scale,
+            window: None,
+            softcap: None,
+        };
+        p.logits = Some(p.attend(x.slice(0, q_cols), spec));
+    }
+    let mut cpu = Cpu::new(CpuOptions { threads: Some(threads), isa, ..CpuOptions::default() })?;
+    let cols = p.weights[0].cols as usize;
+    let values = (0..VOCAB * cols).map(|i| ((i * 2_654_435_761) >> 7) % 1000);
+    let bytes: Vec<u8> = values.flat_map(|v| (v as f32 / 500.0 - 1.0).to_le_bytes()).collect();
+    let input = Tensor {
+        name: "input".into(),
+        dtype: DType::F32,
+        shape: vec![VOCAB, cols],
+        data: Bytes::from(bytes),
+    };
+    let weight = cpu.load(&p.weights[0], HostWeight { parts: vec![input] })?;
+    let blocks: Vec<u32> = (0..(depth + rows).div_ceil(BLOCK_TOKENS) as u32).collect();
+    let limits = Limits { rows: rows.max(BLOCK_TOKENS), outputs: 1, kv_blocks: blocks.len() };
+    let prepared = cpu.prepare(p.clone(), &[weight], limits)?;
+    let mut feed = |start: usize, rows: usize| {
+        let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % VOCAB as u32).collect();
+        let clock = Instant::now();
+        let seqs = [SeqStep { rows, start, blocks: &blocks }];
+        cpu.run(prepared, &StepInputs { tokens: &tokens, seqs: &seqs, outputs: &[] })?;
+        if start == 0 {
+            let copies: Vec<(u32, u32)> = blocks[1..].iter().map(|b| (0, *b)).collect();
+            cpu.copy_blocks(prepared, &copies)?;
+        }
+        Ok::<f64, quarrel_ir::Error>(clock.elapsed().as_secs_f64())
+    };
+    feed(0, BLOCK_TOKENS)?;
+    feed(depth.max(1), rows)?;
+    let mut times = (0..n).map(|_| feed(depth.max(1), rows)).collect::<Result<Vec<f64>, _>>()?;
+    times.sort_by(f64::total_cmp);
+    let seen = (depth * rows + rows * (rows + 1) / 2) as f64;
+    let read = (2 * 2 * kv_cols * layers) as f64 * (depth + rows) as f64;
+    let products = seen * f64::from(2 * q_cols * layers);
+    for (name, t) in [("median", times[n / 2]), ("best", times[0])] {
+        println!(
+            "{name:6} {:9.3} ms, {:5.1} GB/s of keys and values, {:6.1} G products/s",
+            t * 1e3,
+            read / t / 1e9,
+            products / t / 1e9
+        );
+    }
+    Ok(())
+}
