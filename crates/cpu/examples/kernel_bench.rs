@@ -12,10 +12,16 @@ use quarrel_cpu::{
 };
 use quarrel_formats::{Bytes, DType};
 
+/// Bytes at the alignment that quantised activations need.
+#[derive(Clone)]
+#[repr(align(64))]
+#[expect(dead_code, reason = "read and written through pointers")]
+struct Line([u8; 64]);
+
 /// Activations in both forms.
 struct X {
     floats: Vec<f32>,
-    blocks: Vec<u128>,
+    blocks: Vec<Line>,
     packed: Vec<f32>,
     rows: usize,
     cols: usize,
@@ -24,7 +30,8 @@ struct X {
 impl X {
     fn new(rows: usize, cols: usize) -> X {
         let floats = (0..rows * cols).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect();
-        X { floats, blocks: vec![0; Quantized::bytes(rows, cols) / 16], packed: vec![], rows, cols }
+        let blocks = vec![Line([0; 64]); Quantized::bytes(rows, cols).div_ceil(64)];
+        X { floats, blocks, packed: vec![], rows, cols }
     }
 
     fn rows(&mut self) -> Rows {
