@@ -7,7 +7,8 @@ use crate::exec::{Mat, Run};
 use crate::kernels::norm::norm;
 use crate::kv::huge_pages;
 use crate::matmul::{self, Epilogue, Input, Quantized, Rows};
-use crate::pack::{InputKind, PackedBuilder, PackedWeight};
+use crate::pack::memory::Arena;
+use crate::pack::{InputKind, PackedBuilder, PackedWeight, STEP, packed_bytes};
 use crate::pool::{Pool, Team};
 use crate::simd::Isa;
 use crate::weights::{Held, Uses};
@@ -20,7 +21,8 @@ use std::ops::Range;
 const FEW: usize = 4;
 /// Rows that one thread prepares together: those that lie side by side in quantised form.
 const GROUP: usize = 8;
-/// Bytes that are repacked before their source is given back: that much is resident twice for a moment.
+/// Bytes in memory of our own that are repacked before their source is given back: that much is there twice for a moment.
+/// Mapped pages go as they are read.
 const BATCH: usize = 32 << 20;
 
 /// Rows of a weight in one packed piece, from the first output column on.
@@ -62,30 +64,40 @@ pub(crate) fn is_packed(held: &Held, uses: Uses) -> bool {
 
 /// Repacks weights on all threads, and gives back the mapped pages that are not needed any more.
 pub(crate) fn pack(pool: &mut Pool, isa: Isa, held: &mut [Held], todo: &[(usize, Uses)]) -> Result<()> {
+    let mut total = 0usize;
+    for (i, uses) in todo {
+        let h = &held[*i];
+        for w in cuts(h, uses.halves).windows(2) {
+            let (name, dtype, _) = h.rows(w[0], w[1])?;
+            let bytes = packed_bytes(isa, dtype, w[1] - w[0], h.decl.cols as usize);
+            total = bytes.and_then(|b| b.checked_add(total)).ok_or_else(|| Error::Weight {
+                name: name.into(),
+                why: "is larger than any memory; the model file is damaged".into(),
+            })?;
+        }
+    }
+    let mut arena = Arena::new(total).ok_or(Error::Memory { what: "weights", bytes: total })?;
     let mut at = 0;
     while at < todo.len() {
         let mut bytes = 0;
-        let end = at
-            + todo[at..]
-                .iter()
-                .take_while(|t| {
-                    let fits = bytes < BATCH;
-                    bytes += held[t.0].tensors.iter().map(|t| t.data.len()).sum::<usize>();
-                    fits
-                })
-                .count();
+        let mut fits = |held: &Held| {
+            let fits = bytes < BATCH;
+            bytes += held.tensors.iter().filter(|t| !t.data.is_mapped()).map(|t| t.data.len()).sum::<usize>();
+            fits
+        };
+        let end = at + todo[at..].iter().take_while(|t| fits(&held[t.0])).count();
         let mut builders = Vec::new();
         for (i, uses) in &todo[at..end] {
             let h = &held[*i];
             for w in cuts(h, uses.halves).windows(2) {
                 let (name, dtype, bytes) = h.rows(w[0], w[1])?;
-                let cols = h.decl.cols as usize;
-                let builder = PackedBuilder::new(isa, dtype, w[1] - w[0], cols, bytes)
+                let (rows, cols) = (w[1] - w[0], h.decl.cols as usize);
+                let builder = PackedBuilder::within(&mut arena, isa, dtype, rows, cols, bytes)
                     .map_err(|e| Error::Weight { name: name.into(), why: e.to_string() })?;
                 builders.push((*i, w[0], builder));
             }
         }
-        pool.run(&|_| builders.iter().for_each(|(.., b)| while b.pack_next(16) {})).map_err(|why| {
+        pool.run(&|_| builders.iter().for_each(|(.., b)| while b.pack_next(STEP) {})).map_err(|why| {
             Error::Device { device: "cpu".into(), why: format!("repacking weights failed: {why}") }
         })?;
         todo[at..end].iter().for_each(|(i, _)| held[*i].pieces.clear());

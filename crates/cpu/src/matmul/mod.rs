@@ -10,6 +10,8 @@ pub(crate) mod lanes;
 mod tile;
 mod wide;
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256i, __m512i};
 use std::{cell::RefCell, ops::Range};
 
 use quarrel_formats::DType;
@@ -315,21 +317,21 @@ pub(crate) fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
             match (dtype, isa.kind()) {
                 $(
                     #[cfg(target_arch = "x86_64")]
-                    (DType::$dtype, Kind::Avx512) => kernel!($format, Avx512, #[target_feature(
+                    (DType::$dtype, Kind::Avx512) => kernel!($format, Avx512, __m512i, #[target_feature(
                         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
                     )]),
                     #[cfg(target_arch = "x86_64")]
                     (DType::$dtype, Kind::Avx2) => {
-                        kernel!($format, Avx2, #[target_feature(enable = "avx2,fma,f16c")])
+                        kernel!($format, Avx2, __m256i, #[target_feature(enable = "avx2,fma,f16c")])
                     }
-                    (DType::$dtype, Kind::Portable) => kernel!($format, Portable, #[inline]),
+                    (DType::$dtype, Kind::Portable) => kernel!($format, Portable, [u32; 8], #[inline]),
                 )+
                 _ => return None,
             }
         };
     }
     macro_rules! kernel {
-        ($format:ident, $lanes:ident, #[$attribute:meta]) => {{
+        ($format:ident, $lanes:ident, $words:ty, #[$attribute:meta]) => {{
             use format::{Format, $format as T};
             #[$attribute]
             unsafe fn run(
@@ -345,8 +347,16 @@ pub(crate) fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
                 // SAFETY: the caller's promise; the attribute matches the type.
                 unsafe { tile::tile::<$lanes, T>(t, blocks, x, all, first, last, out, stride) }
             }
-            fn pack(rows: &[u8], row_bytes: usize, blocks: usize, codes: &mut [u8], scales: &mut [u8]) {
-                pack_tile::<T, { $lanes::L }>(rows, row_bytes, blocks, $lanes::BYTE_XOR, codes, scales)
+            #[$attribute]
+            unsafe fn pack(
+                rows: *const u8,
+                row_bytes: usize,
+                blocks: usize,
+                codes: *mut u8,
+                scales: *mut u8,
+            ) {
+                // SAFETY: as above.
+                unsafe { pack_tile::<T, $words>(rows, row_bytes, blocks, $lanes::BYTE_XOR, codes, scales) }
             }
             TileKernel {
                 run,

@@ -3,7 +3,7 @@
 use quarrel_formats::{Bytes, quant};
 
 use super::*;
-use crate::pack::{InputKind, PackedBuilder};
+use crate::pack::{InputKind, PackedBuilder, tile_bytes};
 
 /// A reproducible stream of numbers (xorshift).
 pub(crate) struct Rng(u64);
@@ -471,4 +471,63 @@ fn wrong_sizes_are_refused_and_threads_share_the_packing() {
     let mut x = X::new(Isa::detect(), (0..64).map(|_| rng.float()).collect(), 1);
     let many = product(&builder.finish(), &mut x, Epilogue::default());
     assert_eq!(many, product(&one, &mut x, Epilogue::default()));
+}
+
+#[test]
+fn every_instruction_set_packs_the_same_codes_and_scales() {
+    let mut rng = Rng(11);
+    for dtype in PACKED {
+        let bytes = weights(dtype, 45, 768, &mut rng);
+        let tiles = |isa| {
+            let w = packed(isa, dtype, 45, 768, &bytes);
+            let (kernel, _) = w.tiles(0).unwrap();
+            let (codes, scales) = tile_bytes(&kernel, w.blocks());
+            let tiles = (0..w.units()).flat_map(|u| w.tiles(u).unwrap().1);
+            // SAFETY: the two parts of a tile have these sizes.
+            let read = |t: Tile| unsafe {
+                let parts = [(t.codes, codes), (t.scales, scales)];
+                parts.map(|(p, n)| std::slice::from_raw_parts(p, n).to_vec())
+            };
+            let xor = matches!(dtype, DType::Q8_0).then_some(if kernel.lanes == 16 { 0x80 } else { 0 });
+            (kernel, xor.unwrap_or(0), tiles.map(read).collect::<Vec<_>>())
+        };
+        let (kernel, _, plain) = tiles(Isa::PORTABLE);
+        for isa in Isa::available() {
+            let (k, xor, got) = tiles(isa);
+            // A tile of 16 columns is two of 8, interleaved by fields: a code's word, a factor, a byte.
+            let n = k.lanes / kernel.lanes;
+            let whole = dtype.block_len() / 32 * 32;
+            let small = k.scale_bytes - if kernel.scale_bytes % 4 == 2 { 2 } else { 4 }.min(k.scale_bytes);
+            for (i, [codes, scales]) in got.iter().enumerate() {
+                let part = &plain[i * n..][..n];
+                for (at, byte) in codes.iter().enumerate() {
+                    let (field, lane) = (at / (4 * k.lanes), at / 4 % k.lanes);
+                    let want = &part[lane / kernel.lanes][0];
+                    let want = want[(field * kernel.lanes + lane % kernel.lanes) * 4 + at % 4];
+                    assert_eq!(byte ^ xor, want, "{isa} {dtype}: tile {i}, byte {at} of the codes");
+                }
+                let groups = 768 / whole;
+                for g in 0..groups {
+                    for f in 0..k.scale_bytes {
+                        // Halves first: two bytes each of all columns.
+                        let halves = k.scale_bytes - small;
+                        for lane in 0..k.lanes {
+                            let place = |l: usize, lane: usize| {
+                                let start = g * k.scale_bytes * l;
+                                if f < halves {
+                                    start + (f / 2 * l + lane) * 2 + f % 2
+                                } else {
+                                    start + f * l + lane
+                                }
+                            };
+                            let want = &part[lane / kernel.lanes][1];
+                            let want = want[place(kernel.lanes, lane % kernel.lanes)];
+                            let byte = scales[place(k.lanes, lane)];
+                            assert_eq!(byte, want, "{isa} {dtype}: tile {i}, group {g}, scale byte {f}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,47 +1,74 @@
 //! Memory for packed weights: zeroed, aligned to cache lines, straight from the system and in huge pages where it has them, so
-//! that a walk over a matrix does not spend its time on page tables.
+//! that a walk over a matrix does not spend its time on page tables. Weights that are packed together share one block, for
+//! most are smaller than a huge page.
 
-use std::ptr::NonNull;
+use std::{ptr::NonNull, sync::Arc};
 
 /// A huge page of x86-64 and of most others.
 const HUGE: usize = 2 << 20;
+/// A cache line.
+const LINE: usize = 64;
 
-/// An owned, zeroed block of bytes, aligned to 64.
-pub(crate) struct Memory {
+/// A block of the system's.
+struct Map {
     ptr: NonNull<u8>,
     len: usize,
 }
 
 // SAFETY: the block is plain bytes that nothing else owns.
-unsafe impl Send for Memory {}
+unsafe impl Send for Map {}
 // SAFETY: shared access only reads; writers have disjoint ranges (see `PackedBuilder`).
-unsafe impl Sync for Memory {}
+unsafe impl Sync for Map {}
 
-impl Memory {
-    /// `len` zeroed bytes; none if the system does not have them.
-    pub(crate) fn zeroed(len: usize) -> Option<Memory> {
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: allocated with this size.
+        unsafe { system::free(self.ptr, self.len) }
+    }
+}
+
+/// A block of zeroed bytes that is given away part by part.
+pub(crate) struct Arena {
+    map: Arc<Map>,
+    used: usize,
+}
+
+impl Arena {
+    /// `len` bytes; none if the system does not have them.
+    pub(crate) fn new(len: usize) -> Option<Arena> {
         if len > isize::MAX as usize - 2 * HUGE {
             return None;
         }
-        let ptr = system::allocate(len.max(1))?;
-        Some(Memory { ptr, len })
+        let len = len.max(1);
+        Some(Arena { map: Arc::new(Map { ptr: system::allocate(len)?, len }), used: 0 })
     }
 
+    /// The next `len` bytes, aligned to 64; none if there are not so many.
+    pub(crate) fn take(&mut self, len: usize) -> Option<Memory> {
+        let left = self.map.len - self.used;
+        let memory = (len <= left).then(|| Memory { map: self.map.clone(), at: self.used, len })?;
+        self.used += len.next_multiple_of(LINE).min(left);
+        Some(memory)
+    }
+}
+
+/// Bytes of an [`Arena`], which live as long as the last of its parts.
+pub(crate) struct Memory {
+    map: Arc<Map>,
+    at: usize,
+    len: usize,
+}
+
+impl Memory {
     /// The first byte.
     pub(crate) fn ptr(&self) -> *mut u8 {
-        self.ptr.as_ptr()
+        // SAFETY: inside the block, by `take`.
+        unsafe { self.map.ptr.as_ptr().add(self.at) }
     }
 
     /// Size in bytes.
     pub(crate) fn len(&self) -> usize {
         self.len
-    }
-}
-
-impl Drop for Memory {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this size.
-        unsafe { system::free(self.ptr, self.len.max(1)) }
     }
 }
 
@@ -123,13 +150,17 @@ mod tests {
     #[test]
     fn blocks_of_any_size_are_zero_and_writable_to_the_end() {
         for len in [0, 1, 4097, HUGE - 1, HUGE, HUGE + 1, 3 * HUGE + 12345] {
-            let memory = Memory::zeroed(len).unwrap();
-            assert!(memory.ptr().addr().is_multiple_of(64) && memory.len() == len);
-            // SAFETY: the block's own bytes.
-            let bytes = unsafe { std::slice::from_raw_parts_mut(memory.ptr(), len) };
-            assert!(bytes.iter().all(|b| *b == 0));
-            bytes.fill(7);
+            let mut arena = Arena::new(len).unwrap();
+            let parts = [arena.take(len / 3).unwrap(), arena.take(len / 2).unwrap()];
+            for memory in &parts {
+                assert!(memory.ptr().addr().is_multiple_of(LINE));
+                // SAFETY: the part's own bytes.
+                let bytes = unsafe { std::slice::from_raw_parts_mut(memory.ptr(), memory.len()) };
+                assert!(bytes.iter().all(|b| *b == 0));
+                bytes.fill(7);
+            }
+            assert!(arena.take(len / 2 + 64).is_none());
         }
-        assert!(Memory::zeroed(usize::MAX).is_none());
+        assert!(Arena::new(usize::MAX).is_none());
     }
 }
