@@ -40,16 +40,15 @@ impl X {
 
     fn input(&mut self, w: &PackedWeight) -> Input {
         match w.input() {
-            InputKind::Float if self.rows >= PackedFloats::WORTH => {
-                self.packed = vec![0.0; PackedFloats::bytes(w.isa(), self.rows, self.cols) / 4];
+            InputKind::Float => {
+                self.packed = vec![0.0; PackedFloats::bytes(self.rows, self.cols) / 4];
                 let ptr = self.packed.as_mut_ptr().cast();
                 // SAFETY: `packed` has the size.
                 let x = unsafe { PackedFloats::new(w.isa(), ptr, self.rows, self.cols) };
                 // SAFETY: as above.
                 unsafe { x.pack(self.rows(), 0..self.rows) };
-                Input::Packed(x)
+                Input::Float(x)
             }
-            InputKind::Float => Input::Float(self.rows(), self.rows),
             InputKind::Quantized => {
                 // SAFETY: `blocks` has the size and the alignment.
                 let q =

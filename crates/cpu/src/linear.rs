@@ -6,7 +6,7 @@
 use crate::exec::{Mat, Run};
 use crate::kernels::norm::norm;
 use crate::kv::huge_pages;
-use crate::matmul::{self, Epilogue, Input, Quantized, Rows};
+use crate::matmul::{self, Epilogue, Input, PackedFloats, Quantized, Rows};
 use crate::pack::memory::Arena;
 use crate::pack::{InputKind, PackedBuilder, PackedWeight, STEP, packed_bytes};
 use crate::pool::{Pool, Team};
@@ -175,20 +175,27 @@ struct Line([u8; 64]);
 pub(crate) struct Lines {
     normed: Vec<f32>,
     quantized: Vec<Line>,
+    floats: Vec<Line>,
+}
+
+/// Room for that many bytes.
+fn room(lines: &mut Vec<Line>, bytes: usize) -> *mut u8 {
+    lines.resize(lines.len().max(bytes.div_ceil(64)), Line([0; 64]));
+    lines.as_mut_ptr().cast()
 }
 
 /// Prepared rows that all threads read.
 pub(crate) struct Shared {
-    normed: MmapMut,
     quantized: MmapMut,
+    floats: MmapMut,
 }
 
 impl Shared {
     /// Room for the largest product of a Program.
     pub(crate) fn new(program: &Program, plans: &[Option<Plan>], limits: &Limits) -> Result<Shared> {
-        let (mut normed, mut quantized) = (1, 1);
+        let (mut quantized, mut floats) = (1, 1);
         for (node, plan) in program.ops.iter().zip(plans) {
-            let (Op::MatMul { x, norm, .. }, Some(plan)) = (&node.op, plan) else { continue };
+            let (Op::MatMul { x, .. }, Some(plan)) = (&node.op, plan) else { continue };
             let rows = match program.rows_of(*x) {
                 quarrel_ir::Rows::Tokens => limits.rows,
                 quarrel_ir::Rows::Outputs => limits.outputs,
@@ -196,33 +203,34 @@ impl Shared {
             if plan.quantized {
                 quantized = quantized.max(Quantized::bytes(rows, x.cols as usize));
             }
-            if plan.float && norm.is_some() {
-                normed = normed.max(rows * x.cols as usize * size_of::<f32>());
+            if plan.float {
+                floats = floats.max(PackedFloats::bytes(rows, x.cols as usize));
             }
         }
         let map = |bytes| {
             MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "prepared activations", bytes })
         };
-        let shared = Shared { normed: map(normed)?, quantized: map(quantized)? };
+        let shared = Shared { quantized: map(quantized)?, floats: map(floats)? };
         huge_pages(&shared.quantized);
+        huge_pages(&shared.floats);
         Ok(shared)
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.normed.len() + self.quantized.len()
+        self.quantized.len() + self.floats.len()
     }
 
     /// Access for the threads of a step.
     pub(crate) fn share(&mut self) -> Sharing {
-        Sharing { normed: self.normed.as_mut_ptr().cast(), quantized: self.quantized.as_mut_ptr() }
+        Sharing { quantized: self.quantized.as_mut_ptr(), floats: self.floats.as_mut_ptr() }
     }
 }
 
 /// [`Shared`] as the threads of a step see it.
 #[derive(Clone, Copy)]
 pub(crate) struct Sharing {
-    normed: *mut f32,
     quantized: *mut u8,
+    floats: *mut u8,
 }
 
 // SAFETY: plain addresses; the threads write different rows and wait before they read others'.
@@ -241,51 +249,48 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
     }
     let x = run.mat(*x);
     let few = rows <= FEW;
-    let keep = plan.float && spec.is_some();
-    let prepared = match (plan.quantized || keep, few) {
-        (false, _) => 0..0,
-        (true, true) => 0..rows,
-        (true, false) => group_share(team, rows),
-    };
+    let prepared = if few { 0..rows } else { group_share(team, rows) };
 
-    // Where the prepared rows are.
-    let (quantized, normed) = if few {
-        lines
-            .quantized
-            .resize(lines.quantized.len().max(Quantized::bytes(rows, cols).div_ceil(64)), Line([0; 64]));
-        (lines.quantized.as_mut_ptr().cast(), None)
-    } else {
-        (run.shared.quantized, Some(run.shared.normed))
-    };
-    lines.normed.resize(lines.normed.len().max(if keep && few { rows * cols } else { cols }), 0.0);
-    let normed = normed.filter(|_| keep).unwrap_or(lines.normed.as_mut_ptr());
-    // SAFETY: both buffers have room for `rows` rows: the thread's own was sized above, the shared one by `Shared::new`.
-    let target = plan.quantized.then(|| unsafe { Quantized::new(run.isa, quantized, rows, cols) });
-
+    // Where the prepared rows are: the thread's own buffers, sized here, or the shared ones, sized by `Shared::new`.
+    let quantized = plan.quantized.then(|| {
+        let mut own = || room(&mut lines.quantized, Quantized::bytes(rows, cols));
+        let place = if few { own() } else { run.shared.quantized };
+        // SAFETY: the place has room for the rows.
+        unsafe { Quantized::new(run.isa, place, rows, cols) }
+    });
+    let floats = plan.float.then(|| {
+        let mut own = || room(&mut lines.floats, PackedFloats::bytes(rows, cols));
+        let place = if few { own() } else { run.shared.floats };
+        // SAFETY: as above.
+        unsafe { PackedFloats::new(run.isa, place, rows, cols) }
+    });
+    lines.normed.resize(lines.normed.len().max(cols), 0.0);
     let spec = spec.as_ref().map(|s| run.norm(s));
     for r in prepared {
         // SAFETY: the rows of `x` are complete, behind a barrier; row r of the buffers is this thread's.
         unsafe {
-            let input = match &spec {
+            let ptr = match &spec {
                 Some(n) => {
-                    let at = normed.add(if keep { r * cols } else { 0 });
-                    norm(run.isa, n, x.row(r), None, std::slice::from_raw_parts_mut(at, cols));
-                    Rows { ptr: at, stride: 0 }
+                    norm(run.isa, n, x.row(r), None, &mut lines.normed[..cols]);
+                    lines.normed.as_mut_ptr()
                 }
-                None => Rows { ptr: x.row(r).as_ptr().cast_mut(), stride: 0 },
+                None => x.row(r).as_ptr().cast_mut(),
             };
-            if let Some(t) = &target {
-                t.quantize(input, r..r + 1);
+            let row = Rows { ptr, stride: 0 };
+            if let Some(t) = &quantized {
+                t.quantize(row, r..r + 1);
+            }
+            if let Some(t) = &floats {
+                t.pack(row, r..r + 1);
             }
         }
     }
-    if !few && (plan.quantized || keep) {
+    if !few {
         team.barrier();
     }
-    let float = if keep { Rows { ptr: normed, stride: cols } } else { x.rows() };
-    let input = |w: &PackedWeight| match (w.input(), target) {
-        (InputKind::Quantized, Some(t)) => Input::Quantized(t),
-        _ => Input::Float(float, rows),
+    let input = |w: &PackedWeight| match w.input() {
+        InputKind::Quantized => Input::Quantized(quantized.expect("the plan saw this piece")),
+        InputKind::Float => Input::Float(floats.expect("the plan saw this piece")),
     };
     let pieces = &run.held(*weight).pieces;
     let bias = bias.map(|b| run.held(b).vector());
@@ -326,10 +331,6 @@ fn group_share(team: &Team, rows: usize) -> Range<usize> {
 }
 
 impl Mat {
-    fn rows(self) -> Rows {
-        self.columns(0)
-    }
-
     fn columns(self, first: usize) -> Rows {
         let (ptr, stride) = self.start(first);
         Rows { ptr, stride }

@@ -8,24 +8,23 @@ mod float;
 mod input;
 pub(crate) mod lanes;
 mod tile;
-mod wide;
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::{__m256i, __m512i};
-use std::{cell::RefCell, ops::Range};
+use std::ops::Range;
 
 use quarrel_formats::DType;
 
 #[cfg(target_arch = "x86_64")]
 use self::lanes::{Avx2, Avx512};
 use self::lanes::{Lanes, Portable};
-pub use self::{input::Quantized, wide::PackedFloats};
+pub use self::{float::PackedFloats, input::Quantized};
 pub(crate) use self::{
     input::{GROUP, SMALLEST, STEPS, XBlock, finish, quantize_special, split},
     tile::plane_bytes,
 };
 use crate::{
-    pack::{PackedWeight, Tile, TileKernel, format, pack_tile},
+    pack::{FloatPackFn, PackedWeight, Tile, TileKernel, format, pack_tile, pack_unit},
     simd::{F32x16, Isa, Kernel, Kind, Simd},
 };
 
@@ -52,10 +51,8 @@ pub struct Rows {
 pub enum Input {
     /// For weights of [`InputKind::Quantized`](crate::pack::InputKind).
     Quantized(Quantized),
-    /// For weights of [`InputKind::Float`](crate::pack::InputKind): rows, and their number.
-    Float(Rows, usize),
-    /// For the same weights and many rows ([`PackedFloats::WORTH`]); the bits of the product are the same.
-    Packed(PackedFloats),
+    /// For weights of [`InputKind::Float`](crate::pack::InputKind).
+    Float(PackedFloats),
 }
 
 /// What is added to the product: `out = add + (y + bias)`.
@@ -98,23 +95,25 @@ impl Activation {
 /// # Safety
 /// `x`, `out` and `epilogue.add` are valid for the rows of `x`, and no other thread touches these output columns meanwhile.
 pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows, epilogue: Epilogue<'_>) {
-    if let Input::Packed(x) = x {
-        check(w, x.cols(), x.isa());
-        return WIDE.with_borrow_mut(|[wide, _]| {
-            for unit in units {
-                let columns = columns(w, unit);
-                wide.load(w, columns.clone(), &x);
-                let (mut y, mut first) = ([0.0; wide::ROWS * UNIT], 0);
-                while first < x.rows() {
+    let x = match x {
+        Input::Quantized(x) => x,
+        Input::Float(x) => {
+            check(w, x.cols(), x.isa());
+            let mut y = [[0.0; float::ROWS * UNIT]; float::UNITS];
+            for rows in x.calls() {
+                for pair in pairs(units.clone()) {
                     // SAFETY: the caller's promise.
-                    let n = unsafe { wide.product(&x, first, &mut y) };
-                    let rows = first..first + n;
-                    w.isa().run(Store { y: &y, rows, columns: columns.clone(), out, epilogue });
-                    first += n;
+                    unsafe { float::product(w, pair.clone(), x, rows.clone(), &mut y) };
+                    for (unit, y) in pair.zip(&y) {
+                        let kernel =
+                            Store { y, rows: rows.clone(), columns: columns(w, unit), out, epilogue };
+                        w.isa().run(kernel);
+                    }
                 }
             }
-        });
-    }
+            return;
+        }
+    };
     let mut y = [0.0; ROW_BLOCK * UNIT];
     for rows in row_blocks(x) {
         for unit in units.clone() {
@@ -141,29 +140,29 @@ pub unsafe fn matmul_glu(
     act: Activation,
 ) {
     assert_eq!(gate.0.rows(), up.0.rows(), "gate and up have the same width");
-    if let Input::Packed(x) = x {
-        check(gate.0, x.cols(), x.isa());
-        check(up.0, x.cols(), x.isa());
-        return WIDE.with_borrow_mut(|[wide_gate, wide_up]| {
-            for unit in units {
-                let columns = columns(gate.0, unit);
-                wide_gate.load(gate.0, columns.clone(), &x);
-                wide_up.load(up.0, columns.clone(), &x);
-                let (mut g, mut u, mut first) = ([0.0; wide::ROWS * UNIT], [0.0; wide::ROWS * UNIT], 0);
-                while first < x.rows() {
+    let x = match x {
+        Input::Quantized(x) => x,
+        Input::Float(x) => {
+            check(gate.0, x.cols(), x.isa());
+            check(up.0, x.cols(), x.isa());
+            let (mut g, mut u) =
+                ([[0.0; float::ROWS * UNIT]; float::UNITS], [[0.0; float::ROWS * UNIT]; float::UNITS]);
+            for rows in x.calls() {
+                for pair in pairs(units.clone()) {
                     // SAFETY: the caller's promise.
-                    let n = unsafe {
-                        wide_gate.product(&x, first, &mut g);
-                        wide_up.product(&x, first, &mut u)
-                    };
-                    let (rows, columns) = (first..first + n, columns.clone());
-                    let kernel = StoreGlu { gate: &g, up: &u, rows, columns, out, bias: [gate.1, up.1], act };
-                    gate.0.isa().run(kernel);
-                    first += n;
+                    unsafe {
+                        float::product(gate.0, pair.clone(), x, rows.clone(), &mut g);
+                        float::product(up.0, pair.clone(), x, rows.clone(), &mut u);
+                    }
+                    for ((unit, gate_y), up_y) in pair.zip(&g).zip(&u) {
+                        let (rows, columns, bias) = (rows.clone(), columns(gate.0, unit), [gate.1, up.1]);
+                        gate.0.isa().run(StoreGlu { gate: gate_y, up: up_y, rows, columns, out, bias, act });
+                    }
                 }
             }
-        });
-    }
+            return;
+        }
+    };
     let (mut g, mut u) = ([0.0; ROW_BLOCK * UNIT], [0.0; ROW_BLOCK * UNIT]);
     for rows in row_blocks(x) {
         for unit in units.clone() {
@@ -179,9 +178,10 @@ pub unsafe fn matmul_glu(
     }
 }
 
-thread_local! {
-    /// Units that are being multiplied with packed floats.
-    static WIDE: RefCell<[wide::WideUnit; 2]> = RefCell::default();
+/// Units that are multiplied with floats at once.
+fn pairs(units: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let last = units.end;
+    units.step_by(float::UNITS).map(move |unit| unit..(unit + float::UNITS).min(last))
 }
 
 fn check(w: &PackedWeight, cols: usize, isa: Isa) {
@@ -189,12 +189,8 @@ fn check(w: &PackedWeight, cols: usize, isa: Isa) {
     assert_eq!(isa, w.isa(), "activations are made for the weight's instructions");
 }
 
-fn row_blocks(x: Input) -> impl Iterator<Item = Range<usize>> {
-    let rows = match x {
-        Input::Quantized(q) => q.rows(),
-        Input::Float(_, rows) => rows,
-        Input::Packed(x) => x.rows(),
-    };
+fn row_blocks(x: Quantized) -> impl Iterator<Item = Range<usize>> {
+    let rows = x.rows();
     (0..rows).step_by(ROW_BLOCK).map(move |first| first..(first + ROW_BLOCK).min(rows))
 }
 
@@ -209,27 +205,21 @@ fn columns(w: &PackedWeight, unit: usize) -> Range<usize> {
 unsafe fn unit_product(
     w: &PackedWeight,
     unit: usize,
-    x: Input,
+    x: Quantized,
     rows: Range<usize>,
     y: &mut [f32; ROW_BLOCK * UNIT],
 ) {
     assert!(unit < w.units(), "unit {unit} of {}", w.units());
-    match (x, w.tiles(unit)) {
-        (Input::Quantized(x), Some((kernel, tiles))) => {
-            check(w, x.cols(), x.isa());
-            for (i, tile) in tiles.enumerate() {
-                // SAFETY: the kernel is for the weight's ISA, which exists; the rest is the caller's promise.
-                unsafe {
-                    let y = y.as_mut_ptr().add(i * kernel.lanes);
-                    (kernel.run)(tile, w.blocks(), x.ptr(), x.rows(), rows.start, rows.end, y, UNIT);
-                }
-            }
+    check(w, x.cols(), x.isa());
+    let Some((kernel, tiles)) = w.tiles(unit) else {
+        panic!("weights of {} multiply {:?} activations", w.dtype(), w.input());
+    };
+    for (i, tile) in tiles.enumerate() {
+        // SAFETY: the kernel is for the weight's ISA, which exists; the rest is the caller's promise.
+        unsafe {
+            let y = y.as_mut_ptr().add(i * kernel.lanes);
+            (kernel.run)(tile, w.blocks(), x.ptr(), x.rows(), rows.start, rows.end, y, UNIT);
         }
-        (Input::Float(x, _), None) => {
-            // SAFETY: the caller's promise.
-            unsafe { float::unit(w, columns(w, unit), x, rows, y.as_mut_ptr()) }
-        }
-        _ => panic!("weights of {} multiply {:?} activations", w.dtype(), w.input()),
     }
 }
 
@@ -307,6 +297,29 @@ impl Kernel for StoreGlu<'_> {
                 store(self.act.apply(gate) * up, out, n);
             }
         }
+    }
+}
+
+/// The packing of a unit of floats: source rows, bytes per row, bytes per float, `k`, place.
+pub(crate) fn pack_floats(isa: Isa) -> FloatPackFn {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    unsafe fn avx512(rows: *const u8, row_bytes: usize, bytes: usize, cols: usize, out: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { pack_unit::<__m512i>(rows, row_bytes, bytes, cols, out) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn avx2(rows: *const u8, row_bytes: usize, bytes: usize, cols: usize, out: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { pack_unit::<__m256i>(rows, row_bytes, bytes, cols, out) }
+    }
+    match isa.kind() {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => avx512,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => avx2,
+        Kind::Portable => pack_unit::<[u32; 8]>,
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Quantised types are repacked once, at load, into tiles of `L` output columns (16 with AVX-512, else 8): vectors of `L x 4`
 //! bytes that hold four neighbouring `k` of each column, split into planes of bits, and beside them the scales of the `L`
-//! columns. A tile is `| codes of all blocks | scales of all blocks |`, about as many bytes as in the file. Float types
-//! stay where they are, and so do the rare types, whose rows are decoded when they are used.
+//! columns. A tile is `| codes of all blocks | scales of all blocks |`, about as many bytes as in the file. Of floats the 16
+//! columns of a unit are side by side, `k` after `k`. The rare types stay where they are, and are decoded when they are used.
 
 pub(crate) mod format;
 pub(crate) mod memory;
@@ -85,6 +85,9 @@ pub(crate) struct TileKernel {
 /// Source rows, bytes per row, `k`-blocks, places of codes and scales.
 pub(crate) type PackFn = unsafe fn(*const u8, usize, usize, *mut u8, *mut u8);
 
+/// Source rows, bytes per row, bytes per float, `k`, place of the unit.
+pub(crate) type FloatPackFn = unsafe fn(*const u8, usize, usize, usize, *mut u8);
+
 /// Where a tile lies.
 #[derive(Clone, Copy)]
 pub(crate) struct Tile {
@@ -96,6 +99,7 @@ pub(crate) struct Tile {
 
 enum Data {
     Tiles { kernel: TileKernel, memory: Memory },
+    Floats(Memory),
     Rows(Bytes),
 }
 
@@ -146,7 +150,7 @@ impl PackedWeight {
     /// Bytes that a product reads.
     pub fn bytes(&self) -> usize {
         match &self.data {
-            Data::Tiles { memory, .. } => memory.len(),
+            Data::Tiles { memory, .. } | Data::Floats(memory) => memory.len(),
             Data::Rows(bytes) => bytes.len(),
         }
     }
@@ -154,7 +158,7 @@ impl PackedWeight {
     /// Bytes of memory of its own; zero where it uses the file's.
     pub fn owned_bytes(&self) -> usize {
         match &self.data {
-            Data::Tiles { memory, .. } => memory.len(),
+            Data::Tiles { memory, .. } | Data::Floats(memory) => memory.len(),
             Data::Rows(_) => 0,
         }
     }
@@ -163,7 +167,7 @@ impl PackedWeight {
     pub fn input(&self) -> InputKind {
         match self.data {
             Data::Tiles { .. } => InputKind::Quantized,
-            Data::Rows(_) => InputKind::Float,
+            Data::Floats(_) | Data::Rows(_) => InputKind::Float,
         }
     }
 
@@ -186,11 +190,19 @@ impl PackedWeight {
         Some((*kernel, tiles))
     }
 
+    /// Where the floats of a unit lie.
+    pub(crate) fn float_unit(&self, unit: usize) -> Option<*const u8> {
+        let Data::Floats(memory) = &self.data else { return None };
+        assert!(unit < self.units(), "unit {unit} of {}", self.units());
+        // SAFETY: inside the memory, as it was allocated for the units.
+        Some(unsafe { memory.ptr().add(unit * (memory.len() / self.units())) }.cast_const())
+    }
+
     /// The rows as in the file, where they were not repacked.
     pub(crate) fn file_rows(&self) -> Option<&[u8]> {
         match &self.data {
             Data::Rows(bytes) => Some(bytes),
-            Data::Tiles { .. } => None,
+            Data::Tiles { .. } | Data::Floats(_) => None,
         }
     }
 }
@@ -206,8 +218,19 @@ fn kernel(isa: Isa, dtype: DType, cols: usize) -> Option<TileKernel> {
     matmul::tile_kernel(isa, dtype).filter(|k| cols.is_multiple_of(32 * k.scale_blocks))
 }
 
+/// Bytes of a float of the types that are packed as such.
+fn float_bytes(dtype: DType) -> Option<usize> {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16).then(|| dtype.block_bytes())
+}
+
 /// Bytes that a matrix takes of an [`Arena`]: zero where it is used as it is in the file, none if they cannot be counted.
 pub(crate) fn packed_bytes(isa: Isa, dtype: DType, rows: usize, cols: usize) -> Option<usize> {
+    if let Some(bytes) = float_bytes(dtype) {
+        return cols
+            .checked_mul(UNIT * bytes)?
+            .checked_next_multiple_of(64)?
+            .checked_mul(rows.div_ceil(UNIT));
+    }
     let Some(kernel) = kernel(isa, dtype, cols) else { return Some(0) };
     let (codes, scales) = tile_bytes(&kernel, cols / 32);
     (rows.div_ceil(UNIT) * (UNIT / kernel.lanes)).checked_mul(codes + scales)
@@ -241,11 +264,11 @@ impl PackedBuilder {
         if size != Some(bytes.len()) || bytes.is_empty() {
             return Err(Error::Shape { dtype, rows, cols, bytes: bytes.len() });
         }
+        let memory = packed_bytes(isa, dtype, rows, cols).and_then(|n| arena.take(n));
+        let memory = memory.ok_or(Error::TooLarge { dtype, rows, cols })?;
         let data = match kernel(isa, dtype, cols) {
-            Some(kernel) => {
-                let memory = packed_bytes(isa, dtype, rows, cols).and_then(|n| arena.take(n));
-                Data::Tiles { kernel, memory: memory.ok_or(Error::TooLarge { dtype, rows, cols })? }
-            }
+            Some(kernel) => Data::Tiles { kernel, memory },
+            None if float_bytes(dtype).is_some() => Data::Floats(memory),
             None => {
                 let mut block = vec![0.0; dtype.block_len()];
                 quant::dequantize(dtype, &bytes[..dtype.block_bytes()], &mut block)
@@ -278,24 +301,32 @@ impl PackedBuilder {
     /// Units are packed by whoever took their numbers from `next`, so no two threads write to one.
     fn pack(&self, units: Range<usize>) {
         let w = &self.weight;
-        let Data::Tiles { kernel, .. } = &w.data else { return };
         let row_bytes = self.source.len() / w.rows;
         let mut padded = Vec::new();
         for unit in units {
-            let Some((_, tiles)) = w.tiles(unit) else { return };
-            for (i, tile) in tiles.enumerate() {
-                let first = unit * UNIT + i * kernel.lanes;
-                let mut rows = &self.source[(first * row_bytes).min(self.source.len())..];
-                if rows.len() < kernel.lanes * row_bytes {
-                    // The last columns' tile has columns of zeros.
-                    padded.clear();
-                    padded.extend_from_slice(rows);
-                    padded.resize(kernel.lanes * row_bytes, 0);
-                    rows = &padded;
+            let mut rows = &self.source[unit * UNIT * row_bytes..];
+            if rows.len() < UNIT * row_bytes {
+                // The last unit has columns of zeros.
+                padded.extend_from_slice(rows);
+                padded.resize(UNIT * row_bytes, 0);
+                rows = &padded;
+            }
+            // SAFETY: `rows` are those of a unit that is ours alone; the kernels are for the weight's ISA, which exists.
+            unsafe {
+                if let Some((kernel, tiles)) = w.tiles(unit) {
+                    for (i, tile) in tiles.enumerate() {
+                        let rows = rows.as_ptr().add(i * kernel.lanes * row_bytes);
+                        (kernel.pack)(
+                            rows,
+                            row_bytes,
+                            w.blocks(),
+                            tile.codes.cast_mut(),
+                            tile.scales.cast_mut(),
+                        );
+                    }
+                } else if let (Some(out), Some(bytes)) = (w.float_unit(unit), float_bytes(w.dtype)) {
+                    matmul::pack_floats(w.isa)(rows.as_ptr(), row_bytes, bytes, w.cols, out.cast_mut());
                 }
-                let (codes, scales) = (tile.codes.cast_mut(), tile.scales.cast_mut());
-                // SAFETY: `rows` are those of a tile that is ours alone; the kernel is for the weight's ISA, which exists.
-                unsafe { (kernel.pack)(rows.as_ptr(), row_bytes, w.blocks(), codes, scales) };
             }
         }
     }
@@ -338,6 +369,50 @@ pub(crate) unsafe fn pack_tile<T: Format, W: Words>(
             put_scales::<T, W>(&words, block, row_bytes, scales.add(g * T::SCALES.bytes() * W::L));
             for i in 0..group {
                 put_codes::<T, W>(&T::codes(&words, i), xor, codes.add((g * group + i) * planes));
+            }
+        }
+    }
+}
+
+/// Packs a unit of floats of two or four bytes.
+///
+/// # Safety
+/// The CPU has `W`; `rows` is readable for [`UNIT`] rows, `out` writable for their floats.
+#[inline(always)]
+pub(crate) unsafe fn pack_unit<W: Words>(
+    rows: *const u8,
+    row_bytes: usize,
+    bytes: usize,
+    cols: usize,
+    out: *mut u8,
+) {
+    // Floats in four words.
+    let step = 16 / bytes;
+    let whole = cols / step * step;
+    let next = rows.wrapping_add(UNIT * row_bytes);
+    // SAFETY: the caller's promise.
+    unsafe {
+        for k in (0..whole).step_by(step) {
+            for line in (0..16 * UNIT).step_by(64) {
+                prefetch(next.wrapping_add(k * bytes * UNIT + line));
+            }
+            for row in (0..UNIT).step_by(W::L) {
+                let words = W::rows(rows.add(row * row_bytes + k * bytes), row_bytes);
+                for (i, w) in words.into_iter().enumerate() {
+                    let at = |i: usize| ((k + i) * UNIT + row) * bytes;
+                    if bytes == 4 {
+                        w.store(out.add(at(i)));
+                    } else {
+                        w.store_halves(out.add(at(2 * i)));
+                        w.down(16).store_halves(out.add(at(2 * i + 1)));
+                    }
+                }
+            }
+        }
+        for k in whole..cols {
+            for row in 0..UNIT {
+                let from = rows.add(row * row_bytes + k * bytes);
+                from.copy_to_nonoverlapping(out.add((k * UNIT + row) * bytes), bytes);
             }
         }
     }
