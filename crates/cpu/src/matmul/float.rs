@@ -129,6 +129,8 @@ impl PackedFloats {
 /// How a weight's element is read.
 trait Element {
     const BYTES: usize;
+    /// Whether they come from memory, and must be asked for in time.
+    const FAR: bool = true;
     unsafe fn load<S: Lanes>(p: *const u8) -> S::F;
 }
 
@@ -144,6 +146,18 @@ macro_rules! element {
             }
         }
     };
+}
+
+/// Floats that were widened a moment ago.
+struct Near;
+impl Element for Near {
+    const BYTES: usize = 4;
+    const FAR: bool = false;
+    #[inline(always)]
+    unsafe fn load<S: Lanes>(p: *const u8) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { S::f32(p) }
+    }
 }
 
 element!(F32, 4, f32);
@@ -269,7 +283,7 @@ unsafe fn blocks<S: Lanes, E: Element, const U: usize, const V: usize>(call: Cal
                 }
             }
             if widen {
-                chunks::<S, F32, U, V>(Call { w, ..call }, k, n);
+                chunks::<S, Near, U, V>(Call { w, ..call }, k, n);
             } else {
                 chunks::<S, E, U, V>(Call { w, ..call }, k, n);
             }
@@ -327,7 +341,9 @@ unsafe fn step<S: Lanes, E: Element, const U: usize, const V: usize, const R: us
         for k in 0..n {
             let mut ws = [[S::fzero(); V]; U];
             for u in 0..U {
-                S::prefetch(w[u].wrapping_add(k * UNIT * E::BYTES + AHEAD));
+                if E::FAR {
+                    S::prefetch(w[u].wrapping_add(k * UNIT * E::BYTES + AHEAD));
+                }
                 for v in 0..V {
                     ws[u][v] = E::load::<S>(w[u].add((k * UNIT + v * S::L) * E::BYTES));
                 }
