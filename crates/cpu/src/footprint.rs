@@ -5,7 +5,7 @@ use crate::device::{CpuOptions, layout};
 use crate::exec::scratch_bytes;
 use crate::kv::page_bytes;
 use crate::linear::{self, Kinds, cuts};
-use crate::pack::packed_bytes;
+use crate::pack::{InputKind, input_kind, packed_bytes};
 use crate::pool::physical_cores;
 use crate::simd::Isa;
 use crate::weights::{Uses, uses};
@@ -128,7 +128,7 @@ impl Footprint {
 
 /// Adds a weight in the forms that `Cpu` brings it into, and says what its products multiply.
 fn weight(f: &mut Footprint, isa: Isa, decl: &WeightDecl, stored: &[Stored], uses: Uses) -> Kinds {
-    let mut kinds = Kinds::default();
+    let (mut kinds, mut in_place) = (Kinds::default(), false);
     if uses.vector {
         f.vectors += 4 * decl.rows() as usize * decl.cols as usize;
     }
@@ -143,22 +143,24 @@ fn weight(f: &mut Footprint, isa: Isa, decl: &WeightDecl, stored: &[Stored], use
             else {
                 continue;
             };
-            match packed_bytes(isa, stored.dtype, cut[1] - cut[0], decl.cols as usize) {
-                Some(bytes) => {
-                    f.packed += bytes;
-                    kinds.quantized = true;
-                }
-                None => {
+            let cols = decl.cols as usize;
+            match input_kind(isa, stored.dtype, cols) {
+                InputKind::Quantized => kinds.quantized = true,
+                InputKind::Float => kinds.float = true,
+            }
+            match packed_bytes(isa, stored.dtype, cut[1] - cut[0], cols) {
+                Some(0) | None => {
+                    in_place = true;
                     let bytes = stored.bytes / rows as usize * (cut[1] - cut[0]);
                     f.mapped += if stored.mapped { bytes } else { 0 };
-                    kinds.float = true;
                 }
+                Some(bytes) => f.packed += bytes,
             }
         }
     }
-    let given_back = uses.matrix && !kinds.float && !uses.table;
+    let given_back = uses.matrix && !in_place && !uses.table;
     f.vectors += stored.iter().filter(|s| !s.mapped && !given_back).map(|s| s.bytes).sum::<usize>();
-    if uses.table && !(uses.matrix && kinds.float) {
+    if uses.table && !in_place {
         f.tables += stored.iter().filter(|s| s.mapped).map(|s| table_bytes(s.bytes)).sum::<usize>();
     }
     kinds

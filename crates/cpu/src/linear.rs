@@ -6,8 +6,8 @@
 use crate::exec::{Mat, Run};
 use crate::kernels::norm::norm;
 use crate::kv::huge_pages;
-use crate::matmul::{self, Epilogue, Input, Quantized, Rows};
-use crate::pack::{InputKind, PackedBuilder, PackedWeight, memory::Slab};
+use crate::matmul::{self, Epilogue, Input, PackedFloats, Quantized, Rows};
+use crate::pack::{InputKind, PackedBuilder, PackedWeight, STEP, memory::Slab, packed_bytes};
 use crate::pool::{Pool, Team};
 use crate::simd::Isa;
 use crate::weights::{Held, Uses};
@@ -20,7 +20,8 @@ use std::ops::Range;
 const FEW: usize = 4;
 /// Rows that one thread prepares together: those that lie side by side in quantised form.
 const GROUP: usize = 8;
-/// Bytes that are repacked before their source is given back: that much is resident twice for a moment.
+/// Bytes in memory of our own that are repacked before their source is given back: that much is there twice for a moment.
+/// Mapped pages go as they are read.
 const BATCH: usize = 32 << 20;
 
 /// Rows of a weight in one packed piece, from the first output column on.
@@ -67,34 +68,40 @@ pub(crate) fn is_packed(held: &Held, uses: Uses) -> bool {
 
 /// Repacks weights on all threads, and gives back the mapped pages that are not needed any more.
 pub(crate) fn pack(pool: &mut Pool, isa: Isa, held: &mut [Held], todo: &[(usize, Uses)]) -> Result<()> {
-    let bytes = |t: &(usize, Uses)| held[t.0].tensors.iter().map(|t| t.data.len()).sum::<usize>();
-    // A tile may be a little larger than its source.
-    let total: usize = todo.iter().map(bytes).sum();
-    let mut slab = Slab::new(total + total / 8);
+    let mut total = 0usize;
+    for (i, uses) in todo {
+        let h = &held[*i];
+        for w in cuts(&h.decl, uses.halves).windows(2) {
+            let (name, dtype, _) = h.rows(w[0], w[1])?;
+            let bytes = packed_bytes(isa, dtype, w[1] - w[0], h.decl.cols as usize);
+            total = bytes.and_then(|b| b.checked_add(total)).ok_or_else(|| Error::Weight {
+                name: name.into(),
+                why: "is larger than any memory; the model file is damaged".into(),
+            })?;
+        }
+    }
+    let mut slab = Slab::new(total);
     let mut at = 0;
     while at < todo.len() {
         let mut bytes = 0;
-        let end = at
-            + todo[at..]
-                .iter()
-                .take_while(|t| {
-                    let fits = bytes < BATCH;
-                    bytes += held[t.0].tensors.iter().map(|t| t.data.len()).sum::<usize>();
-                    fits
-                })
-                .count();
+        let mut fits = |held: &Held| {
+            let fits = bytes < BATCH;
+            bytes += held.tensors.iter().filter(|t| !t.data.is_mapped()).map(|t| t.data.len()).sum::<usize>();
+            fits
+        };
+        let end = at + todo[at..].iter().take_while(|t| fits(&held[t.0])).count();
         let mut builders = Vec::new();
         for (i, uses) in &todo[at..end] {
             let h = &held[*i];
             for w in cuts(&h.decl, uses.halves).windows(2) {
                 let (name, dtype, bytes) = h.rows(w[0], w[1])?;
-                let cols = h.decl.cols as usize;
-                let builder = PackedBuilder::new_in(&mut slab, isa, dtype, w[1] - w[0], cols, bytes)
+                let (rows, cols) = (w[1] - w[0], h.decl.cols as usize);
+                let builder = PackedBuilder::within(&mut slab, isa, dtype, rows, cols, bytes)
                     .map_err(|e| Error::Weight { name: name.into(), why: e.to_string() })?;
                 builders.push((*i, w[0], builder));
             }
         }
-        pool.run(&|_| builders.iter().for_each(|(.., b)| while b.pack_next(16) {})).map_err(|why| {
+        pool.run(&|_| builders.iter().for_each(|(.., b)| while b.pack_next(STEP) {})).map_err(|why| {
             Error::Device { device: "cpu".into(), why: format!("repacking weights failed: {why}") }
         })?;
         todo[at..end].iter().for_each(|(i, _)| held[*i].pieces.clear());
@@ -189,19 +196,26 @@ struct Line([u8; 64]);
 pub(crate) struct Lines {
     normed: Vec<f32>,
     quantized: Vec<Line>,
+    floats: Vec<Line>,
+}
+
+/// Room for that many bytes.
+fn room(lines: &mut Vec<Line>, bytes: usize) -> *mut u8 {
+    lines.resize(lines.len().max(bytes.div_ceil(64)), Line([0; 64]));
+    lines.as_mut_ptr().cast()
 }
 
 /// Prepared rows that all threads read.
 pub(crate) struct Shared {
-    normed: MmapMut,
     quantized: MmapMut,
+    floats: MmapMut,
 }
 
-/// Bytes of the prepared rows of the largest product: normed and quantised.
+/// Bytes of the prepared rows of the largest product: quantised and as floats.
 pub(crate) fn prepared_bytes(program: &Program, kinds: &[Option<Kinds>], limits: &Limits) -> [usize; 2] {
-    let (mut normed, mut quantized) = (1, 1);
+    let (mut quantized, mut floats) = (1, 1);
     for (node, kinds) in program.ops.iter().zip(kinds) {
-        let (Op::MatMul { x, norm, .. }, Some(kinds)) = (&node.op, kinds) else { continue };
+        let (Op::MatMul { x, .. }, Some(kinds)) = (&node.op, kinds) else { continue };
         let rows = match program.rows_of(*x) {
             quarrel_ir::Rows::Tokens => limits.rows,
             quarrel_ir::Rows::Outputs => limits.outputs,
@@ -209,11 +223,11 @@ pub(crate) fn prepared_bytes(program: &Program, kinds: &[Option<Kinds>], limits:
         if kinds.quantized {
             quantized = quantized.max(Quantized::bytes(rows, x.cols as usize));
         }
-        if kinds.float && norm.is_some() {
-            normed = normed.max(rows * x.cols as usize * size_of::<f32>());
+        if kinds.float {
+            floats = floats.max(PackedFloats::bytes(rows, x.cols as usize));
         }
     }
-    [normed, quantized]
+    [quantized, floats]
 }
 
 /// Bytes of a thread's own prepared rows.
@@ -226,26 +240,27 @@ impl Shared {
     /// Room for the largest product of a Program.
     pub(crate) fn new(program: &Program, plans: &[Option<Plan>], limits: &Limits) -> Result<Shared> {
         let kinds: Vec<_> = plans.iter().map(|p| p.as_ref().map(|p| p.kinds)).collect();
-        let [normed, quantized] = prepared_bytes(program, &kinds, limits);
+        let [quantized, floats] = prepared_bytes(program, &kinds, limits);
         let map = |bytes| {
             MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "prepared activations", bytes })
         };
-        let shared = Shared { normed: map(normed)?, quantized: map(quantized)? };
+        let shared = Shared { quantized: map(quantized)?, floats: map(floats)? };
         huge_pages(&shared.quantized);
+        huge_pages(&shared.floats);
         Ok(shared)
     }
 
     /// Access for the threads of a step.
     pub(crate) fn share(&mut self) -> Sharing {
-        Sharing { normed: self.normed.as_mut_ptr().cast(), quantized: self.quantized.as_mut_ptr() }
+        Sharing { quantized: self.quantized.as_mut_ptr(), floats: self.floats.as_mut_ptr() }
     }
 }
 
 /// [`Shared`] as the threads of a step see it.
 #[derive(Clone, Copy)]
 pub(crate) struct Sharing {
-    normed: *mut f32,
     quantized: *mut u8,
+    floats: *mut u8,
 }
 
 // SAFETY: plain addresses; the threads write different rows and wait before they read others'.
@@ -264,51 +279,48 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
     }
     let x = run.mat(*x);
     let few = rows <= FEW;
-    let keep = plan.kinds.float && spec.is_some();
-    let prepared = match (plan.kinds.quantized || keep, few) {
-        (false, _) => 0..0,
-        (true, true) => 0..rows,
-        (true, false) => group_share(team, rows),
-    };
+    let prepared = if few { 0..rows } else { group_share(team, rows) };
 
-    // Where the prepared rows are.
-    let (quantized, normed) = if few {
-        lines
-            .quantized
-            .resize(lines.quantized.len().max(Quantized::bytes(rows, cols).div_ceil(64)), Line([0; 64]));
-        (lines.quantized.as_mut_ptr().cast(), None)
-    } else {
-        (run.shared.quantized, Some(run.shared.normed))
-    };
-    lines.normed.resize(lines.normed.len().max(if keep && few { rows * cols } else { cols }), 0.0);
-    let normed = normed.filter(|_| keep).unwrap_or(lines.normed.as_mut_ptr());
-    // SAFETY: both buffers have room for `rows` rows: the thread's own was sized above, the shared one by `Shared::new`.
-    let target = plan.kinds.quantized.then(|| unsafe { Quantized::new(run.isa, quantized, rows, cols) });
-
+    // Where the prepared rows are: the thread's own buffers, sized here, or the shared ones, sized by `Shared::new`.
+    let quantized = plan.kinds.quantized.then(|| {
+        let mut own = || room(&mut lines.quantized, Quantized::bytes(rows, cols));
+        let place = if few { own() } else { run.shared.quantized };
+        // SAFETY: the place has room for the rows.
+        unsafe { Quantized::new(run.isa, place, rows, cols) }
+    });
+    let floats = plan.kinds.float.then(|| {
+        let mut own = || room(&mut lines.floats, PackedFloats::bytes(rows, cols));
+        let place = if few { own() } else { run.shared.floats };
+        // SAFETY: as above.
+        unsafe { PackedFloats::new(run.isa, place, rows, cols) }
+    });
+    lines.normed.resize(lines.normed.len().max(cols), 0.0);
     let spec = spec.as_ref().map(|s| run.norm(s));
     for r in prepared {
         // SAFETY: the rows of `x` are complete, behind a barrier; row r of the buffers is this thread's.
         unsafe {
-            let input = match &spec {
+            let ptr = match &spec {
                 Some(n) => {
-                    let at = normed.add(if keep { r * cols } else { 0 });
-                    norm(run.isa, n, x.row(r), None, std::slice::from_raw_parts_mut(at, cols));
-                    Rows { ptr: at, stride: 0 }
+                    norm(run.isa, n, x.row(r), None, &mut lines.normed[..cols]);
+                    lines.normed.as_mut_ptr()
                 }
-                None => Rows { ptr: x.row(r).as_ptr().cast_mut(), stride: 0 },
+                None => x.row(r).as_ptr().cast_mut(),
             };
-            if let Some(t) = &target {
-                t.quantize(input, r..r + 1);
+            let row = Rows { ptr, stride: 0 };
+            if let Some(t) = &quantized {
+                t.quantize(row, r..r + 1);
+            }
+            if let Some(t) = &floats {
+                t.pack(row, r..r + 1);
             }
         }
     }
-    if !few && (plan.kinds.quantized || keep) {
+    if !few {
         team.barrier();
     }
-    let float = if keep { Rows { ptr: normed, stride: cols } } else { x.rows() };
-    let input = |w: &PackedWeight| match (w.input(), target) {
-        (InputKind::Quantized, Some(t)) => Input::Quantized(t),
-        _ => Input::Float(float, rows),
+    let input = |w: &PackedWeight| match w.input() {
+        InputKind::Quantized => Input::Quantized(quantized.expect("the plan saw this piece")),
+        InputKind::Float => Input::Float(floats.expect("the plan saw this piece")),
     };
     let pieces = &run.held(*weight).pieces;
     let bias = bias.map(|b| run.held(b).vector());
@@ -349,10 +361,6 @@ fn group_share(team: &Team, rows: usize) -> Range<usize> {
 }
 
 impl Mat {
-    fn rows(self) -> Rows {
-        self.columns(0)
-    }
-
     fn columns(self, first: usize) -> Rows {
         let (ptr, stride) = self.start(first);
         Rows { ptr, stride }

@@ -8,8 +8,9 @@ mod float;
 mod input;
 pub(crate) mod lanes;
 mod tile;
-mod wide;
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::{__m256i, __m512i};
 use std::{cell::RefCell, ops::Range};
 
 use quarrel_formats::DType;
@@ -17,13 +18,13 @@ use quarrel_formats::DType;
 #[cfg(target_arch = "x86_64")]
 use self::lanes::{Avx2, Avx512};
 use self::lanes::{Lanes, Portable};
-pub use self::{input::Quantized, wide::PackedFloats};
+pub use self::{float::PackedFloats, input::Quantized};
 pub(crate) use self::{
     input::{GROUP, SMALLEST, STEPS, XBlock, finish, quantize_special, split},
     tile::{TileProduct, plane_bytes},
 };
 use crate::{
-    pack::{PackedWeight, TileKernel, format, pack_tile},
+    pack::{FloatPackFn, PackedWeight, TileKernel, format, pack_tile, pack_unit},
     simd::{F32x16, Isa, Kernel, Kind, Simd},
 };
 
@@ -56,10 +57,8 @@ pub struct Rows {
 pub enum Input {
     /// For weights of [`InputKind::Quantized`](crate::pack::InputKind).
     Quantized(Quantized),
-    /// For weights of [`InputKind::Float`](crate::pack::InputKind): rows, and their number.
-    Float(Rows, usize),
-    /// For the same weights and many rows ([`PackedFloats::WORTH`]); the bits of the product are the same.
-    Packed(PackedFloats),
+    /// For weights of [`InputKind::Float`](crate::pack::InputKind).
+    Float(PackedFloats),
 }
 
 /// What is added to the product: `out = add + (y + bias)`.
@@ -102,24 +101,26 @@ impl Activation {
 /// # Safety
 /// `x`, `out` and `epilogue.add` are valid for the rows of `x`, and no other thread touches these output columns meanwhile.
 pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows, epilogue: Epilogue<'_>) {
-    if let Input::Packed(x) = x {
-        check(w, x.cols(), x.isa());
-        return WIDE.with_borrow_mut(|[wide, _]| {
-            for unit in units {
-                wide.load(w, columns(w, unit), &x);
-                let (mut y, mut first) = ([0.0; wide::ROWS * UNIT], 0);
-                while first < x.rows() {
+    let x = match x {
+        Input::Quantized(x) => x,
+        Input::Float(x) => {
+            check(w, x.cols(), x.isa());
+            let mut y = [[0.0; float::ROWS * UNIT]; float::UNITS];
+            for rows in x.calls() {
+                for pair in pairs(units.clone()) {
                     // SAFETY: the caller's promise.
-                    let n = unsafe { wide.product(&x, first, &mut y) };
-                    let (rows, units) = (first..first + n, unit..unit + 1);
-                    w.isa().run(Store { y: &y, rows, units, columns: w.rows(), out, epilogue });
-                    first += n;
+                    unsafe { float::product(w, pair.clone(), x, rows.clone(), &mut y) };
+                    for (unit, y) in pair.zip(&y) {
+                        let (rows, units, columns) = (rows.clone(), unit..unit + 1, w.rows());
+                        w.isa().run(Store { y, rows, units, columns, out, epilogue });
+                    }
                 }
             }
-        });
-    }
+            return;
+        }
+    };
     let mut y = [0.0; ROW_BLOCK * UNIT];
-    for (rows, units) in blocks(x, w.cols(), units) {
+    for (rows, units) in blocks(x, units) {
         // SAFETY: the caller's promise; `y` holds a block.
         unsafe { unit_products(w, units.clone(), x, rows.clone(), &mut y) };
         w.isa().run(Store { y: &y, rows, units, columns: w.rows(), out, epilogue });
@@ -139,30 +140,41 @@ pub unsafe fn matmul_glu(
     act: Activation,
 ) {
     assert_eq!(gate.0.rows(), up.0.rows(), "gate and up have the same width");
-    if let Input::Packed(x) = x {
-        check(gate.0, x.cols(), x.isa());
-        check(up.0, x.cols(), x.isa());
-        return WIDE.with_borrow_mut(|[wide_gate, wide_up]| {
-            for unit in units {
-                wide_gate.load(gate.0, columns(gate.0, unit), &x);
-                wide_up.load(up.0, columns(gate.0, unit), &x);
-                let (mut g, mut u, mut first) = ([0.0; wide::ROWS * UNIT], [0.0; wide::ROWS * UNIT], 0);
-                while first < x.rows() {
+    let x = match x {
+        Input::Quantized(x) => x,
+        Input::Float(x) => {
+            check(gate.0, x.cols(), x.isa());
+            check(up.0, x.cols(), x.isa());
+            let (mut g, mut u) =
+                ([[0.0; float::ROWS * UNIT]; float::UNITS], [[0.0; float::ROWS * UNIT]; float::UNITS]);
+            for rows in x.calls() {
+                for pair in pairs(units.clone()) {
                     // SAFETY: the caller's promise.
-                    let n = unsafe {
-                        wide_gate.product(&x, first, &mut g);
-                        wide_up.product(&x, first, &mut u)
-                    };
-                    let (rows, units) = (first..first + n, unit..unit + 1);
-                    let (columns, bias) = (gate.0.rows(), [gate.1, up.1]);
-                    gate.0.isa().run(StoreGlu { gate: &g, up: &u, rows, units, columns, out, bias, act });
-                    first += n;
+                    unsafe {
+                        float::product(gate.0, pair.clone(), x, rows.clone(), &mut g);
+                        float::product(up.0, pair.clone(), x, rows.clone(), &mut u);
+                    }
+                    for ((unit, gate_y), up_y) in pair.zip(&g).zip(&u) {
+                        let (rows, units, columns) = (rows.clone(), unit..unit + 1, gate.0.rows());
+                        let bias = [gate.1, up.1];
+                        gate.0.isa().run(StoreGlu {
+                            gate: gate_y,
+                            up: up_y,
+                            rows,
+                            units,
+                            columns,
+                            out,
+                            bias,
+                            act,
+                        });
+                    }
                 }
             }
-        });
-    }
+            return;
+        }
+    };
     let (mut g, mut u) = ([0.0; ROW_BLOCK * UNIT], [0.0; ROW_BLOCK * UNIT]);
-    for (rows, units) in blocks(x, gate.0.cols(), units) {
+    for (rows, units) in blocks(x, units) {
         // SAFETY: the caller's promise; `g` and `u` hold a block.
         unsafe {
             unit_products(gate.0, units.clone(), x, rows.clone(), &mut g);
@@ -174,8 +186,6 @@ pub unsafe fn matmul_glu(
 }
 
 thread_local! {
-    /// Units that are being multiplied with packed floats.
-    static WIDE: RefCell<[wide::WideUnit; 2]> = RefCell::default();
     /// A tile that is unpacked.
     static UNPACKED: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
 }
@@ -186,18 +196,20 @@ thread_local! {
 #[expect(dead_code, reason = "written and read through pointers")]
 struct Line([u8; 64]);
 
+/// Units that are multiplied with floats at once.
+fn pairs(units: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let last = units.end;
+    units.step_by(float::UNITS).map(move |unit| unit..(unit + float::UNITS).min(last))
+}
+
 fn check(w: &PackedWeight, cols: usize, isa: Isa) {
     assert_eq!(cols, w.cols(), "activations are as wide as the weight");
     assert_eq!(isa, w.isa(), "activations are made for the weight's instructions");
 }
 
 /// Rows and units that are computed together, one after the other.
-fn blocks(x: Input, cols: usize, units: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    let rows = match x {
-        Input::Quantized(q) => q.rows(),
-        Input::Float(_, rows) => rows,
-        Input::Packed(x) => x.rows(),
-    };
+fn blocks(x: Quantized, units: Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
+    let (rows, cols) = (x.rows(), x.cols());
     let step = (ROW_BYTES / (3 * cols)).clamp(64, ROW_BLOCK) / GROUP * GROUP;
     let together = if rows <= FEW { 4 } else { 1 };
     (0..rows).step_by(step).flat_map(move |first| {
@@ -207,10 +219,6 @@ fn blocks(x: Input, cols: usize, units: Range<usize>) -> impl Iterator<Item = (R
     })
 }
 
-fn columns(w: &PackedWeight, unit: usize) -> Range<usize> {
-    unit * UNIT..((unit + 1) * UNIT).min(w.rows())
-}
-
 /// The product of the columns of `units` with some rows, to `y`: row after row [`UNIT`] floats for each unit.
 ///
 /// # Safety
@@ -218,45 +226,33 @@ fn columns(w: &PackedWeight, unit: usize) -> Range<usize> {
 unsafe fn unit_products(
     w: &PackedWeight,
     units: Range<usize>,
-    x: Input,
+    x: Quantized,
     rows: Range<usize>,
     y: &mut [f32; ROW_BLOCK * UNIT],
 ) {
-    assert!(units.end <= w.units(), "units {units:?} of {}", w.units());
     let stride = UNIT * units.len();
     assert!(rows.len() * stride <= y.len(), "{} rows and {units:?}", rows.len());
-    match (x, w.tiles(units.clone())) {
-        (Input::Quantized(x), Some((kernel, tile, tiles))) => {
-            check(w, x.cols(), x.isa());
-            UNPACKED.with_borrow_mut(|unpacked| {
-                unpacked
-                    .resize(unpacked.len().max((w.blocks() * kernel.unpacked).div_ceil(64)), Line([0; 64]));
-                let product = TileProduct {
-                    tile,
-                    tiles,
-                    blocks: w.blocks(),
-                    x: x.ptr(),
-                    x_rows: x.rows(),
-                    first: rows.start,
-                    last: rows.end,
-                    out: y.as_mut_ptr(),
-                    out_stride: stride,
-                    scratch: unpacked.as_mut_ptr().cast(),
-                };
-                // SAFETY: the kernel is for the weight's ISA, which exists; the rest is the caller's promise.
-                unsafe { (kernel.run)(&product) }
-            });
-        }
-        (Input::Float(x, _), None) => {
-            for (i, unit) in units.enumerate() {
-                // SAFETY: the caller's promise, and the unit's columns of `y`.
-                unsafe {
-                    float::unit(w, columns(w, unit), x, rows.clone(), y.as_mut_ptr().add(i * UNIT), stride);
-                }
-            }
-        }
-        _ => panic!("weights of {} multiply {:?} activations", w.dtype(), w.input()),
-    }
+    check(w, x.cols(), x.isa());
+    let Some((kernel, tile, tiles)) = w.tiles(units) else {
+        panic!("weights of {} multiply {:?} activations", w.dtype(), w.input());
+    };
+    UNPACKED.with_borrow_mut(|unpacked| {
+        unpacked.resize(unpacked.len().max((w.blocks() * kernel.unpacked).div_ceil(64)), Line([0; 64]));
+        let product = TileProduct {
+            tile,
+            tiles,
+            blocks: w.blocks(),
+            x: x.ptr(),
+            x_rows: x.rows(),
+            first: rows.start,
+            last: rows.end,
+            out: y.as_mut_ptr(),
+            out_stride: stride,
+            scratch: unpacked.as_mut_ptr().cast(),
+        };
+        // SAFETY: the kernel is for the weight's ISA, which exists; the rest is the caller's promise.
+        unsafe { (kernel.run)(&product) }
+    });
 }
 
 struct Store<'a> {
@@ -349,6 +345,29 @@ impl Kernel for StoreGlu<'_> {
     }
 }
 
+/// The packing of a unit of floats: source rows, bytes per row, bytes per float, `k`, place.
+pub(crate) fn pack_floats(isa: Isa) -> FloatPackFn {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+    unsafe fn avx512(rows: *const u8, row_bytes: usize, bytes: usize, cols: usize, out: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { pack_unit::<__m512i>(rows, row_bytes, bytes, cols, out) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,f16c")]
+    unsafe fn avx2(rows: *const u8, row_bytes: usize, bytes: usize, cols: usize, out: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { pack_unit::<__m256i>(rows, row_bytes, bytes, cols, out) }
+    }
+    match isa.kind() {
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx512 => avx512,
+        #[cfg(target_arch = "x86_64")]
+        Kind::Avx2 => avx2,
+        Kind::Portable => pack_unit::<[u32; 8]>,
+    }
+}
+
 /// The kernel of a type on an instruction set; none for types that are not repacked.
 pub(crate) fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
     macro_rules! kernels {
@@ -356,29 +375,37 @@ pub(crate) fn tile_kernel(isa: Isa, dtype: DType) -> Option<TileKernel> {
             match (dtype, isa.kind()) {
                 $(
                     #[cfg(target_arch = "x86_64")]
-                    (DType::$dtype, Kind::Avx512) => kernel!($format, Avx512, #[target_feature(
+                    (DType::$dtype, Kind::Avx512) => kernel!($format, Avx512, __m512i, #[target_feature(
                         enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c"
                     )]),
                     #[cfg(target_arch = "x86_64")]
                     (DType::$dtype, Kind::Avx2) => {
-                        kernel!($format, Avx2, #[target_feature(enable = "avx2,fma,f16c")])
+                        kernel!($format, Avx2, __m256i, #[target_feature(enable = "avx2,fma,f16c")])
                     }
-                    (DType::$dtype, Kind::Portable) => kernel!($format, Portable, #[inline]),
+                    (DType::$dtype, Kind::Portable) => kernel!($format, Portable, [u32; 8], #[inline]),
                 )+
                 _ => return None,
             }
         };
     }
     macro_rules! kernel {
-        ($format:ident, $lanes:ident, #[$attribute:meta]) => {{
+        ($format:ident, $lanes:ident, $words:ty, #[$attribute:meta]) => {{
             use format::{Format, $format as T};
             #[$attribute]
             unsafe fn run(product: &TileProduct) {
                 // SAFETY: the caller's promise; the attribute matches the type.
                 unsafe { tile::tile::<$lanes, T>(product) }
             }
-            fn pack(rows: &[u8], row_bytes: usize, blocks: usize, codes: &mut [u8], scales: &mut [u8]) {
-                pack_tile::<T, { $lanes::L }>(rows, row_bytes, blocks, $lanes::BYTE_XOR, codes, scales)
+            #[$attribute]
+            unsafe fn pack(
+                rows: *const u8,
+                row_bytes: usize,
+                blocks: usize,
+                codes: *mut u8,
+                scales: *mut u8,
+            ) {
+                // SAFETY: as above.
+                unsafe { pack_tile::<T, $words>(rows, row_bytes, blocks, $lanes::BYTE_XOR, codes, scales) }
             }
             TileKernel {
                 run,

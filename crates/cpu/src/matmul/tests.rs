@@ -3,7 +3,7 @@
 use quarrel_formats::{Bytes, quant};
 
 use super::*;
-use crate::pack::{InputKind, PackedBuilder};
+use crate::pack::{InputKind, PackedBuilder, tile_bytes};
 
 /// A reproducible stream of numbers (xorshift).
 pub(crate) struct Rng(u64);
@@ -113,17 +113,16 @@ impl X {
         })
     }
 
-    fn packed(&mut self) -> Input {
-        let cols = self.floats.len() / self.rows;
-        self.packed = vec![f32::NAN; PackedFloats::bytes(self.isa, self.rows, cols) / 4];
+    fn packed(&mut self, cols: usize) -> Input {
+        self.packed = vec![f32::NAN; PackedFloats::bytes(self.rows, cols) / 4];
         let ptr = self.packed.as_mut_ptr().cast();
         // SAFETY: `packed` has this size, and `floats` theirs.
         unsafe {
             let x = PackedFloats::new(self.isa, ptr, self.rows, cols);
             let rows = Rows { ptr: self.floats.as_mut_ptr(), stride: cols };
-            x.pack(rows, 0..self.rows / 2);
             x.pack(rows, self.rows / 2..self.rows);
-            Input::Packed(x)
+            x.pack(rows, 0..self.rows / 2);
+            Input::Float(x)
         }
     }
 
@@ -131,7 +130,7 @@ impl X {
         let cols = self.floats.len() / self.rows;
         match kind {
             InputKind::Quantized => self.quantized(cols),
-            InputKind::Float => Input::Float(Rows { ptr: self.floats.as_mut_ptr(), stride: cols }, self.rows),
+            InputKind::Float => self.packed(cols),
         }
     }
 
@@ -271,48 +270,43 @@ fn bits_do_not_depend_on_rows_units_or_order() {
 }
 
 #[test]
-fn packed_floats_give_the_same_bits() {
+fn sums_of_floats_do_not_depend_on_the_instruction_set_beyond_its_fma() {
     let mut rng = Rng(9);
     for dtype in [DType::F32, DType::F16, DType::BF16, DType::TQ2_0] {
-        for isa in Isa::available() {
-            for (rows, cols) in [(40, 512), (16, 300), (5, 7), (33, 16), (1, 1000)] {
-                let cols = if dtype.is_quantized() { 512 } else { cols };
-                let w = packed(isa, dtype, rows, cols, &weights(dtype, rows, cols, &mut rng));
-                for n in [1, 2, 6, 7, 12, 13, 31, 127] {
-                    let mut x = X::new(isa, (0..n * cols).map(|_| rng.float()).collect(), n);
-                    let want = product(&w, &mut x, Epilogue::default());
-                    let mut out = vec![0.0; n * rows];
-                    let place = Rows { ptr: out.as_mut_ptr(), stride: rows };
-                    let units = w.units();
-                    // SAFETY: `out` has the size.
-                    unsafe {
-                        matmul(&w, units - 1..units, x.packed(), place, Epilogue::default());
-                        matmul(&w, 0..units - 1, x.packed(), place, Epilogue::default());
-                    }
-                    let same = out.iter().zip(&want).all(|(a, b)| a.to_bits() == b.to_bits());
-                    assert!(same, "{isa} {dtype} {rows}x{cols}, {n} rows");
-                }
-            }
+        for (rows, cols) in [(40, 512), (16, 300), (5, 7), (33, 16), (1, 1000)] {
+            let cols = if dtype.is_quantized() { 512 } else { cols };
+            let bytes = weights(dtype, rows, cols, &mut rng);
+            let x: Vec<f32> = (0..127 * cols).map(|_| rng.float()).collect();
+            let all: Vec<Vec<f32>> = Isa::available()
+                .into_iter()
+                .filter(|isa| *isa != Isa::PORTABLE)
+                .map(|isa| {
+                    let w = packed(isa, dtype, rows, cols, &bytes);
+                    product(&w, &mut X::new(isa, x.clone(), 127), Epilogue::default())
+                })
+                .collect();
+            assert!(all.windows(2).all(|w| w[0] == w[1]), "{dtype} {rows}x{cols}");
         }
     }
 }
 
 #[test]
-fn a_gate_of_packed_floats_is_that_of_plain_ones() {
+fn a_gate_of_floats_is_the_product_of_both() {
     let mut rng = Rng(10);
     for isa in Isa::available() {
-        let make = |rng: &mut Rng| packed(isa, DType::F16, 37, 96, &weights(DType::F16, 37, 96, rng));
+        let make = |rng: &mut Rng| packed(isa, DType::F16, 55, 96, &weights(DType::F16, 55, 96, rng));
         let (gate, up) = (make(&mut rng), make(&mut rng));
-        let mut x = X::new(isa, (0..14 * 96).map(|_| rng.float()).collect(), 14);
-        let both = [x.input(InputKind::Float), x.packed()].map(|x| {
-            let mut out = vec![0.0; 14 * 37];
-            let place = Rows { ptr: out.as_mut_ptr(), stride: 37 };
-            // SAFETY: `out` has the size.
-            unsafe { matmul_glu((&gate, None), (&up, None), 0..3, x, place, Activation::Silu) };
-            out
-        });
-        assert_eq!(both[0], both[1], "{isa}");
-        assert!(both[0].iter().any(|y| *y != 0.0));
+        let mut x = X::new(isa, (0..114 * 96).map(|_| rng.float()).collect(), 114);
+        let [g, u] = [&gate, &up].map(|w| product(w, &mut x, Epilogue::default()));
+        let mut out = vec![0.0; 114 * 55];
+        let place = Rows { ptr: out.as_mut_ptr(), stride: 55 };
+        // SAFETY: `out` has the size.
+        unsafe {
+            matmul_glu((&gate, None), (&up, None), 0..4, x.input(InputKind::Float), place, Activation::Relu)
+        };
+        let want: Vec<f32> = g.iter().zip(&u).map(|(g, u)| g.max(0.0) * u).collect();
+        assert_eq!(out, want, "{isa}");
+        assert!(out.iter().any(|y| *y != 0.0));
     }
 }
 
@@ -472,4 +466,63 @@ fn wrong_sizes_are_refused_and_threads_share_the_packing() {
     let mut x = X::new(Isa::detect(), (0..64).map(|_| rng.float()).collect(), 1);
     let many = product(&builder.finish(), &mut x, Epilogue::default());
     assert_eq!(many, product(&one, &mut x, Epilogue::default()));
+}
+
+#[test]
+fn every_instruction_set_packs_the_same_codes_and_scales() {
+    let mut rng = Rng(11);
+    for dtype in PACKED {
+        let bytes = weights(dtype, 45, 768, &mut rng);
+        let tiles = |isa| {
+            let w = packed(isa, dtype, 45, 768, &bytes);
+            let (kernel, first, n) = w.tiles(0..w.units()).unwrap();
+            let (kernel, (codes, scales)) = (*kernel, tile_bytes(kernel, w.blocks()));
+            let tiles = (0..n).map(|i| first.nth(i));
+            // SAFETY: the two parts of a tile have these sizes.
+            let read = |t: crate::pack::Tile| unsafe {
+                let parts = [(t.codes, codes), (t.scales, scales)];
+                parts.map(|(p, n)| std::slice::from_raw_parts(p, n).to_vec())
+            };
+            let xor = matches!(dtype, DType::Q8_0).then_some(if kernel.lanes == 16 { 0x80 } else { 0 });
+            (kernel, xor.unwrap_or(0), tiles.map(read).collect::<Vec<_>>())
+        };
+        let (kernel, _, plain) = tiles(Isa::PORTABLE);
+        for isa in Isa::available() {
+            let (k, xor, got) = tiles(isa);
+            // A tile of 16 columns is two of 8, interleaved by fields: a code's word, a factor, a byte.
+            let n = k.lanes / kernel.lanes;
+            let whole = dtype.block_len() / 32 * 32;
+            let small = k.scale_bytes - if kernel.scale_bytes % 4 == 2 { 2 } else { 4 }.min(k.scale_bytes);
+            for (i, [codes, scales]) in got.iter().enumerate() {
+                let part = &plain[i * n..][..n];
+                for (at, byte) in codes.iter().enumerate() {
+                    let (field, lane) = (at / (4 * k.lanes), at / 4 % k.lanes);
+                    let want = &part[lane / kernel.lanes][0];
+                    let want = want[(field * kernel.lanes + lane % kernel.lanes) * 4 + at % 4];
+                    assert_eq!(byte ^ xor, want, "{isa} {dtype}: tile {i}, byte {at} of the codes");
+                }
+                let groups = 768 / whole;
+                for g in 0..groups {
+                    for f in 0..k.scale_bytes {
+                        // Halves first: two bytes each of all columns.
+                        let halves = k.scale_bytes - small;
+                        for lane in 0..k.lanes {
+                            let place = |l: usize, lane: usize| {
+                                let start = g * k.scale_bytes * l;
+                                if f < halves {
+                                    start + (f / 2 * l + lane) * 2 + f % 2
+                                } else {
+                                    start + f * l + lane
+                                }
+                            };
+                            let want = &part[lane / kernel.lanes][1];
+                            let want = want[place(kernel.lanes, lane % kernel.lanes)];
+                            let byte = scales[place(k.lanes, lane)];
+                            assert_eq!(byte, want, "{isa} {dtype}: tile {i}, group {g}, scale byte {f}");
+                        }
+                    }
+                }
+            }
+        }
+    }
 }

@@ -1,5 +1,8 @@
 //! The quantised types as data: which planes of bits hold the codes, what is subtracted, which scales apply; and how the
-//! codes and scales are read out of a block of the file. Layouts: `quarrel_formats::quant`.
+//! codes and scales are read out of blocks of the file, of the same block of several rows at once. Layouts:
+//! `quarrel_formats::quant`.
+
+use super::words::Words;
 
 /// The numbers that turn sums of codes into values.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -52,22 +55,16 @@ impl Scales {
     }
 }
 
+/// Most words of a block.
+pub(crate) const WORDS: usize = 52;
+
 /// Eight groups of four codes, a byte each: 32 values in order.
-pub(crate) type Codes = [u32; 8];
+pub(crate) type Codes<W> = [W; 8];
 
-/// What `Scales` wants of a block of the file.
-pub(crate) struct RowScales {
-    /// Bits of the f16 (bf16 with [`Scales::Brain`]) factor.
-    pub(crate) d: u16,
-    /// Bits of the f16 offset or factor of minima.
-    pub(crate) m: u16,
-    /// For every 32 or 16 values: the byte that multiplies `d`.
-    pub(crate) scale: [u8; 16],
-    /// The byte that multiplies `m`.
-    pub(crate) min: [u8; 16],
-}
+/// The bytes of a block that multiply its f16 numbers, four to a word: those of the factor, and those of the offset.
+pub(crate) type Small<W> = [[W; 4]; 2];
 
-/// A quantised type.
+/// A quantised type. Of a block's words the functions read those that [`Format::WORDS`] counts.
 pub(crate) trait Format {
     /// Bytes of a block in the file.
     const BYTES: usize;
@@ -79,45 +76,68 @@ pub(crate) trait Format {
     const TABLE: Option<[i8; 16]> = None;
     /// The scales; `SCALES.blocks()` is the number of 32s in a block of the file.
     const SCALES: Scales;
+    /// Where a block has its f16 factor (with [`Scales::Brain`] its exponent); the offset follows it.
+    const FACTOR: usize = 0;
+    /// Bytes before the first word.
+    const SKIP: usize = 0;
+    /// Words from there on, at least four.
+    const WORDS: usize = Self::BYTES / 4;
 
     /// The codes of the `i`th 32 values of a block.
-    fn codes(block: &[u8], i: usize) -> Codes;
+    ///
+    /// # Safety
+    /// The CPU has `W`.
+    unsafe fn codes<W: Words>(w: &[W; WORDS], i: usize) -> Codes<W>;
 
-    /// The scales of a block.
-    fn scales(block: &[u8]) -> RowScales;
-}
-
-#[inline(always)]
-fn word(b: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
-}
-
-#[inline(always)]
-fn half(b: &[u8], at: usize) -> u16 {
-    u16::from_le_bytes([b[at], b[at + 1]])
+    /// The small scales of a block; types with one scale for it have none.
+    ///
+    /// # Safety
+    /// The CPU has `W`.
+    unsafe fn small<W: Words>(w: &[W; WORDS]) -> Small<W> {
+        [[w[0]; 4]; 2]
+    }
 }
 
 const LOW: u32 = 0x0f0f_0f0f;
+const PAIRS: u32 = 0x0303_0303;
+const ONES: u32 = 0x0101_0101;
 
-/// 16 bytes whose low nibbles come first.
+/// An array by index. A closure would be a function of its own, without the instructions of the one around it.
+macro_rules! array {
+    (4, $i:ident => $e:expr) => {
+        array!([0 1 2 3], $i => $e)
+    };
+    (8, $i:ident => $e:expr) => {
+        array!([0 1 2 3 4 5 6 7], $i => $e)
+    };
+    ([$($n:literal)+], $i:ident => $e:expr) => {
+        [$({
+            let $i: usize = $n;
+            $e
+        }),+]
+    };
+}
+
+/// Four words whose low nibbles come first.
 #[inline(always)]
-fn nibbles(b: &[u8]) -> Codes {
-    std::array::from_fn(|g| (word(b, 4 * (g % 4)) >> (4 * (g / 4) as u32)) & LOW)
+unsafe fn nibbles<W: Words>(w: &[W]) -> Codes<W> {
+    // SAFETY: the caller's promise.
+    unsafe { array!(8, g => w[g % 4].down(4 * (g / 4) as u32).and(LOW)) }
 }
 
 /// Spreads the four low bits to the lowest bits of four bytes.
 #[inline(always)]
-fn spread(bits: u32) -> u32 {
-    (bits & 15).wrapping_mul(0x0020_4081) & 0x0101_0101
-}
-
-#[inline(always)]
-fn plain(d: u16, m: u16) -> RowScales {
-    RowScales { d, m, scale: [0; 16], min: [0; 16] }
+unsafe fn spread<W: Words>(bits: W) -> W {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let bits = bits.and(15);
+        let bits = bits.or(bits.up(14)).and(0x0003_0003);
+        bits.or(bits.up(7)).and(ONES)
+    }
 }
 
 macro_rules! simple {
-    ($name:ident, $bytes:expr, $bits:expr, $centre:expr, $scales:ident, $table:expr, |$b:ident| $codes:expr, $s:expr) => {
+    ($name:ident, $bytes:expr, $bits:expr, $centre:expr, $scales:ident, $table:expr, $skip:expr, |$w:ident| $codes:expr) => {
         pub(crate) struct $name;
         impl Format for $name {
             const BYTES: usize = $bytes;
@@ -125,55 +145,72 @@ macro_rules! simple {
             const CENTRE: i32 = $centre;
             const TABLE: Option<[i8; 16]> = $table;
             const SCALES: Scales = Scales::$scales;
+            const SKIP: usize = $skip;
 
             #[inline(always)]
-            fn codes($b: &[u8], _: usize) -> Codes {
-                $codes
-            }
-
-            #[inline(always)]
-            fn scales($b: &[u8]) -> RowScales {
-                $s
+            unsafe fn codes<W: Words>($w: &[W; WORDS], _: usize) -> Codes<W> {
+                // SAFETY: the caller's promise.
+                unsafe { $codes }
             }
         }
     };
 }
 
+/// Eight words of whole bytes.
 #[inline(always)]
-fn five(b: &[u8]) -> Codes {
-    let (high, low) = (word(b, 0), nibbles(&b[4..20]));
-    std::array::from_fn(|g| low[g] | spread(high >> (4 * g as u32)) << 4)
+unsafe fn whole<W: Words>(w: &[W]) -> Codes<W> {
+    array!(8, g => w[g])
+}
+
+/// The word `high` has the fifth bits of the nibbles that follow it.
+#[inline(always)]
+unsafe fn five<W: Words>(high: usize, w: &[W]) -> Codes<W> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = nibbles(&w[high + 1..]);
+        array!(8, g => low[g].or(spread(w[high].down(4 * g as u32)).up(4)))
+    }
 }
 
 const IQ4: [i8; 16] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 const FP4: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
-simple!(Q4_0, 18, 4, 8, Half, None, |b| nibbles(&b[2..18]), plain(half(b, 0), 0));
-simple!(Q4_1, 20, 4, 0, HalfMin, None, |b| nibbles(&b[4..20]), plain(half(b, 0), half(b, 2)));
-simple!(Q5_0, 22, 5, 16, Half, None, |b| five(&b[2..22]), plain(half(b, 0), 0));
-simple!(Q5_1, 24, 5, 16, HalfMin, None, |b| five(&b[4..24]), plain(half(b, 0), half(b, 2)));
-simple!(Q8_0, 34, 8, 0, Half, None, |b| std::array::from_fn(|g| word(b, 2 + 4 * g)), plain(half(b, 0), 0));
-simple!(Iq4Nl, 18, 4, 0, Half, Some(IQ4), |b| nibbles(&b[2..18]), plain(half(b, 0), 0));
-simple!(MxFp4, 17, 4, 0, Brain, Some(FP4), |b| nibbles(&b[1..17]), plain(half_of_e8m0(b[0]), 0));
+simple!(Q4_0, 18, 4, 8, Half, None, 2, |w| nibbles(w));
+simple!(Q4_1, 20, 4, 0, HalfMin, None, 0, |w| nibbles(&w[1..]));
+simple!(Q5_0, 22, 5, 16, Half, None, 2, |w| five(0, w));
+simple!(Q5_1, 24, 5, 16, HalfMin, None, 0, |w| five(1, w));
+simple!(Q8_0, 34, 8, 0, Half, None, 2, |w| whole(w));
+simple!(Iq4Nl, 18, 4, 0, Half, Some(IQ4), 2, |w| nibbles(w));
+simple!(MxFp4, 17, 4, 0, Brain, Some(FP4), 1, |w| nibbles(w));
 
 /// Half of 2^(e - 127) as bfloat16: the table holds doubled values.
 #[inline(always)]
-fn half_of_e8m0(e: u8) -> u16 {
+pub(crate) fn half_of_e8m0(e: u8) -> u16 {
     if e < 2 { 0x20 << e } else { u16::from(e - 1) << 7 }
 }
 
-/// The six-bit scales and minima of Q4_K and Q5_K.
+/// The six-bit scales and minima of Q4_K and Q5_K, in three words.
 #[inline(always)]
-fn k_scales(b: &[u8]) -> RowScales {
-    let s = &b[4..16];
-    let mut out = plain(half(b, 0), half(b, 2));
-    for g in 0..4 {
-        out.scale[g] = s[g] & 63;
-        out.min[g] = s[g + 4] & 63;
-        out.scale[g + 4] = s[g + 8] & 15 | s[g] >> 6 << 4;
-        out.min[g + 4] = s[g + 8] >> 4 | s[g + 4] >> 6 << 4;
+unsafe fn k_scales<W: Words>(w: &[W; WORDS]) -> Small<W> {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let six = 0x3f3f_3f3f;
+        let (a, b, c) = (w[1], w[2], w[3]);
+        let scale = c.and(LOW).or(a.down(6).and(PAIRS).up(4));
+        let min = c.down(4).and(LOW).or(b.down(6).and(PAIRS).up(4));
+        [[a.and(six), scale, c, c], [b.and(six), min, c, c]]
     }
-    out
+}
+
+/// Minus 32 of six-bit numbers.
+#[inline(always)]
+unsafe fn centred<W: Words>(w: W) -> W {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let w = w.xor(0x2020_2020);
+        let sign = w.and(0x2020_2020);
+        w.or(sign.up(1)).or(sign.up(2))
+    }
 }
 
 pub(crate) struct Q4K;
@@ -183,14 +220,16 @@ impl Format for Q4K {
     const SCALES: Scales = Scales::Min32;
 
     #[inline(always)]
-    fn codes(b: &[u8], i: usize) -> Codes {
-        let q = &b[16 + 32 * (i / 2)..][..32];
-        std::array::from_fn(|g| (word(q, 4 * g) >> (4 * (i % 2) as u32)) & LOW)
+    unsafe fn codes<W: Words>(w: &[W; WORDS], i: usize) -> Codes<W> {
+        let q = &w[4 + 8 * (i / 2)..][..8];
+        // SAFETY: the caller's promise.
+        unsafe { array!(8, g => q[g].down(4 * (i % 2) as u32).and(LOW)) }
     }
 
     #[inline(always)]
-    fn scales(b: &[u8]) -> RowScales {
-        k_scales(b)
+    unsafe fn small<W: Words>(w: &[W; WORDS]) -> Small<W> {
+        // SAFETY: the caller's promise.
+        unsafe { k_scales(w) }
     }
 }
 
@@ -202,16 +241,18 @@ impl Format for Q5K {
     const SCALES: Scales = Scales::Min32;
 
     #[inline(always)]
-    fn codes(b: &[u8], i: usize) -> Codes {
-        let (h, q) = (&b[16..48], &b[48 + 32 * (i / 2)..][..32]);
-        std::array::from_fn(|g| {
-            (word(q, 4 * g) >> (4 * (i % 2) as u32)) & LOW | ((word(h, 4 * g) >> i as u32) & 0x0101_0101) << 4
-        })
+    unsafe fn codes<W: Words>(w: &[W; WORDS], i: usize) -> Codes<W> {
+        let (h, q) = (&w[4..12], &w[12 + 8 * (i / 2)..][..8]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            array!(8, g => q[g].down(4 * (i % 2) as u32).and(LOW).or(h[g].down(i as u32).and(ONES).up(4)))
+        }
     }
 
     #[inline(always)]
-    fn scales(b: &[u8]) -> RowScales {
-        k_scales(b)
+    unsafe fn small<W: Words>(w: &[W; WORDS]) -> Small<W> {
+        // SAFETY: the caller's promise.
+        unsafe { k_scales(w) }
     }
 }
 
@@ -221,22 +262,22 @@ impl Format for Q6K {
     const BITS: u32 = 6;
     const CENTRE: i32 = 32;
     const SCALES: Scales = Scales::Signed16;
+    const FACTOR: usize = 208;
 
     #[inline(always)]
-    fn codes(b: &[u8], i: usize) -> Codes {
+    unsafe fn codes<W: Words>(w: &[W; WORDS], i: usize) -> Codes<W> {
         let (n, k) = (i / 4, i % 4);
-        let (l, h) = (&b[64 * n + 32 * (k % 2)..][..32], &b[128 + 32 * n..][..32]);
-        std::array::from_fn(|g| {
-            (word(l, 4 * g) >> (4 * (k / 2) as u32)) & LOW
-                | ((word(h, 4 * g) >> (2 * k as u32)) & 0x0303_0303) << 4
-        })
+        let (l, h) = (&w[16 * n + 8 * (k % 2)..][..8], &w[32 + 8 * n..][..8]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            array!(8, g => l[g].down(4 * (k / 2) as u32).and(LOW).or(h[g].down(2 * k as u32).and(PAIRS).up(4)))
+        }
     }
 
     #[inline(always)]
-    fn scales(b: &[u8]) -> RowScales {
-        let mut out = plain(half(b, 208), 0);
-        out.scale.copy_from_slice(&b[192..208]);
-        out
+    unsafe fn small<W: Words>(w: &[W; WORDS]) -> Small<W> {
+        let scale = [w[48], w[49], w[50], w[51]];
+        [scale, scale]
     }
 }
 
@@ -245,21 +286,19 @@ impl Format for Q2K {
     const BYTES: usize = 84;
     const BITS: u32 = 2;
     const SCALES: Scales = Scales::Min16;
+    const FACTOR: usize = 80;
 
     #[inline(always)]
-    fn codes(b: &[u8], i: usize) -> Codes {
-        let q = &b[16 + 32 * (i / 4)..][..32];
-        std::array::from_fn(|g| (word(q, 4 * g) >> (2 * (i % 4) as u32)) & 0x0303_0303)
+    unsafe fn codes<W: Words>(w: &[W; WORDS], i: usize) -> Codes<W> {
+        let q = &w[4 + 8 * (i / 4)..][..8];
+        // SAFETY: the caller's promise.
+        unsafe { array!(8, g => q[g].down(2 * (i % 4) as u32).and(PAIRS)) }
     }
 
     #[inline(always)]
-    fn scales(b: &[u8]) -> RowScales {
-        let mut out = plain(half(b, 80), half(b, 82));
-        for g in 0..16 {
-            out.scale[g] = b[g] & 15;
-            out.min[g] = b[g] >> 4;
-        }
-        out
+    unsafe fn small<W: Words>(w: &[W; WORDS]) -> Small<W> {
+        // SAFETY: the caller's promise.
+        unsafe { [array!(4, i => w[i].and(LOW)), array!(4, i => w[i].down(4).and(LOW))] }
     }
 }
 
@@ -269,26 +308,27 @@ impl Format for Q3K {
     const BITS: u32 = 3;
     const CENTRE: i32 = 4;
     const SCALES: Scales = Scales::Signed16;
+    const FACTOR: usize = 108;
 
     #[inline(always)]
-    fn codes(b: &[u8], i: usize) -> Codes {
-        let (h, q) = (&b[..32], &b[32 + 32 * (i / 4)..][..32]);
-        std::array::from_fn(|g| {
-            (word(q, 4 * g) >> (2 * (i % 4) as u32)) & 0x0303_0303
-                | ((word(h, 4 * g) >> i as u32) & 0x0101_0101) << 2
-        })
+    unsafe fn codes<W: Words>(w: &[W; WORDS], i: usize) -> Codes<W> {
+        let (h, q) = (&w[..8], &w[8 + 8 * (i / 4)..][..8]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            array!(8, g => q[g].down(2 * (i % 4) as u32).and(PAIRS).or(h[g].down(i as u32).and(ONES).up(2)))
+        }
     }
 
     #[inline(always)]
-    fn scales(b: &[u8]) -> RowScales {
-        let s = &b[96..108];
-        let mut out = plain(half(b, 108), 0);
-        for g in 0..16 {
-            let low = if g < 8 { s[g] & 15 } else { s[g - 8] >> 4 };
-            let high = s[8 + g % 4] >> (2 * (g / 4)) & 3;
-            out.scale[g] = (low | high << 4).wrapping_sub(32);
-        }
-        out
+    unsafe fn small<W: Words>(w: &[W; WORDS]) -> Small<W> {
+        // SAFETY: the caller's promise.
+        let scale = unsafe {
+            array!(4, i => {
+                let low = w[24 + i % 2].down(4 * (i / 2) as u32).and(LOW);
+                centred(low.or(w[26].down(2 * i as u32).and(PAIRS).up(4)))
+            })
+        };
+        [scale, scale]
     }
 }
 
@@ -300,18 +340,27 @@ impl Format for Iq4Xs {
     const SCALES: Scales = Scales::Signed32;
 
     #[inline(always)]
-    fn codes(b: &[u8], i: usize) -> Codes {
-        nibbles(&b[8 + 16 * i..][..16])
+    unsafe fn codes<W: Words>(w: &[W; WORDS], i: usize) -> Codes<W> {
+        // SAFETY: the caller's promise.
+        unsafe { nibbles(&w[2 + 4 * i..]) }
     }
 
     #[inline(always)]
-    fn scales(b: &[u8]) -> RowScales {
-        let mut out = plain(half(b, 0), 0);
-        for g in 0..8 {
-            let low = b[4 + g / 2] >> (4 * (g % 2)) & 15;
-            let high = (half(b, 2) >> (2 * g) & 3) as u8;
-            out.scale[g] = (low | high << 4).wrapping_sub(32);
-        }
-        out
+    unsafe fn small<W: Words>(w: &[W; WORDS]) -> Small<W> {
+        // SAFETY: the caller's promise.
+        let scale = unsafe {
+            array!(4, i => {
+                // Four nibbles and four pairs of bits, to a byte each; there are twice as many.
+                let i = i as u32 % 2;
+                let low = w[1].down(16 * i).and(0xffff);
+                let low = low.or(low.up(8)).and(0x00ff_00ff);
+                let low = low.or(low.up(4)).and(LOW);
+                let high = w[0].down(16 + 8 * i).and(0xff);
+                let high = high.or(high.up(12)).and(0x000f_000f);
+                let high = high.or(high.up(6)).and(PAIRS);
+                centred(low.or(high.up(4)))
+            })
+        };
+        [scale, scale]
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Quantised types are repacked once, at load, into tiles of `L` output columns (16 with AVX-512, else 8): vectors of `L x 4`
 //! bytes that hold four neighbouring `k` of each column, split into planes of bits, and beside them the scales of the `L`
-//! columns. A tile is `| codes of all blocks | scales of all blocks |`, about as many bytes as in the file. Float types
-//! stay where they are, and so do the rare types, whose rows are decoded when they are used.
+//! columns. A tile is `| codes of all blocks | scales of all blocks |`, about as many bytes as in the file. Of floats the 16
+//! columns of a unit are side by side, `k` after `k`. The rare types stay where they are, and are decoded when they are used.
 
 pub(crate) mod format;
 pub(crate) mod memory;
+mod words;
 
 use std::{
     ops::Range,
@@ -15,14 +16,18 @@ use std::{
 
 use quarrel_formats::{Bytes, DType, quant};
 
+pub(crate) use self::words::Words;
 use self::{
-    format::{Codes, Format},
+    format::{Codes, Format, Scales, WORDS, half_of_e8m0},
     memory::{Memory, Slab},
 };
 use crate::{
     matmul::{self, TileFn, UNIT},
     simd::Isa,
 };
+
+/// Bytes of the source that a thread takes at a time.
+pub(crate) const STEP: usize = 1 << 20;
 
 /// Why a weight cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +70,8 @@ pub enum Error {
 pub(crate) struct TileKernel {
     /// The product.
     pub(crate) run: TileFn,
-    /// The packing of one tile: source rows, bytes per row, `k`-blocks, tile.
-    pub(crate) pack: fn(&[u8], usize, usize, &mut [u8], &mut [u8]),
+    /// The packing of one tile: see [`pack_tile`].
+    pub(crate) pack: PackFn,
     /// Columns of a tile.
     pub(crate) lanes: usize,
     /// Bytes of codes per column and block of 32.
@@ -78,6 +83,12 @@ pub(crate) struct TileKernel {
     /// Bytes of a block of 32 that the product has unpacked.
     pub(crate) unpacked: usize,
 }
+
+/// Source rows, bytes per row, `k`-blocks, places of codes and scales.
+pub(crate) type PackFn = unsafe fn(*const u8, usize, usize, *mut u8, *mut u8);
+
+/// Source rows, bytes per row, bytes per float, `k`, place of the unit.
+pub(crate) type FloatPackFn = unsafe fn(*const u8, usize, usize, usize, *mut u8);
 
 /// Where a tile lies.
 #[derive(Clone, Copy)]
@@ -100,6 +111,7 @@ impl Tile {
 
 enum Data {
     Tiles { kernel: TileKernel, memory: Memory },
+    Floats(Memory),
     Rows(Bytes),
 }
 
@@ -150,7 +162,7 @@ impl PackedWeight {
     /// Bytes that a product reads.
     pub fn bytes(&self) -> usize {
         match &self.data {
-            Data::Tiles { memory, .. } => memory.len(),
+            Data::Tiles { memory, .. } | Data::Floats(memory) => memory.len(),
             Data::Rows(bytes) => bytes.len(),
         }
     }
@@ -158,7 +170,7 @@ impl PackedWeight {
     /// Bytes of memory of its own; zero where it uses the file's.
     pub fn owned_bytes(&self) -> usize {
         match &self.data {
-            Data::Tiles { memory, .. } => memory.len(),
+            Data::Tiles { memory, .. } | Data::Floats(memory) => memory.len(),
             Data::Rows(_) => 0,
         }
     }
@@ -167,7 +179,7 @@ impl PackedWeight {
     pub fn input(&self) -> InputKind {
         match self.data {
             Data::Tiles { .. } => InputKind::Quantized,
-            Data::Rows(_) => InputKind::Float,
+            Data::Floats(_) | Data::Rows(_) => InputKind::Float,
         }
     }
 
@@ -194,35 +206,56 @@ impl PackedWeight {
         matches!(&self.data, Data::Rows(bytes) if bytes.is_mapped())
     }
 
+    /// Where the floats of a unit lie.
+    pub(crate) fn float_unit(&self, unit: usize) -> Option<*const u8> {
+        let Data::Floats(memory) = &self.data else { return None };
+        assert!(unit < self.units(), "unit {unit} of {}", self.units());
+        // SAFETY: inside the memory, as it was allocated for the units.
+        Some(unsafe { memory.ptr().add(unit * (memory.len() / self.units())) }.cast_const())
+    }
+
     /// The rows as in the file, where they were not repacked.
     pub(crate) fn file_rows(&self) -> Option<&[u8]> {
         match &self.data {
             Data::Rows(bytes) => Some(bytes),
-            Data::Tiles { .. } => None,
+            Data::Tiles { .. } | Data::Floats(_) => None,
         }
     }
 }
 
 /// Bytes of the codes and of the scales of a tile, both whole cache lines.
-fn tile_bytes(kernel: &TileKernel, blocks: usize) -> (usize, usize) {
+pub(crate) fn tile_bytes(kernel: &TileKernel, blocks: usize) -> (usize, usize) {
     let codes = (blocks * kernel.code_bytes * kernel.lanes).next_multiple_of(64);
     (codes, (blocks / kernel.scale_blocks * kernel.scale_bytes * kernel.lanes).next_multiple_of(64))
 }
 
-/// Bytes of the tiles of a matrix, if it is repacked; `None` if its rows stay as they are in the file.
-pub(crate) fn packed_bytes(isa: Isa, dtype: DType, rows: usize, cols: usize) -> Option<usize> {
-    let kernel = tile_kernel(isa, dtype, cols)?;
-    let (codes, scales) = tile_bytes(&kernel, cols / 32);
-    (rows.div_ceil(UNIT) * (UNIT / kernel.lanes)).checked_mul(codes + scales)
-}
-
-/// The kernel of a matrix that is repacked.
-fn tile_kernel(isa: Isa, dtype: DType, cols: usize) -> Option<TileKernel> {
+/// The kernel of a packed matrix; none if it is used as it is in the file.
+fn kernel(isa: Isa, dtype: DType, cols: usize) -> Option<TileKernel> {
     matmul::tile_kernel(isa, dtype).filter(|k| cols.is_multiple_of(32 * k.scale_blocks))
 }
 
-/// What the system may map besides a page that is read of a file.
-const AROUND: usize = 64 << 10;
+/// Bytes of a float of the types that are packed as such.
+fn float_bytes(dtype: DType) -> Option<usize> {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16).then(|| dtype.block_bytes())
+}
+
+/// Which form of the activations a matrix of this type multiplies.
+pub(crate) fn input_kind(isa: Isa, dtype: DType, cols: usize) -> InputKind {
+    if kernel(isa, dtype, cols).is_some() { InputKind::Quantized } else { InputKind::Float }
+}
+
+/// Bytes that a matrix takes of a [`Slab`]: zero where it is used as it is in the file, none if they cannot be counted.
+pub(crate) fn packed_bytes(isa: Isa, dtype: DType, rows: usize, cols: usize) -> Option<usize> {
+    if let Some(bytes) = float_bytes(dtype) {
+        return cols
+            .checked_mul(UNIT * bytes)?
+            .checked_next_multiple_of(64)?
+            .checked_mul(rows.div_ceil(UNIT));
+    }
+    let Some(kernel) = kernel(isa, dtype, cols) else { return Some(0) };
+    let (codes, scales) = tile_bytes(&kernel, cols / 32);
+    (rows.div_ceil(UNIT) * (UNIT / kernel.lanes)).checked_mul(codes + scales)
+}
 
 /// A weight that is being packed, perhaps by several threads.
 pub struct PackedBuilder {
@@ -234,11 +267,11 @@ pub struct PackedBuilder {
 impl PackedBuilder {
     /// Checks the shape and allocates. `bytes` is the matrix in the file's layout.
     pub fn new(isa: Isa, dtype: DType, rows: usize, cols: usize, bytes: Bytes) -> Result<Self, Error> {
-        PackedBuilder::new_in(&mut Slab::default(), isa, dtype, rows, cols, bytes)
+        PackedBuilder::within(&mut Slab::default(), isa, dtype, rows, cols, bytes)
     }
 
-    /// The same with memory of a slab.
-    pub(crate) fn new_in(
+    /// The same with memory of `slab`, of which it takes [`packed_bytes`].
+    pub(crate) fn within(
         slab: &mut Slab,
         isa: Isa,
         dtype: DType,
@@ -250,11 +283,11 @@ impl PackedBuilder {
         if size != Some(bytes.len()) || bytes.is_empty() {
             return Err(Error::Shape { dtype, rows, cols, bytes: bytes.len() });
         }
-        let data = match tile_kernel(isa, dtype, cols) {
-            Some(kernel) => {
-                let memory = packed_bytes(isa, dtype, rows, cols).and_then(|n| slab.take(n));
-                Data::Tiles { kernel, memory: memory.ok_or(Error::TooLarge { dtype, rows, cols })? }
-            }
+        let memory = packed_bytes(isa, dtype, rows, cols).and_then(|n| slab.take(n));
+        let memory = memory.ok_or(Error::TooLarge { dtype, rows, cols })?;
+        let data = match kernel(isa, dtype, cols) {
+            Some(kernel) => Data::Tiles { kernel, memory },
+            None if float_bytes(dtype).is_some() => Data::Floats(memory),
             None => {
                 let mut block = vec![0.0; dtype.block_len()];
                 quant::dequantize(dtype, &bytes[..dtype.block_bytes()], &mut block)
@@ -266,128 +299,225 @@ impl PackedBuilder {
         Ok(PackedBuilder { weight, source: bytes, next: AtomicUsize::new(0) })
     }
 
-    /// Packs the next `units` units that no thread has taken yet; false if there are none. Any number of threads may call it.
-    pub fn pack_next(&self, units: usize) -> bool {
-        let all = self.weight.units();
+    /// Packs the next units, about `bytes` of the source, that no thread has taken yet; false if there are none. Any number of
+    /// threads may call it. The mapped pages that were read are given back.
+    pub fn pack_next(&self, bytes: usize) -> bool {
+        let (all, row_bytes) = (self.weight.units(), self.source.len() / self.weight.rows);
+        let units = (bytes / (UNIT * row_bytes)).max(1);
         let first = self.next.fetch_add(units, Ordering::Relaxed).min(all);
-        self.pack(first..(first + units).min(all));
-        first < all
+        if first == all || matches!(self.weight.data, Data::Rows(_)) {
+            return false;
+        }
+        let last = (first + units).min(all);
+        let part =
+            self.source.slice(first * UNIT * row_bytes..(last * UNIT).min(self.weight.rows) * row_bytes);
+        part.populate();
+        self.pack(first..last);
+        part.release();
+        true
     }
 
     /// Units are packed by whoever took their numbers from `next`, so no two threads write to one.
     fn pack(&self, units: Range<usize>) {
         let w = &self.weight;
-        let Data::Tiles { kernel, .. } = &w.data else { return };
-        let (codes, scales) = tile_bytes(kernel, w.blocks());
         let row_bytes = self.source.len() / w.rows;
-        let read = (units.start * UNIT * row_bytes).saturating_sub(AROUND)
-            ..(units.end * UNIT).min(w.rows) * row_bytes;
+        let mut padded = Vec::new();
         for unit in units {
-            let Some((_, tile, tiles)) = w.tiles(unit..unit + 1) else { return };
-            for i in 0..tiles {
-                let tile = tile.nth(i);
-                let first = unit * UNIT + i * kernel.lanes;
-                let last = (first + kernel.lanes).min(w.rows);
-                if first < last {
-                    let rows = &self.source[first * row_bytes..last * row_bytes];
-                    // SAFETY: the two parts of a tile that is ours alone.
-                    let (codes, scales) = unsafe {
-                        (
-                            std::slice::from_raw_parts_mut(tile.codes.cast_mut(), codes),
-                            std::slice::from_raw_parts_mut(tile.scales.cast_mut(), scales),
-                        )
-                    };
-                    (kernel.pack)(rows, row_bytes, w.blocks(), codes, scales);
+            let mut rows = &self.source[unit * UNIT * row_bytes..];
+            if rows.len() < UNIT * row_bytes {
+                // The last unit has columns of zeros.
+                padded.extend_from_slice(rows);
+                padded.resize(UNIT * row_bytes, 0);
+                rows = &padded;
+            }
+            // SAFETY: `rows` are those of a unit that is ours alone; the kernels are for the weight's ISA, which exists.
+            unsafe {
+                if let Some((kernel, tile, tiles)) = w.tiles(unit..unit + 1) {
+                    for i in 0..tiles {
+                        let (rows, tile) = (rows.as_ptr().add(i * kernel.lanes * row_bytes), tile.nth(i));
+                        let (codes, scales) = (tile.codes.cast_mut(), tile.scales.cast_mut());
+                        (kernel.pack)(rows, row_bytes, w.blocks(), codes, scales);
+                    }
+                } else if let (Some(out), Some(bytes)) = (w.float_unit(unit), float_bytes(w.dtype)) {
+                    matmul::pack_floats(w.isa)(rows.as_ptr(), row_bytes, bytes, w.cols, out.cast_mut());
                 }
             }
         }
-        // At once, or a large matrix would be resident twice. Pages that another thread still reads come back.
-        if !read.is_empty() {
-            self.source.slice(read).release();
-        }
     }
 
-    /// Packs what is left. The source may be released by the caller afterwards, if [`PackedWeight::owned_bytes`] is not zero.
+    /// Packs what is left.
     pub fn finish(self) -> PackedWeight {
-        while self.pack_next(64) {}
+        while self.pack_next(STEP) {}
         self.weight
     }
 }
 
-/// Packs a tile of `L` columns from rows of the file.
+/// Packs a tile of `W::L` columns from as many rows of the file. The bytes of the next tile's rows are asked for meanwhile.
+///
+/// # Safety
+/// The CPU has `W`; `rows` is readable for the tile's rows, `codes` and `scales` are writable for their sizes.
 #[inline(always)]
-pub(crate) fn pack_tile<T: Format, const L: usize>(
-    rows: &[u8],
+pub(crate) unsafe fn pack_tile<T: Format, W: Words>(
+    rows: *const u8,
     row_bytes: usize,
     blocks: usize,
     xor: u8,
-    codes: &mut [u8],
-    scales: &mut [u8],
+    codes: *mut u8,
+    scales: *mut u8,
 ) {
     let group = T::SCALES.blocks();
-    let planes = matmul::plane_bytes(T::BITS) * L;
-    for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+    let planes = matmul::plane_bytes(T::BITS) * W::L;
+    // SAFETY: the caller's promise; the words that are read lie inside a block.
+    unsafe {
+        let mut words = [W::splat(0); WORDS];
+        let next = rows.wrapping_add(W::L * row_bytes);
         for g in 0..blocks / group {
-            let block = &row[g * T::BYTES..][..T::BYTES];
-            put_scales::<T, L>(
-                block,
-                lane,
-                &mut scales[g * T::SCALES.bytes() * L..][..T::SCALES.bytes() * L],
-            );
+            let block = rows.add(g * T::BYTES);
+            for line in (0..T::BYTES * W::L).step_by(64) {
+                prefetch(next.wrapping_add(g * T::BYTES * W::L + line));
+            }
+            for at in (0..T::WORDS).step_by(4) {
+                let at = at.min(T::WORDS - 4);
+                words[at..at + 4].copy_from_slice(&W::rows(block.add(T::SKIP + 4 * at), row_bytes));
+            }
+            put_scales::<T, W>(&words, block, row_bytes, scales.add(g * T::SCALES.bytes() * W::L));
             for i in 0..group {
-                let out = &mut codes[(g * group + i) * planes..][..planes];
-                put_codes::<T, L>(&T::codes(block, i), lane, xor, out);
+                put_codes::<T, W>(&T::codes(&words, i), xor, codes.add((g * group + i) * planes));
             }
         }
     }
 }
 
+/// Packs a unit of floats of two or four bytes.
+///
+/// # Safety
+/// The CPU has `W`; `rows` is readable for [`UNIT`] rows, `out` writable for their floats.
 #[inline(always)]
-fn put_codes<T: Format, const L: usize>(c: &Codes, lane: usize, xor: u8, out: &mut [u8]) {
-    let mut put = |plane: usize, word: u32| {
-        out[4 * (plane * L + lane)..][..4].copy_from_slice(&word.to_le_bytes());
-    };
-    let bit = |at: u32| (0..8).fold(0, |p, j| p | ((c[j] >> at) & 0x0101_0101) << j);
-    let two =
-        |at: u32, first: usize| (0..4).fold(0, |p, j| p | ((c[first + j] >> at) & 0x0303_0303) << (2 * j));
-    if T::BITS == 8 {
-        for j in 0..8 {
-            put(j, c[j] ^ (u32::from(xor) * 0x0101_0101));
+pub(crate) unsafe fn pack_unit<W: Words>(
+    rows: *const u8,
+    row_bytes: usize,
+    bytes: usize,
+    cols: usize,
+    out: *mut u8,
+) {
+    // Floats in four words.
+    let step = 16 / bytes;
+    let whole = cols / step * step;
+    let next = rows.wrapping_add(UNIT * row_bytes);
+    // SAFETY: the caller's promise.
+    unsafe {
+        for k in (0..whole).step_by(step) {
+            for line in (0..16 * UNIT).step_by(64) {
+                prefetch(next.wrapping_add(k * bytes * UNIT + line));
+            }
+            for row in (0..UNIT).step_by(W::L) {
+                let words = W::rows(rows.add(row * row_bytes + k * bytes), row_bytes);
+                for (i, w) in words.into_iter().enumerate() {
+                    let at = |i: usize| ((k + i) * UNIT + row) * bytes;
+                    if bytes == 4 {
+                        w.store(out.add(at(i)));
+                    } else {
+                        w.store_halves(out.add(at(2 * i)));
+                        w.down(16).store_halves(out.add(at(2 * i + 1)));
+                    }
+                }
+            }
         }
-    } else if T::BITS >= 4 {
-        for j in 0..4 {
-            put(j, c[2 * j] & 0x0f0f_0f0f | (c[2 * j + 1] & 0x0f0f_0f0f) << 4);
+        for k in whole..cols {
+            for row in 0..UNIT {
+                let from = rows.add(row * row_bytes + k * bytes);
+                from.copy_to_nonoverlapping(out.add((k * UNIT + row) * bytes), bytes);
+            }
         }
-    } else {
-        put(0, two(0, 0));
-        put(1, two(0, 4));
     }
-    match T::BITS {
-        3 => put(2, bit(2)),
-        5 => put(4, bit(4)),
-        6 => {
-            put(4, two(4, 0));
-            put(5, two(4, 4));
+}
+
+/// Asks for the cache line at `p`, which may be anywhere.
+#[inline(always)]
+fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: SSE is part of x86-64, and a prefetch reads nothing that the program can see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
+/// The fields of `width` bits from bit `at` of each byte, side by side in one.
+#[inline(always)]
+unsafe fn fields<W: Words>(c: &[W], at: u32, width: u32) -> W {
+    let mask = ((1 << width) - 1) * 0x0101_0101;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut all = c[0].down(at).and(mask);
+        for (j, w) in c.iter().enumerate().skip(1) {
+            all = all.or(w.down(at).and(mask).up(width * j as u32));
         }
-        _ => {}
+        all
     }
 }
 
 #[inline(always)]
-fn put_scales<T: Format, const L: usize>(block: &[u8], lane: usize, out: &mut [u8]) {
-    let s = T::scales(block);
-    out[2 * lane..][..2].copy_from_slice(&s.d.to_le_bytes());
-    if T::SCALES.min() {
-        out[2 * (L + lane)..][..2].copy_from_slice(&s.m.to_le_bytes());
+unsafe fn put_codes<T: Format, W: Words>(c: &Codes<W>, xor: u8, out: *mut u8) {
+    let bytes = 4 * W::L;
+    // SAFETY: the caller's promise: `out` has room for the planes.
+    unsafe {
+        if T::BITS == 8 {
+            for j in 0..8 {
+                c[j].xor(u32::from(xor) * 0x0101_0101).store(out.add(j * bytes));
+            }
+        } else if T::BITS >= 4 {
+            for j in 0..4 {
+                fields(&c[2 * j..][..2], 0, 4).store(out.add(j * bytes));
+            }
+        } else {
+            fields(&c[..4], 0, 2).store(out);
+            fields(&c[4..], 0, 2).store(out.add(bytes));
+        }
+        match T::BITS {
+            3 => fields(c, 2, 1).store(out.add(2 * bytes)),
+            5 => fields(c, 4, 1).store(out.add(4 * bytes)),
+            6 => {
+                fields(&c[..4], 4, 2).store(out.add(4 * bytes));
+                fields(&c[4..], 4, 2).store(out.add(5 * bytes));
+            }
+            _ => {}
+        }
     }
-    if T::SCALES.blocks() > 1 {
-        let small = &mut out[if T::SCALES.min() { 4 } else { 2 } * L..];
-        for i in 0..if T::SCALES.halves() { 16 } else { 8 } {
-            if T::SCALES.min() {
-                small[2 * i * L + lane] = s.scale[i];
-                small[(2 * i + 1) * L + lane] = s.min[i];
+}
+
+#[inline(always)]
+unsafe fn put_scales<T: Format, W: Words>(
+    words: &[W; WORDS],
+    block: *const u8,
+    row_bytes: usize,
+    out: *mut u8,
+) {
+    // SAFETY: the caller's promise: the blocks are readable and `out` has room for their scales.
+    unsafe {
+        for lane in 0..W::L {
+            let from = block.add(lane * row_bytes + T::FACTOR);
+            let to = out.cast::<u16>().add(lane);
+            if T::SCALES == Scales::Brain {
+                to.write_unaligned(half_of_e8m0(*from).to_le());
             } else {
-                small[i * L + lane] = s.scale[i];
+                to.write_unaligned(from.cast::<u16>().read_unaligned());
+            }
+            if T::SCALES.min() {
+                to.add(W::L).write_unaligned(from.cast::<u16>().add(1).read_unaligned());
+            }
+        }
+        if T::SCALES.blocks() > 1 {
+            let small = out.add(if T::SCALES.min() { 4 } else { 2 } * W::L);
+            let kinds = if T::SCALES.min() { 2 } else { 1 };
+            let all = T::small(words);
+            for i in 0..if T::SCALES.halves() { 16 } else { 8 } {
+                for kind in 0..kinds {
+                    let byte = all[kind][i / 4].down(8 * (i % 4) as u32);
+                    byte.store_bytes(small.add((kinds * i + kind) * W::L));
+                }
             }
         }
     }

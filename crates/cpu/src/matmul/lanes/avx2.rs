@@ -213,15 +213,6 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn sum(a: __m256) -> f32 {
-        unsafe {
-            let x = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn quantize(x: *const f32, out: *mut XBlock) {
         unsafe {
             let v: [__m256; 4] = std::array::from_fn(|i| _mm256_loadu_ps(x.add(8 * i)));

@@ -154,16 +154,6 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn sum(a: __m512) -> f32 {
-        unsafe {
-            let x = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
-            let x = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps::<1>(x));
-            let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-            _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn quantize(x: *const f32, out: *mut XBlock) {
         unsafe {
             let (a, b) = (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)));

@@ -114,8 +114,6 @@ pub(crate) trait Lanes: Copy {
     unsafe fn fma(a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     /// Stores `L` floats.
     unsafe fn store(a: Self::F, p: *mut f32);
-    /// Sum of the lanes: i with i + 8 (where `L` is 16), then i + 4, i + 2, i + 1.
-    unsafe fn sum(a: Self::F) -> f32;
 
     /// Quantises 32 floats at `x` (see [`XBlock`]).
     unsafe fn quantize(x: *const f32, out: *mut XBlock);

@@ -200,12 +200,6 @@ impl Lanes for Portable {
     }
 
     #[inline(always)]
-    unsafe fn sum(a: Self::F) -> f32 {
-        let b: [f32; 4] = std::array::from_fn(|i| a[i] + a[i + 4]);
-        (b[0] + b[2]) + (b[1] + b[3])
-    }
-
-    #[inline(always)]
     unsafe fn quantize(x: *const f32, out: *mut XBlock) {
         // SAFETY: the caller's promise.
         let x = unsafe { x.cast::<[f32; 32]>().read_unaligned() };
