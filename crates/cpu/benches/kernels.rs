@@ -1,5 +1,5 @@
 //! Speed of every kernel, on one thread: `cargo bench -p quarrel-cpu -- FILTER`, where a filter is for example `matmul/Q4_K`,
-//! `pack`, `attention/8192` or nothing. Products and packing are called as they are; the other ops run as Programs, and what
+//! `pack`, `attend/8192` or nothing. Products and packing are called as they are; the other ops run as Programs, and what
 //! is measured is the time of the op alone.
 
 use std::{hint::black_box, time::Duration};
@@ -154,6 +154,7 @@ fn op(
         let table = p.weight("table", 8, COLS);
         let x = p.value("x", quarrel_ir::Rows::Tokens, COLS);
         p.push(Op::Embed { out: x, table, scale: 1.0 });
+        p.logits = Some(x); // a Program needs some; none is asked for
         build(&mut p, x);
         let mut cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).expect("a thread");
         let ids: Vec<_> = p
