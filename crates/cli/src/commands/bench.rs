@@ -344,3 +344,19 @@ fn verdict(baseline: &Report, report: &Report) -> Result<()> {
         n => bail!("{n} of {} figures are worse than the baseline beyond the noise", verdict.compared),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plot_takes_no_file_that_is_read_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, plot) = (dir.path().join("m.gguf"), dir.path().join("a.svg"));
+        fs::write(&model, "weights").unwrap();
+        let e = check_writable(&dir.path().join("./m.gguf"), [&*model].into_iter()).unwrap_err();
+        assert!(e.to_string().contains("would overwrite"), "{e}");
+        check_writable(&plot, [&*model].into_iter()).unwrap();
+        assert!(!plot.exists() && fs::read(&model).unwrap() == b"weights");
+    }
+}
