@@ -50,6 +50,7 @@ pub struct Llama {
     python: PathBuf,
     version: String,
     system: String,
+    stop: fn() -> bool,
 }
 
 /// What the script says first.
@@ -60,14 +61,14 @@ struct Hello {
 }
 
 impl Llama {
-    /// Looks for the package.
+    /// Looks for the package; `stop` is as in [`Child`].
     ///
     /// # Errors
     /// A line that says what to install or to name, if it cannot be used.
-    pub fn find(python: &Path) -> Result<Llama> {
+    pub fn find(python: &Path, stop: fn() -> bool) -> Result<Llama> {
         let mut c = Command::new(python);
         c.args(["-c", SCRIPT]);
-        let lines: Result<Vec<(Hello, f64)>> = child::run(c, "looking for llama-cpp-python");
+        let lines: Result<Vec<(Hello, f64)>> = child::run(c, "looking for llama-cpp-python", stop);
         let missing = |why: String| {
             Error::Package(format!(
                 "llama-cpp-python cannot be used with {}: {why}; install it there (pip install llama-cpp-python) or name \
@@ -76,11 +77,17 @@ impl Llama {
             ))
         };
         let hello = match lines {
-            Ok(lines) => lines.into_iter().next().ok_or_else(|| missing("it said nothing".into()))?.0,
+            Ok(lines) => {
+                lines
+                    .into_iter()
+                    .next()
+                    .ok_or_else(|| missing("it prints nothing, as no Python would".into()))?
+                    .0
+            }
             Err(Error::Child { why, .. }) => return Err(missing(why)),
             Err(e) => return Err(e),
         };
-        Ok(Llama { python: python.into(), version: hello.version, system: hello.system })
+        Ok(Llama { python: python.into(), version: hello.version, system: hello.system, stop })
     }
 
     /// Runs the rounds in turn: ours by `child`, theirs on `model`, a GGUF file. Gives our turns and the comparison.
@@ -97,21 +104,19 @@ impl Llama {
     ) -> Result<(Vec<Turn>, Comparison)> {
         let (mut ours, mut theirs) = (Vec::new(), Vec::new());
         // A depth is filled once; later rounds read the state back, which takes seconds instead of minutes.
-        let states = std::env::temp_dir().join(format!("quarrel-bench-{}", std::process::id()));
-        std::fs::create_dir_all(&states).map_err(|source| Error::File {
-            what: "create",
-            path: states.clone(),
+        // The folder goes when this ends, also by an error or a stop.
+        let states = tempfile::Builder::new().prefix("quarrel-bench-").tempdir();
+        let states = states.map_err(|source| Error::File {
+            what: "create a folder in",
+            path: std::env::temp_dir(),
             source,
         })?;
-        let result = (1..=work.repeat).try_for_each(|round| -> Result<()> {
+        for round in 1..=work.repeat {
             progress(&format!("round {round} of {}: quarrel", work.repeat));
             ours.push(child.turn()?);
             progress(&format!("round {round} of {}: llama.cpp", work.repeat));
-            theirs.push(self.turn(model, work, threads, &states)?);
-            Ok(())
-        });
-        let _ = std::fs::remove_dir_all(&states); // temporary files; nothing depends on them
-        result?;
+            theirs.push(self.turn(model, work, threads, states.path())?);
+        }
         let comparison = Comparison {
             name: format!("llama-cpp-python {}", self.version),
             system: self.system.clone(),
@@ -144,7 +149,7 @@ impl Llama {
         });
         let mut c = Command::new(&self.python);
         c.args(["-c", SCRIPT]).arg(job.to_string());
-        let lines = child::run(c, "a round of llama-cpp-python")?;
+        let lines = child::run(c, "a round of llama-cpp-python", self.stop)?;
         let turn = lines.into_iter().find_map(|(l, _)| match l {
             child::Line::Turn(t) => Some(t),
             _ => None,
@@ -221,7 +226,7 @@ mod tests {
 
     #[test]
     fn a_missing_python_is_one_clear_line() {
-        let e = Llama::find(Path::new("./no/such/python")).unwrap_err().to_string();
+        let e = Llama::find(Path::new("./no/such/python"), || false).unwrap_err().to_string();
         assert!(e.contains("no/such/python") && e.contains("pip install") && e.lines().count() == 1, "{e}");
     }
 }

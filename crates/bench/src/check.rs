@@ -2,6 +2,7 @@
 
 use crate::report::{ModelInfo, Report, Speed};
 use crate::stats::Spread;
+use crate::work::{Case, Work};
 use crate::{Error, Machine, Result};
 use std::path::Path;
 
@@ -53,6 +54,45 @@ pub fn comparable(baseline: &Report, machine: &Machine, model: &ModelInfo) -> Re
     }
 }
 
+/// Refuses a baseline none of whose speeds this work measures.
+///
+/// # Errors
+/// With what the baseline has.
+pub fn same_work(baseline: &Report, work: &Work) -> Result<()> {
+    let planned: Vec<String> = work.cases().into_iter().map(figure_name).collect();
+    let theirs: Vec<String> = speeds(baseline).into_iter().map(|s| figure_name(s.0)).collect();
+    match theirs.iter().any(|t| planned.contains(t)) {
+        true => Ok(()),
+        false => Err(Error::Different(format!(
+            "it has no speed of the same work: give --prompt, --decode, --depth and --batch as it was made ({})",
+            theirs.join(", ")
+        ))),
+    }
+}
+
+/// The speeds of a report and what they are of.
+fn speeds(r: &Report) -> Vec<(Case, &Speed)> {
+    let prompt = r.prompt.iter().map(|s| (Case::Prompt(s.tokens), s));
+    let decode = r.decode_at.iter().map(|d| {
+        let tokens = d.speed.tokens;
+        (Case::Decode { depth: d.depth, tokens }, &d.speed)
+    });
+    let batch = r.batch.iter().map(|b| {
+        let steps = b.speed.tokens / b.sequences.max(1);
+        (Case::Batch { sequences: b.sequences, steps }, &b.speed)
+    });
+    prompt.chain(decode).chain(batch).collect()
+}
+
+/// The name of a case with all that it is of.
+fn figure_name(case: Case) -> String {
+    match case {
+        Case::Prompt(tokens) => format!("prompt of {tokens} tokens"),
+        Case::Decode { depth, tokens } => format!("decode of {tokens} at depth {depth}"),
+        Case::Batch { sequences, steps } => format!("batch of {sequences} with {steps} steps"),
+    }
+}
+
 /// A figure and which way is better.
 struct Figure {
     name: String,
@@ -62,17 +102,13 @@ struct Figure {
 }
 
 fn figures(r: &Report) -> Vec<Figure> {
-    let speed =
-        |name: String, s: &Speed| Figure { name, unit: "tokens/s", spread: s.spread(), more_is_better: true };
-    let mut all: Vec<Figure> =
-        r.prompt.iter().map(|s| speed(format!("prompt of {} tokens", s.tokens), s)).collect();
-    for d in &r.decode_at {
-        all.push(speed(format!("decode of {} at depth {}", d.speed.tokens, d.depth), &d.speed));
-    }
-    for b in &r.batch {
-        let steps = b.speed.tokens / b.sequences.max(1);
-        all.push(speed(format!("batch of {} with {steps} steps", b.sequences), &b.speed));
-    }
+    let speed = |(case, s): (Case, &Speed)| Figure {
+        name: figure_name(case),
+        unit: "tokens/s",
+        spread: s.spread(),
+        more_is_better: true,
+    };
+    let mut all: Vec<Figure> = speeds(r).into_iter().map(speed).collect();
     let mut less = |name: &str, unit, spread| {
         all.push(Figure { name: name.into(), unit, spread, more_is_better: false });
     };
@@ -84,7 +120,13 @@ fn figures(r: &Report) -> Vec<Figure> {
     }
     if let Some(m) = &r.memory {
         let mb = m.peak_rss_bytes as f64 / 1e6;
-        less("peak memory", "MB", Spread { median: mb, min: mb, max: mb });
+        // With the cache in it, which is as large as the work.
+        let cache = m.kv_bytes as f64 / 1e6;
+        less(
+            &format!("peak memory with {cache:.1} MB of cache"),
+            "MB",
+            Spread { median: mb, min: mb, max: mb },
+        );
     }
     all
 }
@@ -197,6 +239,29 @@ mod tests {
         assert_eq!((v.compared, v.missing), (3, vec!["prompt of 512 tokens".into(), "start-up".into()]));
         let empty = Report { decode_at: vec![], batch: vec![], memory: None, ..now };
         assert!(matches!(compare(&base, &empty), Err(Error::Different(_))));
+    }
+
+    #[test]
+    fn other_work_is_known_before_it_is_measured() {
+        let base = report((1000.0, 1.0), (200.0, 1.0), 0.2);
+        let work = |prompt, decode, batch: &[usize]| Work {
+            prompt,
+            decode,
+            depths: if decode > 0 { vec![0] } else { vec![] },
+            batch: batch.into(),
+            repeat: 1,
+        };
+        for same in [work(512, 0, &[]), work(9, 128, &[]), work(0, 0, &[1, 2])] {
+            same_work(&base, &same).unwrap();
+        }
+        for other in [work(9, 5, &[]), work(0, 16, &[2]), work(0, 0, &[4])] {
+            let e = same_work(&base, &other).unwrap_err().to_string();
+            assert!(e.contains("prompt of 512 tokens, decode of 128 at depth 0, batch of 2 with 32"), "{e}");
+        }
+        // Another cache is other memory.
+        let mut now = base.clone();
+        now.memory.as_mut().unwrap().kv_bytes = 9_000_000;
+        assert_eq!(compare(&base, &now).unwrap().missing, ["peak memory with 0.0 MB of cache"]);
     }
 
     #[test]

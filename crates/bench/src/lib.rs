@@ -10,6 +10,7 @@ pub mod check;
 pub mod child;
 mod machine;
 pub mod ops;
+pub mod plan;
 pub mod plot;
 mod report;
 mod serve;
@@ -62,6 +63,9 @@ pub enum Error {
         /// Its last words.
         why: String,
     },
+    /// The user asked for a stop while a process was measured; the process has ended.
+    #[error("stopped")]
+    Stopped,
     /// The package to compare with.
     #[error("{0}")]
     Package(String),

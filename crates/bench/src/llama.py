@@ -1,12 +1,19 @@
 # The work of a round for llama.cpp, through llama-cpp-python's low-level interface. Without an argument it says which
 # version there is; with a job (JSON) it prints the seconds of each case. A case is [sequences or tokens, depth, steps].
-import ctypes, json, os, sys, time
+import ctypes, json, os, sys, threading, time
 
 try:
     import llama_cpp as ll
 except ImportError as error:
     sys.exit(f"the module llama_cpp is missing there ({error})")
 
+
+def end_with_parent():
+    os.read(0, 1)  # nothing is ever written there
+    os._exit(1)
+
+
+threading.Thread(target=end_with_parent, daemon=True).start()
 quiet = ll.llama_log_callback(lambda level, text, data: None)
 ll.llama_log_set(quiet, ctypes.c_void_p(0))
 ll.llama_backend_init()

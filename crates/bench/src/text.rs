@@ -6,7 +6,7 @@ use crate::report::{Bound, ModelInfo, Report, Speed};
 use crate::stats::Spread;
 use crate::work::Case;
 
-/// The machine and its peaks, two lines.
+/// The machine and its peaks, three lines.
 pub fn machine(m: &Machine) -> String {
     let cache = match m.cache_bytes {
         0 => String::new(),
@@ -15,20 +15,20 @@ pub fn machine(m: &Machine) -> String {
     let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let memory = format!("memory {:.1} GB{cache}", m.memory_bytes as f64 / 1e9);
     format!(
-        "{}, {}, {memory}, {}\n{} with {}: read {:.1} GB/s, int8 {} GOP/s, f32 {} GFLOP/s (measured {})\n",
+        "{}, {}\n{memory}, {}, peaks of {}\n{} with {}: read {:.1} GB/s, int8 {} GOP/s, f32 {} GFLOP/s\n",
         m.cpu,
         plural(m.cores, "processor"),
         m.kernel,
+        date(m.measured),
         plural(m.threads, "thread"),
         m.isa,
         m.peaks.read_gb_per_s,
         whole(m.peaks.int8_gop_per_s),
         whole(m.peaks.f32_gflop_per_s),
-        date(m.measured),
     )
 }
 
-/// The model, one line.
+/// The model, two lines.
 pub fn model(m: &ModelInfo) -> String {
     let mut types: Vec<_> = m.types.iter().collect();
     types.sort_by_key(|(_, bytes)| std::cmp::Reverse(**bytes));
@@ -37,7 +37,7 @@ pub fn model(m: &ModelInfo) -> String {
     let share = |b: u64| 100.0 * b as f64 / m.weight_bytes.max(1) as f64;
     let types: Vec<_> = types.iter().take(3).map(|(t, b)| format!("{t} {:.0}%", share(**b))).collect();
     format!(
-        "{}: {}, {} parameters, {:.1} MB ({}), {:.1} KB of cache for a token\n",
+        "{}: {}, {} parameters\n{:.1} MB ({}), {:.1} KB of cache for a token\n",
         m.name,
         m.architecture,
         count,
@@ -72,8 +72,17 @@ pub fn report(r: &Report) -> String {
     if let Some(a) = &r.against {
         out += &format!("\n{}", crate::against::text(a));
     }
-    if r.model.weight_bytes < r.machine.cache_bytes {
-        out += "\nThe weights fit the last-level cache and may be read faster than memory: a share above 100% is no error.\n";
+    let speeds = r.prompt.iter().chain(r.decode_at.iter().map(|d| &d.speed));
+    let mut speeds = speeds.chain(r.batch.iter().map(|b| &b.speed));
+    if speeds.any(|s| s.share_of_peak > 1.0) {
+        out += match r.model.weight_bytes < r.machine.cache_bytes {
+            true => {
+                "\nAbove 100%: the weights fit the last-level cache, or the peaks were measured\non a busy machine; --fresh measures them again.\n"
+            }
+            false => {
+                "\nAbove 100%: the peaks were measured on a busy machine;\n--fresh measures them again.\n"
+            }
+        };
     }
     out
 }
@@ -96,8 +105,7 @@ fn waits(r: &Report) -> String {
         }
     }
     if let Some(s) = &r.startup {
-        let text =
-            format!("{:.3} s ({:.3}..{:.3}), to the first token of a fresh process", s.seconds, s.min, s.max);
+        let text = format!("{:.3} s ({:.3}..{:.3}), a process to its first token", s.seconds, s.min, s.max);
         rows.push(row(["start-up", &text]));
     }
     if let Some(m) = &r.memory {

@@ -467,14 +467,9 @@ pub(crate) struct Bench {
     /// Run the same work through another engine in turn, each round a process of both, and print the ratios
     #[arg(long, value_enum, value_name = "ENGINE", help_heading = "Compare")]
     pub(crate) against: Option<Rival>,
-    /// The Python that has the package of --against [default: python3]
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "QUARREL_PYTHON",
-        hide_env_values = true,
-        help_heading = "Compare"
-    )]
+    // Not clap's `env`, which takes an empty variable as a value.
+    /// The Python that has the package of --against [default: $QUARREL_PYTHON, or python3]
+    #[arg(long, value_name = "FILE", requires = "against", help_heading = "Compare")]
     pub(crate) python: Option<PathBuf>,
     /// Fail if a figure is worse than in this --json report beyond the noise of both (5% at least)
     #[arg(long, value_name = "FILE", help_heading = "Compare")]
@@ -510,7 +505,7 @@ pub(crate) enum BenchChild {
 pub(crate) struct BatchSizes(pub(crate) Vec<usize>);
 
 fn batch_sizes(text: &str) -> Result<BatchSizes, String> {
-    if matches!(text, "none" | "0" | "") {
+    if matches!(text, "none" | "0") {
         return Ok(BatchSizes(Vec::new()));
     }
     let one = |part: &str| match part.trim().parse::<usize>() {

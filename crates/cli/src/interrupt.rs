@@ -13,10 +13,16 @@ pub(crate) fn install() -> Result<()> {
     ctrlc::set_handler(|| {
         let again = STOP.swap(true, Ordering::AcqRel);
         if again || !ANSWERING.load(Ordering::Acquire) {
+            crate::render::clear_bar();
             std::process::exit(130);
         }
     })
     .context("cannot listen for Ctrl-C")
+}
+
+/// Whether a stop has been asked for, for those who cannot hold [`Answering`].
+pub(crate) fn stopped() -> bool {
+    STOP.load(Ordering::Acquire)
 }
 
 /// While this lives Ctrl-C asks for a stop.
@@ -31,7 +37,7 @@ impl Answering {
 
     /// Whether a stop has been asked for.
     pub(crate) fn stopped(&self) -> bool {
-        STOP.load(Ordering::Acquire)
+        stopped()
     }
 }
 

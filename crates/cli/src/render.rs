@@ -2,9 +2,11 @@
 
 use std::fmt::Display;
 use std::io::{self, IsTerminal, Write};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 /// 0 quiet, 1 as usual, 2 verbose. Set once, before anything is said.
 static TALK: AtomicU8 = AtomicU8::new(1);
@@ -157,10 +159,21 @@ pub(crate) fn human_count(n: u64) -> String {
     }
 }
 
+/// Whether there has been a bar.
+static BAR: AtomicBool = AtomicBool::new(false);
+
+/// Wipes the line where a bar may stand, before the program ends in the middle of something.
+pub(crate) fn clear_bar() {
+    if BAR.load(Ordering::Relaxed) {
+        let _ = write!(io::stderr().lock(), "\r\x1b[2K"); // nobody to tell
+    }
+}
+
 /// A bar on stderr; hidden when that is no terminal or quiet is wanted.
 fn bar(total: Option<u64>, template: &str, spinner: &str, what: &str) -> ProgressBar {
     let shown = talk() > 0 && io::stderr().is_terminal();
     let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    BAR.fetch_or(shown, Ordering::Relaxed);
     let bar = ProgressBar::with_draw_target(total, target);
     let style = ProgressStyle::with_template(if total.is_some() { template } else { spinner });
     bar.set_style(style.expect("the templates are constant and checked by a test").progress_chars("━╸─"));
@@ -172,11 +185,54 @@ const BYTES: &str =
     "{msg}  {wide_bar} {decimal_bytes:>9} of {decimal_total_bytes}  {decimal_bytes_per_sec:>11}  {eta:>4}";
 const BYTES_OPEN: &str = "{msg}  {spinner} {decimal_bytes}  {decimal_bytes_per_sec}";
 const STEPS: &str = "{msg}  {wide_bar} {pos:>7} of {len}  {eta:>4}";
+const PARTS: &str = "{msg:25}  {wide_bar} {pos:>3} of {len}  {left:>9}";
 const STEPS_OPEN: &str = "{msg}  {spinner} {pos}";
 
 /// A bar that counts steps, such as tokens.
 pub(crate) fn steps(total: u64, what: &str) -> ProgressBar {
     bar(Some(total), STEPS, STEPS_OPEN, what)
+}
+
+/// A bar of unequal parts: how many are done, the name of the present one, and about how long the rest takes.
+pub(crate) struct Parts {
+    bar: ProgressBar,
+    end: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Parts {
+    pub(crate) fn new(total: u64, what: &str) -> Parts {
+        let end = Arc::new(Mutex::new(None));
+        let seen = Arc::clone(&end);
+        let left = move |_: &ProgressState, w: &mut dyn std::fmt::Write| {
+            let end: Option<Instant> = *seen.lock().unwrap_or_else(PoisonError::into_inner);
+            let left = end.map(|e| time_left(e.saturating_duration_since(Instant::now())));
+            let _ = w.write_str(&left.unwrap_or_default()); // into a String
+        };
+        let bar = bar(Some(total), PARTS, PARTS, what);
+        bar.set_style(bar.style().with_key("left", left));
+        if !bar.is_hidden() {
+            bar.enable_steady_tick(Duration::from_secs(1));
+        }
+        Parts { bar, end }
+    }
+
+    /// The next part begins.
+    pub(crate) fn begin(&self, what: &str, done: usize, seconds_left: f64) {
+        let left = Duration::try_from_secs_f64(seconds_left).ok();
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) =
+            left.and_then(|l| Instant::now().checked_add(l));
+        self.bar.set_position(done as u64);
+        self.bar.set_message(visible(what));
+    }
+
+    pub(crate) fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// `about 3m`; an estimate that has run out says no more than that.
+fn time_left(left: Duration) -> String {
+    if left.as_secs() == 0 { "soon".into() } else { format!("about {:#}", HumanDuration(left)) }
 }
 
 /// A bar that counts bytes.
@@ -243,7 +299,7 @@ mod tests {
 
     #[test]
     fn templates_of_bars_are_valid() {
-        for t in [BYTES, BYTES_OPEN, STEPS, STEPS_OPEN] {
+        for t in [BYTES, BYTES_OPEN, PARTS, STEPS, STEPS_OPEN] {
             ProgressStyle::with_template(t).unwrap();
         }
     }
@@ -268,6 +324,13 @@ mod tests {
             ["0", "999", "1,000", "98,362,432"].map(String::from)
         );
         assert_eq!([7, 1_500, 134_515_008].map(human_count), ["7", "1.5 K", "134.5 M"].map(String::from));
+    }
+
+    #[test]
+    fn what_is_left_is_short_enough_for_the_bar() {
+        for (seconds, want) in [(0, "soon"), (59, "about 59s"), (200, "about 3m"), (200_000, "about 2d")] {
+            assert_eq!(time_left(Duration::from_secs(seconds)), want);
+        }
     }
 
     #[test]

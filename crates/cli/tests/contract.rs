@@ -530,6 +530,7 @@ fn bench_refuses_before_it_measures() {
         (&["--depth", "16000000"], &["--depth 16000000", "256"]),
         (&["--prompt", "0", "--decode", "0", "--batch", "none"], &["nothing is left to measure"]),
         (&["--plot", &nowhere], &["cannot write", "a.svg"]),
+        (&["--threads", "1024"], &["--threads 1024", "processors"]),
         (&["--check", &nowhere], &["cannot read", "a.svg"]),
         (&["--check", &file], &["report.json", "no report"]),
         (

@@ -2,10 +2,12 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use quarrel_bench::child::{Child, Line};
+use quarrel_bench::plan::{Peak, Plan};
 use quarrel_bench::{
     Case, KV_ELEMENT_BYTES, Machine, ModelInfo, Report, Session, Turn, Wish, Work, against, check, latency,
     ops, plot, text,
@@ -18,7 +20,9 @@ use quarrel_ir::Device as _;
 use quarrel_model::ModelSpec;
 
 use crate::args::{Bench, BenchChild, Device, EngineArgs, Kv};
-use crate::render::{self, Out};
+use crate::failure::Interrupted;
+use crate::interrupt::Answering;
+use crate::render::{self, Out, Parts};
 use crate::session::Opened;
 use crate::{chat_format, interrupt, models};
 
@@ -37,7 +41,10 @@ pub(crate) fn run(mut args: Bench) -> Result<()> {
     let given = Path::new(&local.name);
     let file = given.file_name().filter(|_| given.exists()).map(|f| f.to_string_lossy().into_owned());
     let bench = Prepared::new(&args, file.as_ref().unwrap_or(&local.name), &local.path, source)?;
-    let report = bench.measure(&args)?;
+    let report = bench.measure(&args).map_err(|e| match e.downcast_ref() {
+        Some(quarrel_bench::Error::Stopped) => Interrupted.into(),
+        _ => e,
+    })?;
     let mut out = Out::new();
     match args.json {
         true => out.json(&report)?,
@@ -71,25 +78,29 @@ impl Prepared {
         let work = work(args, &spec)?;
         let model = ModelInfo::new(name, &source, &spec);
         work.check_memory(&spec, model.weight_bytes, KV_ELEMENT_BYTES)?;
-        args.plot.as_deref().map(check_writable).transpose()?;
+        let threads = threads(args)?;
         let baseline = args.check.as_deref().map(check::read).transpose()?;
+        if let Some(baseline) = &baseline {
+            check::comparable(baseline, &Machine::fingerprint(threads), &model)?;
+            check::same_work(baseline, &work)?;
+        }
+        if let Some(plot) = &args.plot {
+            let inputs = source.paths().iter().map(|p| p.as_ref()).chain(args.check.as_deref());
+            check_writable(plot, inputs)?;
+        }
         let rival = match args.against {
             Some(_) if source.metadata().is_none() => bail!("{name} is no GGUF file, which llama.cpp needs"),
             Some(_) => {
-                let python = args.python.as_deref().filter(|p| !p.as_os_str().is_empty());
-                let python = python.unwrap_or(Path::new("python3"));
-                Some(against::Llama::find(python)?)
+                let set = std::env::var_os("QUARREL_PYTHON").filter(|p| !p.is_empty()).map(PathBuf::from);
+                let python = args.python.clone().or(set).unwrap_or("python3".into());
+                Some(against::Llama::find(&python, interrupt::stopped)?)
             }
             None => None,
         };
-        let threads = threads(args)?;
         let cache = Config::from_env().ok().map(|c| c.home);
         let machine = Machine::new(cache.as_deref(), threads, args.fresh, || {
             render::note("measuring the peaks of this machine");
         })?;
-        if let Some(baseline) = &baseline {
-            check::comparable(baseline, &machine, &model)?;
-        }
         let child = own_child(&work, threads, path)?;
         Ok(Prepared { source, spec, work, threads, model, machine, baseline, rival, child })
     }
@@ -97,16 +108,16 @@ impl Prepared {
     fn measure(&self, args: &Bench) -> Result<Report> {
         let work = &self.work;
         let cases = work.cases();
-        let fresh = if args.speeds_only { 0 } else { work.repeat + 2 };
-        let served = if args.speeds_only { 0 } else { work.repeat + 1 };
         let profiled: Vec<Case> = cases.iter().copied().filter(|c| is_profiled(*c, args)).collect();
-        let rounds = if self.rival.is_some() { 2 * work.repeat } else { cases.len() * work.repeat };
-        let bar = render::steps((fresh + served + profiled.len() + rounds + 1) as u64, "");
+        let mut plan = self.plan(args, &cases, &profiled);
+        let bar = Parts::new(plan.parts() as u64, "starting");
+        let start = Instant::now();
         let mut progress = |what: &str| {
-            bar.set_message(what.to_owned());
-            bar.inc(1);
+            let (done, left) = plan.begin(start.elapsed().as_secs_f64());
+            bar.begin(what, done, left);
         };
-        // Fresh processes first, while this one holds no weights.
+        // Fresh processes first, while this one holds no weights. Ctrl-C ends them before it ends us.
+        let stop = Answering::begin();
         let (mut startup, mut memory) = (None, None);
         if !args.speeds_only {
             startup = Some(self.child.start_up(work.repeat, &mut progress)?);
@@ -121,6 +132,10 @@ impl Prepared {
             }
             None => None,
         };
+        if stop.stopped() {
+            return Err(Interrupted.into());
+        }
+        drop(stop);
         progress("loading");
         let mut session = Session::new(&self.source, &self.spec, work, self.threads)?;
         let (turns, comparison) = match compared {
@@ -146,8 +161,32 @@ impl Prepared {
         if !args.speeds_only {
             report.latency = latency(session, work, &mut progress)?;
         }
-        bar.finish_and_clear();
+        bar.finish();
         Ok(report)
+    }
+
+    /// What `measure` tells of, in its order.
+    fn plan(&self, args: &Bench, cases: &[Case], profiled: &[Case]) -> Plan {
+        let peak = Peak::new(&self.spec, &self.model, &self.machine.peaks);
+        let seconds = |cases: &[Case]| cases.iter().map(|c| peak.case(*c)).sum::<f64>();
+        let (repeat, mut parts) = (self.work.repeat, Vec::new());
+        let alone = |c: &&Case| matches!(c, Case::Prompt(_) | Case::Decode { depth: 0, .. });
+        let request = cases.iter().filter(alone).map(|c| peak.case(*c)).sum::<f64>();
+        if !args.speeds_only {
+            parts.resize(repeat + 1, peak.load());
+            parts.push(peak.load() + request);
+        }
+        let rounds = match self.rival {
+            Some(_) => [peak.load() + seconds(cases)].repeat(2 * repeat),
+            None => cases.iter().map(|c| peak.case(*c)).collect::<Vec<_>>().repeat(repeat),
+        };
+        let load = [peak.load()];
+        parts.extend(if self.rival.is_some() { [&rounds[..], &load] } else { [&load, &rounds[..]] }.concat());
+        parts.extend(profiled.iter().map(|c| peak.case(*c)));
+        if !args.speeds_only && self.work.prompt + self.work.decode > 0 {
+            parts.resize(parts.len() + repeat + 1, request);
+        }
+        Plan::new(parts)
     }
 }
 
@@ -160,9 +199,13 @@ fn is_profiled(case: Case, args: &Bench) -> bool {
     }
 }
 
-/// Refuses a file that cannot be written, before minutes are spent; leaves nothing behind.
-fn check_writable(path: &Path) -> Result<()> {
-    let existed = path.exists();
+/// Refuses a file that cannot be written or that is read here, before minutes are spent; leaves nothing behind.
+fn check_writable<'a>(path: &Path, mut inputs: impl Iterator<Item = &'a Path>) -> Result<()> {
+    let same = |input: &Path| input.canonicalize().ok().is_some_and(|i| path.canonicalize().ok() == Some(i));
+    if let Some(input) = inputs.find(|i| same(i)) {
+        bail!("--plot would overwrite {}, which is read here; name another file", input.display());
+    }
+    let existed = path.symlink_metadata().is_ok();
     fs::OpenOptions::new()
         .append(true)
         .create(true)
@@ -189,14 +232,14 @@ fn work(args: &Bench, spec: &ModelSpec) -> Result<Work> {
     Ok(work)
 }
 
+/// The threads that are asked for, or one for each core. More than there are processors would measure the scheduler.
 fn threads(args: &Bench) -> Result<usize> {
-    let options = CpuOptions { threads: args.threads.map(usize::from), ..CpuOptions::default() };
-    let threads = Cpu::new(options).context("cannot start the CPU device")?.info().threads;
-    let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
-    if threads > cores && args.child.is_none() {
-        render::note(format!("{threads} threads on {cores} processors are slower than {cores}"));
+    let processors = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+    if let Some(n) = args.threads.map(usize::from).filter(|n| *n > processors) {
+        bail!("--threads {n} is more than the {processors} processors that this process may use");
     }
-    Ok(threads)
+    let options = CpuOptions { threads: args.threads.map(usize::from), ..CpuOptions::default() };
+    Ok(Cpu::new(options).context("cannot start the CPU device")?.info().threads)
 }
 
 fn turn(session: &mut Session, work: &Work, progress: &mut dyn FnMut(&str)) -> Result<Turn> {
@@ -228,11 +271,12 @@ fn own_child(work: &Work, threads: usize, path: &Path) -> Result<Child> {
         args.extend(["--depth".into(), list(&work.depths).into()]);
     }
     args.push("--child".into());
-    Ok(Child { exe, args })
+    Ok(Child { exe, args, stop: interrupt::stopped })
 }
 
 /// What a process does that was started to be measured.
 fn child(args: &Bench, kind: BenchChild) -> Result<()> {
+    quarrel_bench::child::end_with_parent();
     let mut out = Out::new();
     if kind == BenchChild::Turn {
         let source = models::open(&models::resolve(&args.model)?.path)?;
@@ -298,5 +342,21 @@ fn verdict(baseline: &Report, report: &Report) -> Result<()> {
             Ok(())
         }
         n => bail!("{n} of {} figures are worse than the baseline beyond the noise", verdict.compared),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plot_takes_no_file_that_is_read_and_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let (model, plot) = (dir.path().join("m.gguf"), dir.path().join("a.svg"));
+        fs::write(&model, "weights").unwrap();
+        let e = check_writable(&dir.path().join("./m.gguf"), [&*model].into_iter()).unwrap_err();
+        assert!(e.to_string().contains("would overwrite"), "{e}");
+        check_writable(&plot, [&*model].into_iter()).unwrap();
+        assert!(!plot.exists() && fs::read(&model).unwrap() == b"weights");
     }
 }
