@@ -8,6 +8,8 @@
 pub mod against;
 pub mod check;
 pub mod child;
+mod chosen;
+mod kept;
 mod machine;
 pub mod ops;
 pub mod plan;
@@ -19,6 +21,7 @@ pub mod stats;
 pub mod text;
 mod work;
 
+pub use chosen::Chosen;
 pub use machine::{Machine, Rates};
 pub use report::{BatchSpeed, Bound, DepthSpeed, Latency, Memory, ModelInfo, Report, Speed, StartUp};
 pub use serve::latency;

@@ -1,22 +1,21 @@
 //! The machine's fingerprint and its measured peaks, kept in a file of the user's cache.
 
-use crate::{Error, Result};
+use crate::{Result, kept};
 use quarrel_cpu::{Isa, Peaks};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::Read as _;
 use std::path::Path;
-use std::time::SystemTime;
 
 /// The file's name in the cache directory.
 const FILE: &str = "machines.json";
-/// Machines (and numbers of threads) that the file keeps; the oldest go first.
-const KEPT: usize = 32;
 /// The buffer for the bandwidth: so many last-level caches, within these bytes and a quarter of the free memory.
 const CACHES: u64 = 4;
 const BUFFER_MIN: u64 = 256 << 20;
 const BUFFER_MAX: u64 = 1 << 30;
 
-/// A machine as far as speed goes. All but `peaks` and `measured` is the fingerprint.
+/// A machine as far as speed goes. All but `isa_scores`, `peaks` and `measured` is the fingerprint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Machine {
     /// What the processor calls itself.
@@ -27,6 +26,9 @@ pub struct Machine {
     pub threads: usize,
     /// Instructions of the kernels.
     pub isa: String,
+    /// What the instructions were chosen by, see [`Chosen`](crate::Chosen); nothing if they were not chosen.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub isa_scores: BTreeMap<String, f64>,
     /// All memory.
     pub memory_bytes: u64,
     /// The last-level cache; 0 where the system does not say.
@@ -51,7 +53,7 @@ pub struct Rates {
 }
 
 impl Machine {
-    /// The machine with `threads` threads, its peaks from the cache directory if they were measured on exactly this
+    /// The machine with `threads` threads and these instructions, its peaks from the cache directory if they were measured on exactly this
     /// fingerprint, else (or with `fresh`) measured now and saved. `measuring` is called before a measurement.
     ///
     /// # Errors
@@ -59,34 +61,31 @@ impl Machine {
     pub fn new(
         cache: Option<&Path>,
         threads: usize,
+        isa: Isa,
         fresh: bool,
         measuring: impl FnOnce(),
     ) -> Result<Machine> {
-        let mut machine = Machine::fingerprint(threads);
+        let mut machine = Machine::fingerprint(threads, isa);
         let path = cache.map(|c| c.join(FILE));
-        let mut known: Vec<Machine> =
-            path.as_deref().and_then(|p| serde_json::from_slice(&fs::read(p).ok()?).ok()).unwrap_or_default();
+        let mut known: Vec<Machine> = path.as_deref().map(kept::read).unwrap_or_default();
         if let Some(same) = known.iter().find(|k| !fresh && k.difference(&machine).is_none()) {
             return Ok(same.clone());
         }
         measuring();
         let free = available_bytes().unwrap_or(machine.memory_bytes);
         let buffer = (CACHES * machine.cache_bytes).clamp(BUFFER_MIN, BUFFER_MAX).min(free / 4);
-        let peaks = Peaks::measure(Isa::detect(), threads, buffer as usize)?;
+        let peaks = Peaks::measure(isa, threads, buffer as usize)?;
         machine.peaks = Rates {
             read_gb_per_s: peaks.read_bytes_per_s / 1e9,
             int8_gop_per_s: peaks.int8_ops_per_s / 1e9,
             f32_gflop_per_s: peaks.f32_flops_per_s / 1e9,
         };
-        machine.measured =
-            SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        machine.measured = kept::now();
         known.retain(|k| k.difference(&machine).is_some());
         known.push(machine.clone());
-        let surplus = known.len().saturating_sub(KEPT);
-        known.drain(..surplus);
         if let Some(path) = path {
             // Not being able to save costs the next run a second, so it is no error.
-            let _ = save(&path, &known);
+            let _ = kept::save(&path, &known);
         }
         Ok(machine)
     }
@@ -108,17 +107,15 @@ impl Machine {
     }
 
     /// The machine without its peaks, which are 0.
-    pub fn fingerprint(threads: usize) -> Machine {
-        let first = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_string();
-        let info = first("/proc/cpuinfo");
-        let cpu = info.lines().find_map(|l| l.strip_prefix("model name"));
-        let cpu = cpu.map(|l| l.trim_start_matches([' ', '\t', ':']).trim().to_string());
-        let kernel = format!("{} {}", std::env::consts::OS, first("/proc/sys/kernel/osrelease"));
+    pub fn fingerprint(threads: usize, isa: Isa) -> Machine {
+        let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let kernel = format!("{} {}", std::env::consts::OS, release.trim());
         Machine {
-            cpu: cpu.unwrap_or_else(|| std::env::consts::ARCH.into()),
+            cpu: cpu_name(),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads,
-            isa: Isa::detect().to_string(),
+            isa: isa.to_string(),
+            isa_scores: BTreeMap::new(),
             memory_bytes: meminfo("MemTotal:").unwrap_or(0),
             cache_bytes: last_level_cache().unwrap_or(0),
             kernel: kernel.trim().into(),
@@ -128,16 +125,16 @@ impl Machine {
     }
 }
 
-fn save(path: &Path, known: &[Machine]) -> Result<()> {
-    let file = |what, source| Error::File { what, path: path.into(), source };
-    if let Some(dir) = path.parent() {
-        fs::create_dir_all(dir).map_err(|e| file("create the directory of", e))?;
+/// What the processor calls itself; its family where the system does not tell.
+pub(crate) fn cpu_name() -> String {
+    // Of the first processor: the whole file takes a large machine milliseconds.
+    let mut info = Vec::new();
+    if let Ok(file) = fs::File::open("/proc/cpuinfo") {
+        let _ = file.take(4096).read_to_end(&mut info); // what was read may be enough
     }
-    let text = serde_json::to_string_pretty(known).map_err(|e| file("write", e.into()))?;
-    // Another process may read at any time, so the file appears whole.
-    let whole = path.with_extension(format!("json.{}", std::process::id()));
-    fs::write(&whole, text).map_err(|e| file("write", e))?;
-    fs::rename(&whole, path).map_err(|e| file("write", e))
+    let info = String::from_utf8_lossy(&info);
+    let name = info.lines().find_map(|l| l.strip_prefix("model name"));
+    name.map_or(std::env::consts::ARCH, |l| l.trim_start_matches([' ', '\t', ':']).trim()).into()
 }
 
 /// Memory that processes can have now, where the system says.
@@ -167,11 +164,12 @@ mod tests {
     #[test]
     fn peaks_are_kept_for_the_same_fingerprint_alone() {
         let dir = tempfile::tempdir().unwrap();
-        let mut here = Machine::fingerprint(2);
+        let mut here = Machine::fingerprint(2, Isa::PORTABLE);
         here.peaks.read_gb_per_s = 12.5;
         let other = Machine { kernel: "other".into(), ..here.clone() };
-        save(&dir.path().join(FILE), &[other.clone(), here.clone()]).unwrap();
-        let found = Machine::new(Some(dir.path()), 2, false, || panic!("must not measure")).unwrap();
+        kept::save(&dir.path().join(FILE), &[other.clone(), here.clone()]).unwrap();
+        let never = || panic!("must not measure");
+        let found = Machine::new(Some(dir.path()), 2, Isa::PORTABLE, false, never).unwrap();
         assert_eq!(found, here);
         assert_eq!(here.difference(&other).unwrap().0, "kernel");
         assert_eq!(here.difference(&Machine { threads: 3, ..here.clone() }).unwrap().1, "2");

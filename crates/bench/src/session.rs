@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::work::{Case, STEP, Work};
-use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_cpu::{Cpu, CpuOptions, Isa};
 use quarrel_formats::Source;
 use quarrel_ir::cost::{Cost, StepShape, cost};
 use quarrel_ir::{
@@ -65,15 +65,18 @@ pub struct Session {
 }
 
 impl Session {
-    /// Loads the weights on `threads` threads and makes room for `work`. Every block of the cache is written once: the
+    /// Loads the weights on `threads` threads with these instructions and makes room for `work`. Every block of the cache is written once: the
     /// first touch of memory is slow, and would be measured otherwise.
     ///
     /// # Errors
     /// What the model or the device refuses.
-    pub fn new(source: &Source, spec: &ModelSpec, work: &Work, threads: usize) -> Result<Session> {
+    pub fn new(source: &Source, spec: &ModelSpec, work: &Work, threads: usize, isa: Isa) -> Result<Session> {
         let program = decoder(spec, &Options::default());
-        let mut device: Box<dyn Device> =
-            Box::new(Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() })?);
+        let mut device: Box<dyn Device> = Box::new(Cpu::new(CpuOptions {
+            threads: Some(threads),
+            isa: Some(isa),
+            ..CpuOptions::default()
+        })?);
         let ids = weights::load(source, spec, &program, &mut *device, |_| ())?;
         let limits = Limits { rows: work.rows(), outputs: work.sequences(), kv_blocks: work.kv_blocks() };
         let prepared = device.prepare(program.clone(), &ids, limits)?;

@@ -6,7 +6,7 @@ use crate::report::{Bound, ModelInfo, Report, Speed};
 use crate::stats::Spread;
 use crate::work::Case;
 
-/// The machine and its peaks, three lines.
+/// The machine and its peaks, three lines; a fourth one where the instructions were chosen by a measurement.
 pub fn machine(m: &Machine) -> String {
     let cache = match m.cache_bytes {
         0 => String::new(),
@@ -14,8 +14,13 @@ pub fn machine(m: &Machine) -> String {
     };
     let plural = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let memory = format!("memory {:.1} GB{cache}", m.memory_bytes as f64 / 1e9);
+    let scores: Vec<String> = m.isa_scores.iter().map(|(isa, s)| format!("{isa} {s:.1}")).collect();
+    let chosen = match scores.is_empty() {
+        true => String::new(),
+        false => format!("{} chosen by 1e9 products/s on a thread: {}\n", m.isa, scores.join(", ")),
+    };
     format!(
-        "{}, {}\n{memory}, {}, peaks of {}\n{} with {}: read {:.1} GB/s, int8 {} GOP/s, f32 {} GFLOP/s\n",
+        "{}, {}\n{memory}, {}, peaks of {}\n{} with {}: read {:.1} GB/s, int8 {} GOP/s, f32 {} GFLOP/s\n{chosen}",
         m.cpu,
         plural(m.cores, "processor"),
         m.kernel,

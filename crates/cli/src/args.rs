@@ -5,8 +5,9 @@
 use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
-use quarrel_cpu::KvType;
+use quarrel_cpu::{Isa, KvType};
 
+use crate::instructions;
 use crate::memory::parse_bytes;
 
 /// Run, chat with and measure language models.
@@ -134,6 +135,9 @@ pub(crate) struct EngineArgs {
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Engine")]
     pub(crate) device: Device,
+    /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
+    #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "Engine")]
+    pub(crate) isa: Option<Isa>,
 }
 
 /// A number type of the cache.
@@ -414,6 +418,9 @@ pub(crate) struct Perplexity {
     /// Most memory to take, such as 2GiB or 500MB; what does not fit is refused [default: no limit]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     pub(crate) memory_budget: Option<u64>,
+    /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
+    #[arg(long, value_name = "NAME", value_parser = instructions::parse)]
+    pub(crate) isa: Option<Isa>,
     /// Print one JSON object: perplexity, nll, tokens, ci95
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
@@ -440,6 +447,9 @@ pub(crate) struct Bench {
     /// Threads to compute with [default: one for each physical core that may be used]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What to measure")]
     pub(crate) threads: Option<u16>,
+    /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
+    #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "What to measure")]
+    pub(crate) isa: Option<Isa>,
     /// Tokens of the prompt; 0 leaves it out [default: 512, or the model's context if that is less]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=CONTEXT_MAX), help_heading = "What to measure")]
     pub(crate) prompt: Option<u32>,
@@ -461,7 +471,7 @@ pub(crate) struct Bench {
     /// Also the time, bytes and share of the peak of each kind of op
     #[arg(long, help_heading = "What to measure")]
     pub(crate) ops: bool,
-    /// Measure the machine's peaks again
+    /// Measure the machine again: its peaks, and which instructions are the fastest
     #[arg(long, help_heading = "What to measure")]
     pub(crate) fresh: bool,
     /// Run the same work through another engine in turn, each round a process of both, and print the ratios

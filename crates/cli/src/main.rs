@@ -6,6 +6,7 @@ mod chat_format;
 mod commands;
 mod failure;
 mod input;
+mod instructions;
 mod interrupt;
 mod memory;
 mod models;

@@ -11,8 +11,8 @@ use quarrel_ir::{BLOCK_TOKENS, Limits, Program};
 use quarrel_model::{ModelSpec, decoder, weights};
 
 use crate::args::EngineArgs;
-use crate::render;
 use crate::session::Opened;
+use crate::{instructions, render};
 
 /// What the program still takes between reading a header and answering: code that has not run yet, stacks, small buffers.
 pub(crate) const PROGRAM_LATER: usize = 4 << 20;
@@ -41,12 +41,14 @@ pub(crate) struct Planner {
     program: Program,
     stored: Vec<Vec<Stored>>,
     pub(crate) spec: ModelSpec,
+    /// The CPU but for the cache's type.
+    options: CpuOptions,
     /// Bytes of this process without weights.
     pub(crate) program_bytes: usize,
 }
 
 impl Planner {
-    pub(crate) fn new(opened: &Opened) -> Result<Planner> {
+    pub(crate) fn new(opened: &Opened, args: &EngineArgs) -> Result<Planner> {
         let spec = quarrel_model::spec(&opened.source)?;
         let program = decoder::decoder(&spec, &decoder::Options::default());
         let stored = weights::headers(&opened.source, &spec, &program)?
@@ -54,7 +56,15 @@ impl Planner {
             .map(|w| w.into_iter().map(|(dtype, bytes, mapped)| Stored { dtype, bytes, mapped }).collect())
             .collect();
         let program_bytes = render::rss_bytes().unwrap_or(32 << 20) as usize + PROGRAM_LATER;
-        Ok(Planner { program, stored, spec, program_bytes })
+        let (isa, _) = instructions::choose(args.isa, false);
+        let options =
+            CpuOptions { threads: args.threads.map(usize::from), isa: Some(isa), ..CpuOptions::default() };
+        Ok(Planner { program, stored, spec, options, program_bytes })
+    }
+
+    /// The options of the CPU for the flags and a type of the cache.
+    pub(crate) fn options(&self, kv: KvType) -> CpuOptions {
+        CpuOptions { kv, ..self.options }
     }
 
     /// Bytes by part for the sizes of an engine.
@@ -99,7 +109,7 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
     }
     let kv = [KvType::from(args.kv), KvType::F16];
     let kv = if kv[0] == kv[1] { &kv[..1] } else { &kv[..] };
-    let need = |config: &EngineConfig, kv| planner.need(config, &options(args, kv));
+    let need = |config: &EngineConfig, kv| planner.need(config, &planner.options(kv));
     let asked = need(&config, kv[0])?;
     if let Some(budget) = args.memory_budget {
         let usable = usize::try_from(budget - budget / RESERVE)?;
@@ -150,11 +160,6 @@ fn check_available(
         human_bytes(available as u64)
     ));
     Ok(())
-}
-
-/// The options of the CPU for these flags.
-pub(crate) fn options(args: &EngineArgs, kv: KvType) -> CpuOptions {
-    CpuOptions { threads: args.threads.map(usize::from), kv, ..CpuOptions::default() }
 }
 
 pub(crate) fn kv_name(kv: KvType) -> &'static str {

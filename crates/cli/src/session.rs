@@ -64,7 +64,7 @@ impl Opened {
     /// Loads the weights, with the sizes that flags and memory allow.
     pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use) -> Result<Running> {
         let started = Instant::now();
-        let planner = Planner::new(self)?;
+        let planner = Planner::new(self, args)?;
         let sizes = memory::sizes(self, &planner, args, usage)?;
         let trained = planner.spec.context as usize;
         let context = sizes.config.context;
@@ -75,7 +75,7 @@ impl Opened {
         }
         let device = match args.device {
             Device::Cpu => {
-                let options = memory::options(args, sizes.kv);
+                let options = planner.options(sizes.kv);
                 Box::new(Cpu::new(options).context("cannot start the CPU device")?)
             }
         };

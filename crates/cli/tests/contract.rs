@@ -412,6 +412,24 @@ fn an_empty_machine_has_no_models() {
     );
 }
 
+#[test]
+fn instructions_are_chosen_once_and_can_be_asked_for() {
+    let home = tempfile::tempdir().unwrap();
+    let m = tiny();
+    let ask = |more: &[&str]| -> Ran {
+        let args = [&["run", "--verbose", "--model", &m, "-n", "2", "hi"], more].concat();
+        quarrel(home.path(), &args).output().unwrap().into()
+    };
+    let (forced, first, second) = (ask(&["--isa", "portable"]), ask(&[]), ask(&[]));
+    for (r, measures) in [(&forced, false), (&first, true), (&second, false)] {
+        assert_eq!((r.code, r.err.contains("measuring which")), (0, measures), "{}", r.err);
+    }
+    assert!(forced.err.contains("portable)") && first.out == second.out, "{}", forced.err);
+    let r = ask(&["--isa", "mmx"]);
+    assert_eq!((r.code, r.err.lines().count()), (2, 1), "{}", r.err);
+    assert!(r.err.contains("mmx") && r.err.contains("this processor has"), "{}", r.err);
+}
+
 /// A home that is kept from run to run, so that the machine's peaks are measured once.
 fn bench(home: &Path, args: &[&str]) -> Ran {
     let m = tiny();

@@ -15,6 +15,7 @@ mod peaks;
 mod plan;
 mod pool;
 pub mod simd;
+pub mod tune;
 mod weights;
 
 pub use device::{Cpu, CpuOptions};

@@ -28,6 +28,7 @@ fn report() -> Report {
             cores: 2,
             threads: 2,
             isa: "avx2".into(),
+            isa_scores: Default::default(),
             memory_bytes: 1 << 34,
             cache_bytes: 1 << 25,
             kernel: "linux 6".into(),

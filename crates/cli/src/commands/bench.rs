@@ -12,7 +12,7 @@ use quarrel_bench::{
     Case, KV_ELEMENT_BYTES, Machine, ModelInfo, Report, Session, Turn, Wish, Work, against, check, latency,
     ops, plot, text,
 };
-use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_cpu::{Cpu, CpuOptions, Isa};
 use quarrel_engine::{Event, Request, Sampling};
 use quarrel_formats::Source;
 use quarrel_hub::Config;
@@ -24,7 +24,7 @@ use crate::failure::Interrupted;
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
 use crate::session::Opened;
-use crate::{chat_format, interrupt, models};
+use crate::{chat_format, instructions, interrupt, models};
 
 /// The question of a process that is started to see how long its first token takes.
 const QUESTION: &str = "What is the capital of France?";
@@ -62,6 +62,7 @@ struct Prepared {
     spec: ModelSpec,
     work: Work,
     threads: usize,
+    isa: Isa,
     model: ModelInfo,
     machine: Machine,
     baseline: Option<Report>,
@@ -79,9 +80,10 @@ impl Prepared {
         let model = ModelInfo::new(name, &source, &spec);
         work.check_memory(&spec, model.weight_bytes, KV_ELEMENT_BYTES)?;
         let threads = threads(args)?;
+        let (isa, scores) = instructions::choose(args.isa, args.fresh);
         let baseline = args.check.as_deref().map(check::read).transpose()?;
         if let Some(baseline) = &baseline {
-            check::comparable(baseline, &Machine::fingerprint(threads), &model)?;
+            check::comparable(baseline, &Machine::fingerprint(threads, isa), &model)?;
             check::same_work(baseline, &work)?;
         }
         if let Some(plot) = &args.plot {
@@ -98,11 +100,12 @@ impl Prepared {
             None => None,
         };
         let cache = Config::from_env().ok().map(|c| c.home);
-        let machine = Machine::new(cache.as_deref(), threads, args.fresh, || {
+        let mut machine = Machine::new(cache.as_deref(), threads, isa, args.fresh, || {
             render::note("measuring the peaks of this machine");
         })?;
-        let child = own_child(&work, threads, path)?;
-        Ok(Prepared { source, spec, work, threads, model, machine, baseline, rival, child })
+        machine.isa_scores = scores;
+        let child = own_child(&work, threads, isa, path)?;
+        Ok(Prepared { source, spec, work, threads, isa, model, machine, baseline, rival, child })
     }
 
     fn measure(&self, args: &Bench) -> Result<Report> {
@@ -137,7 +140,7 @@ impl Prepared {
         }
         drop(stop);
         progress("loading");
-        let mut session = Session::new(&self.source, &self.spec, work, self.threads)?;
+        let mut session = Session::new(&self.source, &self.spec, work, self.threads, self.isa)?;
         let (turns, comparison) = match compared {
             Some((turns, comparison)) => (turns, Some(comparison)),
             None => (
@@ -252,7 +255,7 @@ fn turn(session: &mut Session, work: &Work, progress: &mut dyn FnMut(&str)) -> R
 }
 
 /// This program on the same model and work.
-fn own_child(work: &Work, threads: usize, path: &Path) -> Result<Child> {
+fn own_child(work: &Work, threads: usize, isa: Isa, path: &Path) -> Result<Child> {
     let exe = std::env::current_exe().context("cannot find this program's own file")?;
     let path = path.canonicalize().with_context(|| format!("cannot find {}", path.display()))?;
     let list = |values: &[usize]| values.iter().map(usize::to_string).collect::<Vec<_>>().join(",");
@@ -261,6 +264,7 @@ fn own_child(work: &Work, threads: usize, path: &Path) -> Result<Child> {
     args.extend(["--model".into(), path.into_os_string()]);
     for (flag, value) in [
         ("--threads", threads.to_string()),
+        ("--isa", isa.to_string()),
         ("--prompt", work.prompt.to_string()),
         ("--decode", work.decode.to_string()),
         ("--batch", batch),
@@ -282,7 +286,8 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         let source = models::open(&models::resolve(&args.model)?.path)?;
         let spec = quarrel_model::spec(&source)?;
         let work = work(args, &spec)?;
-        let mut session = Session::new(&source, &spec, &work, threads(args)?)?;
+        let (isa, _) = instructions::choose(args.isa, false);
+        let mut session = Session::new(&source, &spec, &work, threads(args)?, isa)?;
         return out.json(&Line::Turn(turn(&mut session, &work, &mut |_| ())?));
     }
     let opened = Opened::new(&args.model)?;
@@ -302,6 +307,7 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         memory_budget: None,
         kv: Kv::F16,
         device: Device::Cpu,
+        isa: args.isa,
     };
     let running = opened.load(&engine)?;
     let request = Request {

@@ -42,6 +42,7 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
         memory_budget: args.memory_budget,
         kv: Kv::F16,
         device: Device::Cpu,
+        isa: args.isa,
     };
     let running = opened.load_for(&engine, Use::SCORE)?;
     let bar = render::steps(ids.len() as u64, "perplexity");

@@ -13,10 +13,10 @@ pub(crate) fn run(mut args: Plan) -> Result<()> {
     args.model = args.model.or_named(args.target.take());
     let bare = render::rss_bytes().unwrap_or(0) as usize;
     let opened = Opened::new(&args.model)?;
-    let planner = Planner::new(&opened)?;
+    let planner = Planner::new(&opened, &args.engine)?;
     let batch = args.batch as usize;
     let sizes = memory::sizes(&opened, &planner, &args.engine, Use { batch, outputs: batch })?;
-    let options = memory::options(&args.engine, sizes.kv);
+    let options = planner.options(sizes.kv);
     let f = planner.footprint(&sizes.config, &options)?;
     let tokenizer = planner.program_bytes.saturating_sub(bare + memory::PROGRAM_LATER);
     let (context, running) = (sizes.config.context, sizes.config.max_running);

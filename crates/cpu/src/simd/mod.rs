@@ -67,6 +67,11 @@ impl Isa {
         all
     }
 
+    /// The one of this name, if the CPU has it.
+    pub fn named(name: &str) -> Option<Isa> {
+        Isa::available().into_iter().find(|isa| isa.name() == name)
+    }
+
     pub(crate) fn kind(self) -> Kind {
         self.0
     }
