@@ -1,11 +1,10 @@
 //! The machine's fingerprint and its measured peaks, kept in a file of the user's cache.
 
 use crate::{Result, kept};
-use quarrel_cpu::{Isa, Peaks};
+use quarrel_cpu::{Isa, Peaks, processor_name};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Read as _;
 use std::path::Path;
 
 /// The file's name in the cache directory.
@@ -127,14 +126,7 @@ impl Machine {
 
 /// What the processor calls itself; its family where the system does not tell.
 pub(crate) fn cpu_name() -> String {
-    // Of the first processor: the whole file takes a large machine milliseconds.
-    let mut info = Vec::new();
-    if let Ok(file) = fs::File::open("/proc/cpuinfo") {
-        let _ = file.take(4096).read_to_end(&mut info); // what was read may be enough
-    }
-    let info = String::from_utf8_lossy(&info);
-    let name = info.lines().find_map(|l| l.strip_prefix("model name"));
-    name.map_or(std::env::consts::ARCH, |l| l.trim_start_matches([' ', '\t', ':']).trim()).into()
+    processor_name().unwrap_or_else(|| std::env::consts::ARCH.into())
 }
 
 /// Memory that processes can have now, where the system says.

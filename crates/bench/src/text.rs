@@ -159,7 +159,7 @@ pub(crate) fn row<const N: usize>(cells: [&str; N]) -> Vec<String> {
 }
 
 /// Rows as aligned columns; those in `right` are flushed right.
-pub(crate) fn table(rows: &[Vec<String>], right: &[usize]) -> String {
+pub fn table(rows: &[Vec<String>], right: &[usize]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns).map(width).collect();
@@ -187,7 +187,8 @@ pub(crate) fn whole(v: f64) -> String {
     thousands(v.round().max(0.0) as u64)
 }
 
-fn thousands(n: u64) -> String {
+/// A number with its thousands apart: `98,362,432`.
+pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
     for (i, c) in digits.chars().enumerate() {

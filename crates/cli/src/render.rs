@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{HumanDuration, ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
+use quarrel_bench::text::table;
 
 /// 0 quiet, 1 as usual, 2 verbose. Set once, before anything is said.
 static TALK: AtomicU8 = AtomicU8::new(1);
@@ -117,36 +118,6 @@ impl Out {
     pub(crate) fn table(&mut self, rows: &[Vec<String>], right: &[usize]) -> io::Result<()> {
         self.text(&table(rows, right))
     }
-}
-
-fn table(rows: &[Vec<String>], right: &[usize]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |c: usize| rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0);
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let cell = |(c, s): (usize, &String)| {
-            let w = widths[c];
-            if right.contains(&c) { format!("{s:>w$}") } else { format!("{s:w$}") }
-        };
-        let line: Vec<String> = row.iter().enumerate().map(cell).collect();
-        out += line.join("  ").trim_end();
-        out.push('\n');
-    }
-    out
-}
-
-/// A number with its thousands apart: `98,362,432`.
-pub(crate) fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }
 
 /// A count as people say it: `134.5 M`.
@@ -296,6 +267,7 @@ fn status_bytes(field: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use quarrel_bench::text::thousands;
 
     #[test]
     fn templates_of_bars_are_valid() {

@@ -15,6 +15,7 @@ use quarrel_ir::{
     AttendSpec, Device, DeviceInfo, Error, HostWeight, Limits, Op, OpTime, Prepared, Program, Readout,
     Result, Rows, StepInputs, View, Weight, WeightDecl,
 };
+use std::io::Read as _;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -114,17 +115,24 @@ impl Cpu {
 
 /// `Intel Xeon Gold 6330, avx512`, or just the instructions.
 fn describe(isa: Isa) -> String {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").ok().and_then(|s| {
-        let line = s.lines().find_map(|l| l.strip_prefix("model name"))?;
-        Some(line.trim_start_matches([' ', '\t', ':']).trim().to_string())
-    });
-    cpu.map_or(isa.to_string(), |c| format!("{c}, {isa}"))
+    processor_name().map_or(isa.to_string(), |c| format!("{c}, {isa}"))
+}
+
+/// What the processor calls itself, where the system tells.
+pub fn processor_name() -> Option<String> {
+    // Of the first processor: the whole file takes a large machine milliseconds.
+    let mut info = Vec::new();
+    if let Ok(file) = std::fs::File::open("/proc/cpuinfo") {
+        let _ = file.take(4096).read_to_end(&mut info); // what was read may be enough
+    }
+    let info = String::from_utf8_lossy(&info);
+    let name = info.lines().find_map(|l| l.strip_prefix("model name"))?;
+    Some(name.trim_start_matches([' ', '\t', ':']).trim().to_string())
 }
 
 /// Where values lie.
 pub(crate) struct Layout {
-    arena: Arena,
-    pub(crate) slots: Vec<Slot>,
+    pub(crate) arena: Arena,
     /// By rope table: cosines and sines of each row, behind the arena.
     angles: Vec<Slot>,
     /// Elements in all.
@@ -141,7 +149,7 @@ pub(crate) fn layout(program: &Program, limits: &Limits, keep_all: bool) -> Layo
         elements += slot.stride * slot.rows;
         slot
     });
-    Layout { angles: angles.collect(), slots: arena.slots.clone(), arena, elements }
+    Layout { angles: angles.collect(), arena, elements }
 }
 
 /// Kernels read their inputs while they write their output, so the two must not share columns.
@@ -189,7 +197,7 @@ impl Device for Cpu {
             });
         }
         self.pack(&program, weights)?;
-        let Layout { arena, slots, angles, elements } = layout(&program, &limits, self.options.keep_values);
+        let Layout { arena, angles, elements } = layout(&program, &limits, self.options.keep_values);
         let bytes = elements.max(1) * size_of::<f32>();
         let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "activations", bytes })?;
         huge_pages(&memory);
@@ -209,7 +217,7 @@ impl Device for Cpu {
             kv: KvPool::new(&program.kv, self.options.kv, limits.kv_blocks)?,
             limits,
             ids: weights.to_vec(),
-            slots,
+            slots: arena.slots,
             angles,
             linear,
             attends,

@@ -116,7 +116,7 @@ impl Footprint {
     ) {
         let layout = layout(program, limits, options.keep_values);
         let logits = program.logits.map_or(0, |l| {
-            let slot = layout.slots[l.value.0 as usize];
+            let slot = layout.arena.slots[l.value.0 as usize];
             4 * slot.rows * slot.stride
         });
         self.logits += logits;

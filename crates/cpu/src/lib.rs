@@ -18,7 +18,7 @@ pub mod simd;
 pub mod tune;
 mod weights;
 
-pub use device::{Cpu, CpuOptions};
+pub use device::{Cpu, CpuOptions, processor_name};
 pub use footprint::{Footprint, Stored, footprint};
 pub use kv::KvType;
 pub use pack::memory::trim_heap;

@@ -6,7 +6,7 @@
 use crate::exec::{Mat, Run};
 use crate::kernels::norm::norm;
 use crate::kv::huge_pages;
-use crate::matmul::{self, Epilogue, Input, PackedFloats, Quantized, Rows};
+use crate::matmul::{self, Epilogue, Input, Line, PackedFloats, Quantized, Rows, room};
 use crate::pack::{InputKind, PackedBuilder, PackedWeight, STEP, memory::Slab, packed_bytes};
 use crate::pool::{Pool, Team};
 use crate::simd::Isa;
@@ -185,24 +185,12 @@ fn shares(
     (0..threads).map(share).collect()
 }
 
-/// Bytes at the alignment of a cache line.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-#[expect(dead_code, reason = "read and written through pointers")]
-struct Line([u8; 64]);
-
 /// A thread's own prepared rows.
 #[derive(Default)]
 pub(crate) struct Lines {
     normed: Vec<f32>,
     quantized: Vec<Line>,
     floats: Vec<Line>,
-}
-
-/// Room for that many bytes.
-fn room(lines: &mut Vec<Line>, bytes: usize) -> *mut u8 {
-    lines.resize(lines.len().max(bytes.div_ceil(64)), Line([0; 64]));
-    lines.as_mut_ptr().cast()
 }
 
 /// Prepared rows that all threads read.

@@ -3,7 +3,7 @@
 
 use crate::{
     Isa,
-    matmul::{Epilogue, Input, Quantized, Rows, matmul},
+    matmul::{Epilogue, Input, Line, Quantized, Rows, matmul, room},
     pack::PackedBuilder,
 };
 use quarrel_formats::{Bytes, DType};
@@ -50,12 +50,6 @@ pub fn pick(scores: &[(Isa, f64)]) -> Isa {
     scores.iter().find(close).map_or(Isa::PORTABLE, |s| s.0)
 }
 
-/// A cache line.
-#[derive(Clone)]
-#[repr(align(64))]
-#[expect(dead_code, reason = "read and written through pointers")]
-struct Line([u8; 64]);
-
 /// One instruction set with its weight, and its best rates in products per second.
 struct Try {
     weight: crate::pack::PackedWeight,
@@ -73,7 +67,7 @@ impl Try {
         Some(Try {
             weight,
             x: (0..rows * SHAPE.1).map(|i| ((i * 7919) % 1000) as f32 / 500.0 - 1.0).collect(),
-            memory: vec![Line([0; 64]); Quantized::bytes(rows, SHAPE.1).div_ceil(64)],
+            memory: Vec::new(),
             out: vec![0.0; rows * SHAPE.0],
             decode: 0.0,
             prompt: 0.0,
@@ -90,8 +84,8 @@ impl Try {
     fn rate(&mut self, rows: usize, units: usize) -> f64 {
         let from = Rows { ptr: self.x.as_mut_ptr(), stride: SHAPE.1 };
         let place = Rows { ptr: self.out.as_mut_ptr(), stride: SHAPE.0 };
-        let memory = self.memory.as_mut_ptr().cast();
-        // SAFETY: `x`, `memory` and `out` have room for the rows of a prompt, which are the most there are.
+        let memory = room(&mut self.memory, Quantized::bytes(rows, SHAPE.1));
+        // SAFETY: `memory` has room for the rows, `x` and `out` for those of a prompt, which are the most there are.
         let start = unsafe {
             let input = Quantized::new(self.weight.isa(), memory, rows, SHAPE.1);
             input.quantize(from, 0..rows);

@@ -1,6 +1,7 @@
 //! `quarrel inspect`: what is in a model file, and the program that would run it.
 
 use anyhow::Result;
+use quarrel_bench::text::thousands;
 use quarrel_formats::{Array, Source, Value};
 use quarrel_hub::human_bytes;
 use quarrel_model::decoder;
@@ -8,7 +9,7 @@ use serde_json::{Map, json};
 
 use crate::args::Inspect;
 use crate::models;
-use crate::render::{Out, human_count, thousands};
+use crate::render::{Out, human_count};
 
 /// Longest string and array that are printed whole.
 const CHARS_SHOWN: usize = 100;

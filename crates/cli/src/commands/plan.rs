@@ -1,12 +1,13 @@
 //! `quarrel plan`: how much memory a model will take, part by part, from its file's header.
 
 use anyhow::Result;
+use quarrel_bench::text::thousands;
 use quarrel_hub::human_bytes;
 use serde_json::{Map, json};
 
 use crate::args::Plan;
 use crate::memory::{self, Planner, Use};
-use crate::render::{self, Out, thousands};
+use crate::render::{self, Out};
 use crate::session::Opened;
 
 pub(crate) fn run(mut args: Plan) -> Result<()> {

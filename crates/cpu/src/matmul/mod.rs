@@ -194,7 +194,13 @@ thread_local! {
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 #[expect(dead_code, reason = "written and read through pointers")]
-struct Line([u8; 64]);
+pub(crate) struct Line([u8; 64]);
+
+/// Room for that many bytes, which are never fewer than there were.
+pub(crate) fn room(lines: &mut Vec<Line>, bytes: usize) -> *mut u8 {
+    lines.resize(lines.len().max(bytes.div_ceil(64)), Line([0; 64]));
+    lines.as_mut_ptr().cast()
+}
 
 /// Units that are multiplied with floats at once.
 fn pairs(units: Range<usize>) -> impl Iterator<Item = Range<usize>> {
@@ -237,7 +243,6 @@ unsafe fn unit_products(
         panic!("weights of {} multiply {:?} activations", w.dtype(), w.input());
     };
     UNPACKED.with_borrow_mut(|unpacked| {
-        unpacked.resize(unpacked.len().max((w.blocks() * kernel.unpacked).div_ceil(64)), Line([0; 64]));
         let product = TileProduct {
             tile,
             tiles,
@@ -248,7 +253,7 @@ unsafe fn unit_products(
             last: rows.end,
             out: y.as_mut_ptr(),
             out_stride: stride,
-            scratch: unpacked.as_mut_ptr().cast(),
+            scratch: room(unpacked, w.blocks() * kernel.unpacked),
         };
         // SAFETY: the kernel is for the weight's ISA, which exists; the rest is the caller's promise.
         unsafe { (kernel.run)(&product) }
