@@ -144,8 +144,8 @@ impl Session {
         for (i, part) in ids.chunks(STEP).enumerate() {
             let ends = i * STEP + part.len() == tokens;
             let last = [part.len() as u32 - 1];
-            let seq = SeqStep { rows: part.len(), start: i * STEP, blocks: &self.blocks };
-            let step = StepInputs { tokens: part, seqs: &[seq], outputs: if ends { &last } else { &[] } };
+            let seqs = [SeqStep::new(part.len(), i * STEP, &self.blocks)];
+            let step = StepInputs::new(part, &seqs, if ends { &last } else { &[] });
             self.device.run(self.prepared, &step)?;
         }
         std::hint::black_box(self.choose(0)?);
@@ -158,14 +158,9 @@ impl Session {
         let mut tokens = made_up(sequences, self.vocab);
         for i in 0..steps {
             let seqs: Vec<SeqStep> = (0..sequences)
-                .map(|s| SeqStep {
-                    rows: 1,
-                    start: start + i,
-                    blocks: &self.blocks[s * each..(s + 1) * each],
-                })
+                .map(|s| SeqStep::new(1, start + i, &self.blocks[s * each..(s + 1) * each]))
                 .collect();
-            self.device
-                .run(self.prepared, &StepInputs { tokens: &tokens, seqs: &seqs, outputs: &outputs })?;
+            self.device.run(self.prepared, &StepInputs::new(&tokens, &seqs, &outputs))?;
             for (s, token) in tokens.iter_mut().enumerate() {
                 *token = self.choose(s)?;
             }

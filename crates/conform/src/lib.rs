@@ -50,8 +50,8 @@ pub fn run_chunks(
     let (mut start, mut out) = (0, Vec::new());
     for &rows in chunks {
         let outputs: Vec<u32> = (0..rows as u32).collect();
-        let seq = SeqStep { rows, start, blocks: &blocks };
-        let step = StepInputs { tokens: &tokens[start..start + rows], seqs: &[seq], outputs: &outputs };
+        let seqs = [SeqStep::new(rows, start, &blocks)];
+        let step = StepInputs::new(&tokens[start..start + rows], &seqs, &outputs);
         device.run(prepared, &step)?;
         let mut part = vec![0.0; rows * read.cols as usize];
         match program.rows_of(read) {

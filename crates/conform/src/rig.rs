@@ -1,7 +1,10 @@
 //! A prepared Program that is fed steps of several sequences and answers with bits: the ground of the invariance tests.
 
 use crate::{Tensors, prepare};
-use quarrel_ir::{BLOCK_TOKENS, Device, Limits, Prepared, Program, Readout, Rows, SeqStep, StepInputs, View};
+use quarrel_ir::{
+    BLOCK_TOKENS, Device, KvCopy, Limits, Prepared, Program, Readout, Result, Rows, SeqStep, StepInputs,
+    Stop, View,
+};
 
 /// Rows of one sequence in a step.
 #[derive(Debug, Clone, Copy)]
@@ -53,22 +56,35 @@ impl Rig {
     /// Runs one step and gives the bits of each row of the Program's logits: of all rows, or of `outputs` where the value
     /// has those only.
     pub fn step(&mut self, parts: &[Part], outputs: &[u32]) -> Vec<Vec<u32>> {
+        self.step_with(parts, outputs, &[], None).expect("a step of this test")
+    }
+
+    /// The same, with rows stored in several sequences and a stop.
+    pub fn step_with(
+        &mut self,
+        parts: &[Part],
+        outputs: &[u32],
+        copies: &[KvCopy],
+        stop: Option<Stop>,
+    ) -> Result<Vec<Vec<u32>>> {
         let tokens: Vec<u32> = parts.iter().flat_map(|p| p.tokens.to_vec()).collect();
-        let seqs: Vec<SeqStep> = parts
-            .iter()
-            .map(|p| SeqStep { rows: p.tokens.len(), start: p.start, blocks: &self.blocks[p.seq] })
-            .collect();
-        let step = StepInputs { tokens: &tokens, seqs: &seqs, outputs };
-        self.device.run(self.prepared, &step).expect("a step of this test");
+        let seqs: Vec<SeqStep> =
+            parts.iter().map(|p| SeqStep::new(p.tokens.len(), p.start, &self.blocks[p.seq])).collect();
+        let step = StepInputs { copies, stop, ..StepInputs::new(&tokens, &seqs, outputs) };
+        self.device.run(self.prepared, &step)?;
         let rows = if self.kind == Rows::Tokens { tokens.len() } else { outputs.len() };
         let mut values = vec![0.0f32; rows * self.logits.cols as usize];
         self.device
             .read(self.prepared, Readout::View(self.logits), &mut values)
             .expect("a value of the program");
-        values
-            .chunks_exact(self.logits.cols as usize)
-            .map(|r| r.iter().map(|x| x.to_bits()).collect())
-            .collect()
+        let bits = |r: &[f32]| r.iter().map(|x| x.to_bits()).collect();
+        Ok(values.chunks_exact(self.logits.cols as usize).map(bits).collect())
+    }
+
+    /// Copies the cache of one sequence to another.
+    pub fn fork(&mut self, from: usize, to: usize) {
+        let pairs: Vec<_> = self.blocks[from].iter().copied().zip(self.blocks[to].iter().copied()).collect();
+        self.device.copy_blocks(self.prepared, &pairs).expect("blocks of this test");
     }
 }
 

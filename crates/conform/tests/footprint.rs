@@ -27,8 +27,8 @@ fn check(path: &Path, fuse: bool, kv: KvType) {
     let prepared = cpu.prepare(program.clone(), &loaded, limits).unwrap();
     assert_eq!(cpu.footprint().kv, 0, "{name}: a cache that nobody has used");
     let tokens: Vec<u32> = (0..(limits.kv_blocks * BLOCK_TOKENS) as u32).map(|i| i % 7).collect();
-    let seq = SeqStep { rows: tokens.len(), start: 0, blocks: &[0, 1, 2] };
-    cpu.run(prepared, &StepInputs { tokens: &tokens, seqs: &[seq], outputs: &[47] }).unwrap();
+    let seq = SeqStep::new(tokens.len(), 0, &[0, 1, 2]);
+    cpu.run(prepared, &StepInputs::new(&tokens, &[seq], &[47])).unwrap();
     assert_eq!(cpu.footprint(), planned, "{name}, fused {fuse}, {kv:?}");
     assert_eq!(cpu.memory(), planned.total(), "{name}");
     assert!(planned.weights() > 0 && planned.kv > 0 && planned.logits > 0 && planned.working() > 0);

@@ -106,8 +106,8 @@ fn page_distributions(name: &str) {
     let mut row = vec![0.0; spec.vocab as usize];
     let (mut same, mut total) = (0, 0.0);
     for (c, tokens) in golden.page_ids.chunks(64).enumerate() {
-        let seq = SeqStep { rows: tokens.len(), start: c * 64, blocks: &blocks };
-        device.run(prepared, &StepInputs { tokens, seqs: &[seq], outputs: &outputs }).unwrap();
+        let seq = SeqStep::new(tokens.len(), c * 64, &blocks);
+        device.run(prepared, &StepInputs::new(tokens, &[seq], &outputs)).unwrap();
         for i in 0..tokens.len() {
             device.read(prepared, Readout::Logits(i), &mut row).unwrap();
             let reference = &positions[c * 64 + i];

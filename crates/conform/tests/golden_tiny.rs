@@ -80,8 +80,8 @@ fn run(
     while start < prompt.len() + more {
         let rows = if start < prompt.len() { chunk.min(prompt.len() - start) } else { 1 };
         let outputs: Vec<u32> = (0..rows as u32).collect();
-        let seq = SeqStep { rows, start, blocks: &blocks };
-        let step = StepInputs { tokens: &tokens[start..start + rows], seqs: &[seq], outputs: &outputs };
+        let seqs = [SeqStep::new(rows, start, &blocks)];
+        let step = StepInputs::new(&tokens[start..start + rows], &seqs, &outputs);
         device.run(prepared, &step).unwrap();
         let mut row = vec![0.0; vocab];
         for i in 0..rows {

@@ -7,7 +7,8 @@ use quarrel_conform::{Tensors, input_program};
 use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_formats::DType;
 use quarrel_ir::{
-    Activation, AttendSpec, KvLayer, NormKind, NormSpec, Op, Program, RopeStyle, RopeTable, Rows, View,
+    Activation, AttendSpec, KvCopy, KvLayer, NormKind, NormSpec, Op, Program, RopeStyle, RopeTable, Rows,
+    Stop, View,
 };
 
 const VOCAB: u32 = 80;
@@ -314,6 +315,69 @@ fn long_contexts_split_over_threads() {
                     );
                 }
             }
+        }
+    }
+}
+
+/// A tree of tokens in one step, where branches share rows, gives what each branch alone gives; on the reference too.
+#[test]
+fn branches_of_a_tree_equal_each_branch_alone() {
+    let mut rng = Rng(18);
+    let (p, t) = attention((4, 2, 33, Some(100), None), &mut rng);
+    let sizes = Sizes { rows: 200, seqs: 3, tokens: 160 };
+    // The prompt ends one token before a block does, so that branches cross into the next.
+    let prompt: Vec<u32> = (0..142).map(token).collect();
+    let paths = [[11, 12, 13, 14], [11, 12, 23, 24], [11, 32, 33, 34]];
+    let device = |threads| -> Box<dyn quarrel_ir::Device> {
+        match threads {
+            0 => Box::<quarrel_ir::reference::Reference>::default(),
+            n => cpu(Isa::detect(), n, KvType::F16),
+        }
+    };
+    for threads in 0..=4 {
+        let mut rig = Rig::new(device(threads), &p, &t, sizes);
+        let mut start = |path: &[u32]| {
+            rig.step(&[Part { seq: 0, start: 0, tokens: &prompt }], &[]);
+            rig.step(&[Part { seq: 0, start: prompt.len(), tokens: path }], &[])
+        };
+        let want = paths.map(|path| start(&path));
+        rig.step(&[Part { seq: 0, start: 0, tokens: &prompt }], &[]);
+        (1..3).for_each(|to| rig.fork(0, to));
+        let part = |seq: usize, shared: usize| Part {
+            seq,
+            start: prompt.len() + shared,
+            tokens: &paths[seq][shared..],
+        };
+        let copies = [(0, 1), (0, 2), (1, 1)].map(|(row, seq)| KvCopy { row, seq });
+        let got = rig.step_with(&[part(0, 0), part(1, 2), part(2, 1)], &[], &copies, None).unwrap();
+        let tree = [&want[0][..], &want[1][2..], &want[2][1..]].concat();
+        assert!(got == tree, "{threads} threads");
+        let wrong = [KvCopy { row: 3, seq: 2 }];
+        assert!(rig.step_with(&[part(0, 0), part(2, 1)], &[], &wrong, None).is_err());
+    }
+}
+
+/// A step that is stopped says so, and leaves the device as good as before.
+#[test]
+fn a_stopped_step_is_left_and_can_be_repeated() {
+    let mut rng = Rng(19);
+    let (p, t) = attention((4, 2, 32, None, None), &mut rng);
+    let tokens: Vec<u32> = (0..90).map(token).collect();
+    for threads in THREADS {
+        let mut rig = Rig::new(
+            cpu(Isa::detect(), threads, KvType::F16),
+            &p,
+            &t,
+            Sizes { rows: 90, seqs: 1, tokens: 90 },
+        );
+        let part = [Part { seq: 0, start: 0, tokens: &tokens }];
+        let want = rig.step(&part, &[]);
+        for _ in 0..20 {
+            let stop = || true;
+            let error = rig.step_with(&part, &[], &[], Some(Stop(&stop))).unwrap_err();
+            assert!(matches!(error, quarrel_ir::Error::Stopped), "{error}");
+            let go = || false;
+            assert!(rig.step_with(&part, &[], &[], Some(Stop(&go))).unwrap() == want, "{threads} threads");
         }
     }
 }

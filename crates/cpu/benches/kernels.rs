@@ -178,8 +178,8 @@ fn op(
         let prepared = cpu.prepare(p, &ids, limits).expect("a right program");
         let feed = |cpu: &mut Cpu, rows: usize, start: usize| {
             let tokens: Vec<u32> = (0..rows as u32).map(|i| i % 8).collect();
-            let seq = SeqStep { rows, start, blocks: &blocks };
-            cpu.run(prepared, &StepInputs { tokens: &tokens, seqs: &[seq], outputs: &[] }).expect("a step");
+            let seq = SeqStep::new(rows, start, &blocks);
+            cpu.run(prepared, &StepInputs::new(&tokens, &[seq], &[])).expect("a step");
         };
         // What is behind is one step, copied on: the time does not depend on what the cache holds.
         let first = 512.min(depth);

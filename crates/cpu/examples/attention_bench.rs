@@ -67,8 +67,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut feed = |start: usize, rows: usize| {
         let tokens: Vec<u32> = (0..rows as u32).map(|i| i * 7 % VOCAB as u32).collect();
         let clock = Instant::now();
-        let seqs = [SeqStep { rows, start, blocks: &blocks }];
-        cpu.run(prepared, &StepInputs { tokens: &tokens, seqs: &seqs, outputs: &[] })?;
+        let seqs = [SeqStep::new(rows, start, &blocks)];
+        cpu.run(prepared, &StepInputs::new(&tokens, &seqs, &[]))?;
         if start == 0 {
             let copies: Vec<(u32, u32)> = blocks[1..].iter().map(|b| (0, *b)).collect();
             cpu.copy_blocks(prepared, &copies)?;

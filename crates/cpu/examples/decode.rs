@@ -84,8 +84,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut logits = vec![0.0; spec.vocab as usize];
     for _ in 0..args.repeat {
         let feed = |cpu: &mut Cpu, at: usize, tokens: &[u32], outputs: &[u32]| {
-            let seq = SeqStep { rows: tokens.len(), start: at, blocks: &blocks };
-            cpu.run(prepared, &StepInputs { tokens, seqs: &[seq], outputs })
+            let seq = SeqStep::new(tokens.len(), at, &blocks);
+            cpu.run(prepared, &StepInputs::new(tokens, &[seq], outputs))
         };
         cpu.profile(args.ops)?;
         let clock = Instant::now();

@@ -243,11 +243,15 @@ impl Device for Cpu {
         step.check(&r.limits, vocab(&r.program))?;
         (r.rows, r.outputs) = (step.tokens.len(), step.outputs.len());
         r.places.clear();
-        for (s, seq) in step.seqs.iter().enumerate() {
-            r.places.extend((seq.start..seq.start + seq.rows).map(|p| (s, p)));
+        r.places.extend(step.places());
+        for seq in step.seqs {
             let written = seq.start / quarrel_ir::BLOCK_TOKENS
                 ..(seq.start + seq.rows).div_ceil(quarrel_ir::BLOCK_TOKENS);
             r.kv.touch(&seq.blocks[written]);
+        }
+        for copy in step.copies {
+            let block = r.places[copy.row as usize].1 / quarrel_ir::BLOCK_TOKENS;
+            r.kv.touch(&step.seqs[copy.seq as usize].blocks[block..=block]);
         }
         let group = r.attends.iter().map(|a| (a.heads / a.kv_heads) as usize).max().unwrap_or(1);
         exec::tiles(step, group, &mut r.tiles);
@@ -259,6 +263,7 @@ impl Device for Cpu {
             let nan = f32::NAN.to_ne_bytes();
             r.arena.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&nan));
         }
+        let stopped = AtomicUsize::new(usize::MAX);
         let run = Run {
             isa: self.isa,
             program: &r.program,
@@ -274,6 +279,7 @@ impl Device for Cpu {
             places: &r.places,
             tiles: &r.tiles,
             counters: &r.counters,
+            stopped: &stopped,
             parts: Memory(r.parts.as_mut_ptr()),
             shared: r.shared.share(),
             scratch: &r.scratch,
@@ -283,6 +289,9 @@ impl Device for Cpu {
             device: self.info.name.clone(),
             why: format!("a step failed: {why}; this is a bug, please report it"),
         })?;
+        if stopped.into_inner() != usize::MAX {
+            return Err(Error::Stopped);
+        }
         // Each row of a mapped table brings its neighbourhood in; over a long time that would be the table.
         r.looked_up += r.rows;
         if r.looked_up >= TABLE_TOKENS {

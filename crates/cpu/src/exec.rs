@@ -150,6 +150,8 @@ pub(crate) struct Run<'a> {
     pub(crate) tiles: &'a [Tile],
     /// Next piece of work, by op.
     pub(crate) counters: &'a [AtomicUsize],
+    /// Op before which every thread leaves the step.
+    pub(crate) stopped: &'a AtomicUsize,
     /// Parts of attention that is split over threads.
     pub(crate) parts: Memory,
     pub(crate) shared: linear::Sharing,
@@ -208,7 +210,17 @@ impl Run<'_> {
                 lap(last);
             }
             if self.barriers[i] {
+                // Once a layer. A thread that is late may read of a later stop, and goes on to the same barrier.
+                if team.index == 0
+                    && matches!(node.op, Op::Attend { .. })
+                    && self.step.stop.is_some_and(|stop| stop.0())
+                {
+                    self.stopped.store(i, Relaxed);
+                }
                 team.barrier();
+                if self.stopped.load(Relaxed) <= i {
+                    return;
+                }
             }
             if let Some((t, last)) = &mut times {
                 t[i].wait_ns += lap(last);
@@ -541,11 +553,12 @@ impl<E: Element> Kernel for Store<'_, E> {
         let (k, v) = (run.mat(k), run.mat(v));
         for r in team.share(run.places.len()) {
             let (seq, position) = run.places[r];
-            let block = run.step.seqs[seq].blocks[position / BLOCK_TOKENS];
-            // SAFETY: rows, and so tokens, are split over the threads; readers wait at a barrier; `attend` and this
-            // function choose `E` by the same kind.
-            unsafe {
-                run.kv.store::<S, E>(s, layer as usize, block, position % BLOCK_TOKENS, k.row(r), v.row(r));
+            let token = position % BLOCK_TOKENS;
+            for seq in std::iter::once(&run.step.seqs[seq]).chain(run.step.copies_of(r)) {
+                let block = seq.blocks[position / BLOCK_TOKENS];
+                // SAFETY: rows, and so tokens, are split over the threads, copies with them; readers wait at a barrier;
+                // `attend` and this function choose `E` by the same kind.
+                unsafe { run.kv.store::<S, E>(s, layer as usize, block, token, k.row(r), v.row(r)) };
             }
         }
     }

@@ -146,16 +146,10 @@ impl Rig {
         let seqs: Vec<SeqStep> = parts
             .iter()
             .zip(&blocks)
-            .map(|(p, b)| SeqStep {
-                rows: p.2.len(),
-                start: p.1,
-                blocks: &b[..(p.1 + p.2.len()).div_ceil(BLOCK_TOKENS)],
-            })
+            .map(|(p, b)| SeqStep::new(p.2.len(), p.1, &b[..(p.1 + p.2.len()).div_ceil(BLOCK_TOKENS)]))
             .collect();
         let outputs: Vec<u32> = (0..tokens.len() as u32).collect();
-        self.device
-            .run(self.prepared, &StepInputs { tokens: &tokens, seqs: &seqs, outputs: &outputs })
-            .unwrap();
+        self.device.run(self.prepared, &StepInputs::new(&tokens, &seqs, &outputs)).unwrap();
         outputs
             .iter()
             .map(|r| {
@@ -348,8 +342,8 @@ fn what_does_not_fit_is_refused_by_name() {
     let ids = weights(&program, DType::F32, &mut cpu);
     let limits = Limits { rows: 4, outputs: 4, kv_blocks: 4 };
     let prepared = cpu.prepare(program.clone(), &ids, limits).unwrap();
-    let seq = SeqStep { rows: 5, start: 0, blocks: &[0] };
-    let step = StepInputs { tokens: &[0; 5], seqs: &[seq], outputs: &[] };
+    let seqs = [SeqStep::new(5, 0, &[0])];
+    let step = StepInputs::new(&[0; 5], &seqs, &[]);
     let message = cpu.run(prepared, &step).unwrap_err().to_string();
     assert!(message.contains("tokens in a step is 5, the limit is 4"), "{message}");
     let x = program.ops[0].op.output().unwrap();

@@ -28,8 +28,8 @@ impl Batch {
             let first = self.tokens.len();
             self.outputs.extend(chunk.outputs.clone().map(|o| (first + o - chunk.rows.start) as u32));
             self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
-            seqs.push(SeqStep { rows: chunk.rows.len(), start: chunk.rows.start, blocks: &s.blocks });
+            seqs.push(SeqStep::new(chunk.rows.len(), chunk.rows.start, &s.blocks));
         }
-        device.run(prepared, &StepInputs { tokens: &self.tokens, seqs: &seqs, outputs: &self.outputs })
+        device.run(prepared, &StepInputs::new(&self.tokens, &seqs, &self.outputs))
     }
 }

@@ -19,8 +19,8 @@ fn all_logits(tokens: &[u32]) -> Vec<Vec<f32>> {
     // Blocks in an order that is not the natural one.
     let blocks: Vec<u32> = (0..limits.kv_blocks as u32).rev().collect();
     let outputs: Vec<u32> = (0..n as u32).collect();
-    let seqs = [SeqStep { rows: n, start: 0, blocks: &blocks }];
-    device.run(prepared, &StepInputs { tokens, seqs: &seqs, outputs: &outputs }).unwrap();
+    let seqs = [SeqStep::new(n, 0, &blocks)];
+    device.run(prepared, &StepInputs::new(tokens, &seqs, &outputs)).unwrap();
     (0..n)
         .map(|i| {
             let mut row = vec![0.0; VOCAB as usize];

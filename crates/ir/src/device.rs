@@ -84,6 +84,33 @@ pub struct SeqStep<'a> {
     pub blocks: &'a [u32],
 }
 
+impl<'a> SeqStep<'a> {
+    /// `rows` rows from position `start` on, in `blocks`.
+    pub fn new(rows: usize, start: usize, blocks: &'a [u32]) -> SeqStep<'a> {
+        SeqStep { rows, start, blocks }
+    }
+}
+
+/// A row whose keys and values another sequence of the step needs too: the branches of a tree share rows, but each has a
+/// last block of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KvCopy {
+    /// Row of the step.
+    pub row: u32,
+    /// Index into [`StepInputs::seqs`]; its blocks hold the row's position, which lies before its own first row.
+    pub seq: u32,
+}
+
+/// Asked now and then while a step runs: whether nobody wants it any more.
+#[derive(Clone, Copy)]
+pub struct Stop<'a>(pub &'a (dyn Fn() -> bool + Sync));
+
+impl std::fmt::Debug for Stop<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Stop")
+    }
+}
+
 /// Everything that changes from step to step.
 #[derive(Debug, Clone, Copy)]
 pub struct StepInputs<'a> {
@@ -93,9 +120,35 @@ pub struct StepInputs<'a> {
     pub seqs: &'a [SeqStep<'a>],
     /// Rows whose logits are wanted, ascending.
     pub outputs: &'a [u32],
+    /// Rows that are stored in several sequences, by ascending row.
+    pub copies: &'a [KvCopy],
+    /// Once it says yes, the device may leave the step within a layer's time, with [`Error::Stopped`]: what the step was to
+    /// write, cache included, is undefined then, and nothing else is.
+    pub stop: Option<Stop<'a>>,
 }
 
-impl StepInputs<'_> {
+impl<'a> StepInputs<'a> {
+    /// A step without copies that runs to its end.
+    pub fn new(tokens: &'a [u32], seqs: &'a [SeqStep<'a>], outputs: &'a [u32]) -> StepInputs<'a> {
+        StepInputs { tokens, seqs, outputs, copies: &[], stop: None }
+    }
+
+    /// Sequence and position of each row.
+    pub fn places(&self) -> impl Iterator<Item = (usize, usize)> + '_ {
+        let rows = |(s, seq): (usize, &SeqStep)| {
+            let start = seq.start;
+            (0..seq.rows).map(move |r| (s, start + r))
+        };
+        self.seqs.iter().enumerate().flat_map(rows)
+    }
+
+    /// The sequences other than its own in which row `row` is stored.
+    pub fn copies_of(&self, row: usize) -> impl Iterator<Item = &SeqStep<'a>> {
+        let from = self.copies.partition_point(|c| (c.row as usize) < row);
+        let copies = self.copies[from..].iter().take_while(move |c| c.row as usize == row);
+        copies.map(|c| &self.seqs[c.seq as usize])
+    }
+
     /// Checks the step against the limits it was prepared for and the vocabulary.
     pub fn check(&self, limits: &Limits, vocab: usize) -> Result<()> {
         let over =
@@ -126,6 +179,24 @@ impl StepInputs<'_> {
             if let Some(b) = s.blocks.iter().find(|b| **b as usize >= limits.kv_blocks) {
                 return Err(Error::Step(format!("block {b} of {}", limits.kv_blocks)));
             }
+        }
+        self.check_copies()
+    }
+
+    fn check_copies(&self) -> Result<()> {
+        if self.copies.is_empty() {
+            return Ok(());
+        }
+        let places: Vec<_> = self.places().collect();
+        let fits = |c: &KvCopy| match (places.get(c.row as usize), self.seqs.get(c.seq as usize)) {
+            (Some((seq, position)), Some(to)) => *seq != c.seq as usize && *position < to.start,
+            _ => false,
+        };
+        if let Some(c) = self.copies.iter().find(|c| !fits(c)) {
+            return Err(Error::Step(format!("row {} cannot be copied to sequence {}", c.row, c.seq)));
+        }
+        if !self.copies.is_sorted_by_key(|c| c.row) {
+            return Err(Error::Step("the copies are not in the order of their rows".into()));
         }
         Ok(())
     }

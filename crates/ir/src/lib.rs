@@ -17,8 +17,8 @@ pub mod reference;
 pub mod rope;
 
 pub use device::{
-    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, OpTime, Prepared, Readout, SeqStep, StepInputs,
-    Weight,
+    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared, Readout, SeqStep,
+    StepInputs, Stop, Weight,
 };
 pub use op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};
@@ -64,6 +64,9 @@ pub enum Error {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// The step was left because [`Stop`] said so.
+    #[error("the step was stopped")]
+    Stopped,
     /// A device that failed while running.
     #[error("device {device}: {why}")]
     Device {

@@ -211,13 +211,7 @@ impl Ready {
     }
 
     fn run_op(&mut self, all: &[Vec<f32>], op: &Op, step: &StepInputs) {
-        // Sequence and position of each row.
-        let places: Vec<(usize, usize)> = step
-            .seqs
-            .iter()
-            .enumerate()
-            .flat_map(|(s, seq)| (0..seq.rows).map(move |r| (s, seq.start + r)))
-            .collect();
+        let places: Vec<(usize, usize)> = step.places().collect();
         match *op {
             Op::Embed { out, table, scale } => {
                 let w = self.weight(all, table);
@@ -279,9 +273,11 @@ impl Ready {
                 for (r, (s, position)) in places.iter().enumerate() {
                     let (krow, vrow) = (self.read_row(k, r), self.read_row(v, r));
                     let cache = &mut self.caches[kv_layer as usize];
-                    let at = cache.row(step.seqs[*s].blocks, *position);
-                    cache.k[at * krow.len()..][..krow.len()].copy_from_slice(&krow);
-                    cache.v[at * vrow.len()..][..vrow.len()].copy_from_slice(&vrow);
+                    for seq in std::iter::once(&step.seqs[*s]).chain(step.copies_of(r)) {
+                        let at = cache.row(seq.blocks, *position);
+                        cache.k[at * krow.len()..][..krow.len()].copy_from_slice(&krow);
+                        cache.v[at * vrow.len()..][..vrow.len()].copy_from_slice(&vrow);
+                    }
                 }
             }
             Op::Attend { out, q, ref spec } => {
@@ -386,6 +382,9 @@ impl Device for Reference {
         step.check(&ready.limits, vocab(&ready.program))?;
         (ready.rows, ready.outputs) = (step.tokens.len(), step.outputs.len());
         for node in ready.program.ops.clone() {
+            if matches!(node.op, Op::Attend { .. }) && step.stop.is_some_and(|s| s.0()) {
+                return Err(Error::Stopped);
+            }
             ready.run_op(&self.weights, &node.op, step);
         }
         Ok(())
