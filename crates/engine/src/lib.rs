@@ -16,6 +16,7 @@ mod request;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod speculate;
 
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{EngineStats, Event, FinishReason, RequestStats};

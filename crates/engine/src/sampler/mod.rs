@@ -75,6 +75,8 @@ pub(crate) struct Sampler {
     rng: Pcg64,
     penalties: Option<Penalties>,
     top: usize,
+    /// The random numbers as they were before the guesses.
+    before_guesses: Option<Pcg64>,
 }
 
 impl Sampler {
@@ -84,7 +86,7 @@ impl Sampler {
         if let Some(p) = &mut penalties {
             prompt.iter().for_each(|t| p.push(*t, false));
         }
-        Sampler { sampling, rng: Pcg64::new(seed), penalties, top }
+        Sampler { sampling, rng: Pcg64::new(seed), penalties, top, before_guesses: None }
     }
 
     /// Draws a token from `row`, which the bias and the penalties change in place. `step` names the row in errors.
@@ -105,6 +107,29 @@ impl Sampler {
         }
         let logprob = (f64::from(scratch.edits.original(row, id)) - lse) as f32;
         Ok(Choice { id, logprob, top })
+    }
+
+    /// From here on tokens are drawn from another model, to guess what will be drawn: with the same random numbers and
+    /// penalties, so that equal rows give equal tokens. [`Self::take_back`] undoes it all.
+    pub(crate) fn guess(&mut self) {
+        self.before_guesses = Some(self.rng.clone());
+        self.penalties.iter_mut().for_each(Penalties::guess);
+    }
+
+    /// Draws a token as [`Self::next`] does, and says the probability that the row alone gives it.
+    pub(crate) fn next_guess(&mut self, row: &mut [f32], scratch: &mut Scratch) -> Result<(u32, f32)> {
+        let top = std::mem::take(&mut self.top);
+        let choice = self.next(row, 0, scratch);
+        self.top = top;
+        choice.map(|c| (c.id, c.logprob.exp()))
+    }
+
+    /// Undoes what happened since [`Self::guess`].
+    pub(crate) fn take_back(&mut self) {
+        if let Some(rng) = self.before_guesses.take() {
+            self.rng = rng;
+            self.penalties.iter_mut().for_each(Penalties::take_back);
+        }
     }
 
     fn pick(&mut self, row: &[f32], max: f32, candidates: &mut Vec<Candidate>) -> u32 {
@@ -255,6 +280,23 @@ mod tests {
                 (0..8).map(|i| sampler.next(&mut row.clone(), i, &mut scratch).unwrap()).collect::<Vec<_>>()
             };
             prop_assert_eq!(run(), run());
+        }
+    }
+
+    #[test]
+    fn guesses_draw_what_will_be_drawn_and_leave_no_trace() {
+        let s = Sampling { temperature: 1.0, frequency_penalty: 0.7, ..Sampling::default() };
+        let row: Vec<f32> = (0..40).map(|i| (i * 37 % 11) as f32 / 3.0).collect();
+        let new = || Sampler::new(s.clone(), 9, 2, &[1, 2]);
+        let (mut plain, mut guessing, mut scratch) = (new(), new(), Scratch::default());
+        for i in 0..20 {
+            guessing.guess();
+            let guesses: Vec<u32> =
+                (0..3).map(|_| guessing.next_guess(&mut row.clone(), &mut scratch).unwrap().0).collect();
+            guessing.take_back();
+            let got = guessing.next(&mut row.clone(), i, &mut scratch).unwrap();
+            assert_eq!(got.top.len(), 2);
+            assert_eq!((guesses[0], &got), (got.id, &plain.next(&mut row.clone(), i, &mut scratch).unwrap()));
         }
     }
 

@@ -26,6 +26,8 @@ pub(crate) struct Penalties {
     /// The last `window` tokens and whether each is of the answer; kept only where there is a window.
     recent: VecDeque<(u32, bool)>,
     counts: HashMap<u32, Count>,
+    /// While tokens are only guessed: each with what it drove out of the window.
+    guessed: Option<Vec<(u32, Option<(u32, bool)>)>>,
 }
 
 impl Penalties {
@@ -39,22 +41,51 @@ impl Penalties {
             window: s.penalty_window.map_or(usize::MAX, |w| w as usize),
             recent: VecDeque::new(),
             counts: HashMap::new(),
+            guessed: None,
         })
     }
 
     /// A token of the prompt, or of the answer.
     pub(crate) fn push(&mut self, id: u32, answer: bool) {
+        self.count(id, answer);
+        let mut out = None;
+        if self.window < usize::MAX {
+            self.recent.push_back((id, answer));
+            out = if self.recent.len() > self.window { self.recent.pop_front() } else { None };
+        }
+        if let Some((id, answer)) = out {
+            self.discount(id, answer);
+        }
+        if let Some(guessed) = &mut self.guessed {
+            guessed.push((id, out));
+        }
+    }
+
+    /// From here on tokens are only guessed, until [`Self::take_back`].
+    pub(crate) fn guess(&mut self) {
+        self.guessed = Some(Vec::new());
+    }
+
+    /// Takes the guessed tokens of the answer back.
+    pub(crate) fn take_back(&mut self) {
+        for (id, out) in self.guessed.take().into_iter().flatten().rev() {
+            if let Some((id, answer)) = out {
+                self.count(id, answer);
+                self.recent.push_front((id, answer));
+            }
+            self.recent.pop_back();
+            self.discount(id, true);
+        }
+    }
+
+    fn count(&mut self, id: u32, answer: bool) {
         let count = self.counts.entry(id).or_default();
         count.all += 1;
         count.answer += u32::from(answer);
-        if self.window == usize::MAX {
-            return;
-        }
-        self.recent.push_back((id, answer));
-        if self.recent.len() > self.window
-            && let Some((id, answer)) = self.recent.pop_front()
-            && let Some(count) = self.counts.get_mut(&id)
-        {
+    }
+
+    fn discount(&mut self, id: u32, answer: bool) {
+        if let Some(count) = self.counts.get_mut(&id) {
             count.all -= 1;
             count.answer -= u32::from(answer);
             if count.all == 0 {
@@ -119,6 +150,32 @@ mod tests {
             for id in 0..12 {
                 proptest::prop_assert_eq!(edits.original(&got, id), row[id as usize]);
             }
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn what_was_guessed_leaves_nothing(
+            answer in proptest::collection::vec(0u32..6, 0..20),
+            guesses in proptest::collection::vec(proptest::collection::vec(0u32..6, 0..9), 1..4),
+            row in proptest::collection::vec(-5f32..5.0, 6),
+            window in proptest::option::of(1u32..12),
+        ) {
+            let s = Sampling {
+                repetition_penalty: 1.3, presence_penalty: 0.4, frequency_penalty: 0.3, penalty_window: window,
+                ..Sampling::default()
+            };
+            let mut p = Penalties::new(&s).unwrap();
+            p.push(3, false);
+            for (n, token) in answer.iter().enumerate() {
+                p.guess();
+                guesses[n % guesses.len()].iter().for_each(|t| p.push(*t, true));
+                p.take_back();
+                p.push(*token, true);
+            }
+            let mut got = row.clone();
+            p.apply(&mut got, &mut Edits::default());
+            proptest::prop_assert_eq!(got, model(&s, &[3], &answer, &row));
         }
     }
 
