@@ -4,7 +4,7 @@
 //! most that much slower, and that is also what now and then pays for a probe.
 
 use super::rates::{Class, Rates};
-use super::tree::{ROOT, Tree};
+use super::tree::Tree;
 use super::verify;
 
 /// What the account starts with and its most, in times of a token; and what it earns with each.
@@ -13,7 +13,7 @@ const BALANCE_MAX: f64 = 6.0;
 const INCOME: f64 = 0.008;
 /// A gain smaller than this is not worth the doubt.
 const GAIN_LEAST: f64 = 1.03;
-/// Steps without a guess until a single one is tried again, at first and at most.
+/// Steps without a guess until a doubtful one is tried again, at first and at most.
 const WAIT_LEAST: u32 = 4;
 const WAIT_MAX: u32 = 64;
 
@@ -37,16 +37,14 @@ pub(crate) struct Depth {
     rates: Rates,
     /// In seconds; `None` before the first step.
     balance: Option<f64>,
+    /// Steps since the last guess, and how many there must be before a doubtful one.
     idle: u32,
     wait: u32,
-    /// Guesses put into steps, and those that came true.
-    pub(crate) drafted: u64,
-    pub(crate) accepted: u64,
 }
 
 impl Depth {
     /// Keeps the guesses that pay.
-    pub(crate) fn choose(&mut self, tree: &Tree, shared: &Rates, load: &Load, cost: Cost) -> Tree {
+    pub(crate) fn choose(&self, tree: &Tree, shared: &Rates, load: &Load, cost: Cost) -> Tree {
         let most = tree.guesses().min(load.room);
         if most == 0 {
             return tree.keep(|_| false);
@@ -65,17 +63,19 @@ impl Depth {
                 (best, best_rate) = (k, (tokens + gain) / time);
             }
         }
-        if best == 0 {
-            self.idle += 1;
-            if self.idle > self.wait.max(WAIT_LEAST) && cost(load.rows + 1) - plain <= balance {
-                best = 1;
-            }
-        }
-        if best > 0 {
-            self.idle = 0;
+        if best == 0 && self.is_due() && cost(load.rows + 1) - plain <= balance {
+            best = 1;
         }
         let wanted = &order[..best];
         tree.keep(|n| wanted.contains(&n))
+    }
+
+    /// Whether a draft model should be asked for a first token, which takes `extra` seconds.
+    pub(crate) fn starts(&self, extra: f64, shared: &Rates, load: &Load, cost: Cost) -> bool {
+        let lost = cost(load.rows + 1) - cost(load.rows) + extra;
+        load.room > 0
+            && lost <= self.balance(load, cost)
+            && (self.is_due() || self.pays(1.0, Class::draft(0.9), extra, shared, load, cost))
     }
 
     /// Whether one more token of a draft model is worth its time, `extra` seconds of the draft's step, after guesses that come
@@ -92,6 +92,16 @@ impl Depth {
         let plain = cost(load.rows);
         let worth = f64::from(reach * self.rates.chance(shared, class)) * plain / load.tokens as f64;
         worth > GAIN_LEAST * (cost(load.rows + 1) - plain + extra)
+    }
+
+    /// Whether nothing has been guessed for so long that it should be tried again.
+    fn is_due(&self) -> bool {
+        self.idle >= self.wait.max(WAIT_LEAST)
+    }
+
+    /// What the sequence itself has shown.
+    pub(crate) fn rates(&self) -> &Rates {
+        &self.rates
     }
 
     /// Chance that the path to each node comes true.
@@ -116,15 +126,15 @@ impl Depth {
         let token = cost(load.rows) / load.tokens as f64;
         let mut balance = self.balance(load, cost) + INCOME * token - extra;
         let guesses = kept.guesses();
+        self.idle += 1;
         if guesses > 0 {
+            self.idle = 0;
             let mut hits = 0;
             verify::observe(kept, drawn, |class, hit| {
                 self.rates.observe(class, hit);
                 shared.observe(class, hit);
                 hits += u64::from(hit);
             });
-            self.drafted += guesses as u64;
-            self.accepted += hits;
             balance += hits as f64 * token - (cost(load.rows + guesses) - cost(load.rows));
             self.wait = if hits > 0 { WAIT_LEAST } else { (2 * self.wait).clamp(WAIT_LEAST, WAIT_MAX) };
         }
@@ -135,16 +145,12 @@ impl Depth {
     pub(crate) fn balance(&self, load: &Load, cost: Cost) -> f64 {
         self.balance.unwrap_or_else(|| BALANCE_START * cost(load.rows) / load.tokens as f64)
     }
-
-    /// Whether the first child of the root is good enough that nothing better need be looked for.
-    pub(crate) fn is_sure(&self, tree: &Tree, shared: &Rates) -> bool {
-        tree.children(ROOT).next().is_some_and(|c| self.rates.chance(shared, tree.nodes()[c].class) > 0.8)
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::speculate::tree::ROOT;
     use crate::speculate::tree::tests::tree;
     use proptest::prelude::*;
 

@@ -1,7 +1,7 @@
 //! Draw, then match: at each position the request's own sampler draws as if nothing had been guessed; the step goes on as long
 //! as what is drawn was guessed. So the output is that of plain decoding, byte for byte, whatever is guessed (docs/adr/0004).
 
-use super::rates::Rates;
+use super::rates::Class;
 use super::tree::{ROOT, Tree};
 
 /// What became of a tree.
@@ -31,7 +31,7 @@ pub(crate) fn walk<E>(
 
 /// Books the guesses that were put to the test: the children of every node of the path whose token was drawn. `drawn` are
 /// the tokens that [`walk`] drew, in order.
-pub(crate) fn observe(tree: &Tree, drawn: &[u32], mut book: impl FnMut(super::rates::Class, bool)) {
+pub(crate) fn observe(tree: &Tree, drawn: &[u32], mut book: impl FnMut(Class, bool)) {
     let mut node = Some(ROOT);
     for token in drawn {
         let Some(at) = node else { return };
@@ -42,20 +42,11 @@ pub(crate) fn observe(tree: &Tree, drawn: &[u32], mut book: impl FnMut(super::ra
     }
 }
 
-/// [`observe`] for a request's and its engine's experience.
-pub(crate) fn learn(tree: &Tree, drawn: &[u32], own: &mut Rates, shared: &mut Rates) {
-    observe(tree, drawn, |class, hit| {
-        own.observe(class, hit);
-        shared.observe(class, hit);
-    });
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::request::Sampling;
     use crate::sampler::{Sampler, Scratch};
-    use crate::speculate::rates::Class;
     use crate::speculate::tree::tests::tree;
     use proptest::prelude::*;
 
