@@ -1,36 +1,60 @@
 //! From the scheduler's plan to a device's [`StepInputs`]: the rows of all chunks, one after the other.
 
-use crate::scheduler::Chunk;
+use crate::scheduler::{Ahead, Chunk};
 use crate::sequence::Sequence;
-use quarrel_ir::{Device, Prepared, SeqStep, StepInputs, Stop};
+use quarrel_ir::{Device, KvCopy, Prepared, SeqStep, StepInputs, Stop};
 
 /// The step's tables, reused from step to step.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
     tokens: Vec<u32>,
     outputs: Vec<u32>,
+    copies: Vec<KvCopy>,
 }
 
 impl Batch {
-    /// Runs the planned chunks on the device. Logits come in the order of the chunks and their outputs.
+    /// Runs the planned chunks on the device, each with the guesses behind it. Logits come in the order of the chunks and their
+    /// outputs; those of a tree in the order of its rows.
     pub(crate) fn run(
         &mut self,
         device: &mut dyn Device,
         prepared: Prepared,
         plan: &[Chunk],
+        ahead: &[Ahead],
         running: &[Sequence],
         stop: Option<Stop>,
     ) -> quarrel_ir::Result<()> {
         self.tokens.clear();
         self.outputs.clear();
-        let mut seqs = Vec::with_capacity(plan.len());
+        self.copies.clear();
+        // Block tables of the branches of each tree.
+        let table = |a: &Ahead| match running.iter().find(|s| s.id == a.id) {
+            Some(s) => (0..a.layout.branches.len()).map(|b| a.blocks(b, s)).collect(),
+            None => Vec::new(),
+        };
+        let tables: Vec<Vec<Vec<u32>>> = ahead.iter().map(table).collect();
+        let mut seqs: Vec<SeqStep> = Vec::with_capacity(plan.len());
         for chunk in plan {
             let s = &running[chunk.running];
             let first = self.tokens.len();
-            self.outputs.extend(chunk.outputs.clone().map(|o| (first + o - chunk.rows.start) as u32));
-            self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
-            seqs.push(SeqStep::new(chunk.rows.len(), chunk.rows.start, &s.blocks));
+            let Some((a, tables)) = ahead.iter().zip(&tables).find(|(a, _)| a.id == s.id) else {
+                self.outputs.extend(chunk.outputs.clone().map(|o| (first + o - chunk.rows.start) as u32));
+                self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
+                seqs.push(SeqStep::new(chunk.rows.len(), chunk.rows.start, &s.blocks));
+                continue;
+            };
+            let copy = |(row, branch): &(usize, usize)| KvCopy {
+                row: (first + row) as u32,
+                seq: (seqs.len() + branch) as u32,
+            };
+            self.copies.extend(a.layout.shared.iter().map(copy));
+            for (branch, blocks) in a.layout.branches.iter().zip(tables) {
+                self.tokens.extend(branch.nodes.iter().map(|n| a.tree.nodes()[*n].token));
+                seqs.push(SeqStep::new(branch.nodes.len(), a.root + branch.depth, blocks));
+            }
+            self.outputs.extend(first as u32..self.tokens.len() as u32);
         }
-        device.run(prepared, &StepInputs { stop, ..StepInputs::new(&self.tokens, &seqs, &self.outputs) })
+        let step = StepInputs::new(&self.tokens, &seqs, &self.outputs);
+        device.run(prepared, &StepInputs { stop, copies: &self.copies, ..step })
     }
 }

@@ -6,6 +6,7 @@ use crate::handle::Place;
 use crate::request::Request;
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
+use crate::speculate::Speculate;
 use crate::{Error, Result};
 use std::{
     sync::{
@@ -82,11 +83,23 @@ pub(crate) struct Generation {
     branches: Vec<Branch>,
     width: usize,
     search: Option<Search>,
+    speculate: Speculate,
+    /// Guesses that were computed, and those that came true.
+    drafted: u64,
+    accepted: u64,
     made: usize,
     cached: usize,
     admitted: Option<Instant>,
     first: Option<Instant>,
     last: Option<Instant>,
+}
+
+/// What guesses of a sequence's tokens need to know of its request.
+pub(crate) struct Guessing<'a> {
+    pub(crate) mode: Speculate,
+    /// More are of no use.
+    pub(crate) most: usize,
+    pub(crate) sampler: &'a mut Sampler,
 }
 
 /// What an output is made with.
@@ -113,7 +126,9 @@ impl Generation {
     /// Of a request whose first sequence is `sequence`.
     pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Sender<Event>) -> Generation {
         let width = request.width() as usize;
-        let Request { prompt, sampling, max_tokens, stop_ids, ignore_eos, logprobs, n, beams, .. } = request;
+        let Request {
+            prompt, sampling, max_tokens, stop_ids, ignore_eos, logprobs, n, beams, speculate, ..
+        } = request;
         let sampler = Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt);
         let now = Instant::now();
         let first =
@@ -129,6 +144,9 @@ impl Generation {
             branches: vec![first],
             width,
             search: beams.map(|b| Search::new(b, sequence)),
+            speculate,
+            drafted: 0,
+            accepted: 0,
             made: 0,
             cached: 0,
             admitted: None,
@@ -274,6 +292,21 @@ impl Generation {
         acts
     }
 
+    /// How the tokens of a sequence may be guessed, and the sampler that will draw them.
+    pub(crate) fn guessing(&mut self, sequence: u64) -> Option<Guessing<'_>> {
+        let drawn = self.search.is_none() && self.branches.len() == self.width && self.first.is_some();
+        let branch = self.branches.iter_mut().find(|b| drawn && b.sequence == sequence)?;
+        // The step itself makes one.
+        let most = self.max_tokens.saturating_sub(branch.made + 1);
+        Some(Guessing { mode: self.speculate, most, sampler: &mut branch.sampler })
+    }
+
+    /// Counts guesses.
+    pub(crate) fn guessed(&mut self, drafted: u64, accepted: u64) {
+        self.drafted += drafted;
+        self.accepted += accepted;
+    }
+
     pub(crate) fn report_progress(&self, done: usize, total: usize) {
         let _ = self.events.send(Event::Prefill { done, total });
     }
@@ -334,6 +367,8 @@ impl Generation {
             cached_tokens: self.cached,
             completion_tokens: self.made,
             seed: self.seed,
+            drafted_tokens: self.drafted,
+            accepted_tokens: self.accepted,
             queue: between(Some(submitted), self.admitted),
             ttft: between(Some(submitted), self.first),
             prefill: between(self.admitted, self.first),

@@ -7,8 +7,10 @@ use crate::client::{Act, Client, Generation, Task, Tools};
 use crate::events::FinishReason;
 use crate::handle::{Command, Handle, Job, Shared, Work};
 use crate::sampler::Scratch;
-use crate::scheduler::{self, BlockOp, Chunk, Nothing, Scheduler};
+use crate::scheduler::{self, Ahead, BlockOp, Chunk, Nothing, Scheduler};
 use crate::sequence::{Goal, Sequence, Standing};
+use crate::speculate::driver::Speculation;
+use crate::speculate::{DraftModel, verify};
 use crate::statistics::EngineStats;
 use crate::watchdog::Watchdog;
 use crate::{Error, Result};
@@ -49,6 +51,12 @@ pub struct EngineConfig {
     /// How long a step may take while somebody waits for its next token; prompts come in with what is left of it. `None` is
     /// 1.8 times what it takes without them.
     pub target_itl: Option<Duration>,
+    /// Most tokens of a sequence that are guessed ahead in a step, where its request wants that; 0 is never. `step_outputs`
+    /// bounds those of all sequences together.
+    pub guesses: usize,
+    /// What a row more costs, in thousandths of a step of one row, for the choice of guesses: for runs that can be repeated.
+    /// `None` is what is measured.
+    pub row_cost_permille: Option<u16>,
     /// A step that takes longer than this is one that hangs.
     pub step_limit: Duration,
 }
@@ -65,6 +73,8 @@ impl EngineConfig {
             max_queue: 64,
             prefix_cache: true,
             target_itl: None,
+            guesses: 12,
+            row_cost_permille: None,
             step_limit: Duration::from_secs(300),
         }
     }
@@ -117,7 +127,9 @@ pub struct EngineInfo {
     pub kv_blocks: usize,
     /// Most sequences that run at once.
     pub max_running: usize,
-    /// Bytes that the device holds: weights, activations, KV.
+    /// Whether there is a draft model.
+    pub draft: bool,
+    /// Bytes that the device holds, and that of a draft model: weights, activations, KV.
     pub device_bytes: usize,
 }
 
@@ -128,13 +140,28 @@ impl Engine {
     /// Prepares the Program on the device and moves both into a thread of their own. `weights[i]` is what the device gave
     /// for `program.weights[i]`.
     pub fn start(
-        mut device: Box<dyn Device>,
+        device: Box<dyn Device>,
         program: Program,
         weights: &[Weight],
         config: EngineConfig,
     ) -> Result<Handle> {
+        Engine::start_with_draft(device, program, weights, config, None)
+    }
+
+    /// [`Engine::start`] with a smaller model that guesses tokens ahead, for requests with [`Speculate::Draft`] or
+    /// [`Speculate::Auto`]. Its tokens must mean the same; only the size of the vocabulary is checked here.
+    pub fn start_with_draft(
+        mut device: Box<dyn Device>,
+        program: Program,
+        weights: &[Weight],
+        config: EngineConfig,
+        draft: Option<DraftModel>,
+    ) -> Result<Handle> {
         let limits = config.check()?;
         let vocab = program.logits.map_or(0, |l| l.cols as usize);
+        if let Some(d) = draft.as_ref().filter(|d| d.vocab() != vocab) {
+            return Err(Error::DraftVocabulary { draft: d.vocab(), vocab });
+        }
         let prepared = device.prepare(
             program,
             weights,
@@ -146,7 +173,8 @@ impl Engine {
             vocab,
             kv_blocks: limits.blocks,
             max_running: limits.running,
-            device_bytes: device.memory(),
+            draft: draft.is_some(),
+            device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
         };
         // Waiting requests bound the channel; the slack is for cancellations.
         let (sender, commands) = sync_channel(config.max_queue + 64);
@@ -159,6 +187,7 @@ impl Engine {
             batch: Batch::default(),
             row: vec![0.0; vocab],
             scratch: Scratch::default(),
+            speculation: Speculation::new(&config, draft),
             context: config.context,
             root: [0; 32],
             next_id: 0,
@@ -185,6 +214,7 @@ struct Worker {
     batch: Batch,
     row: Vec<f32>,
     scratch: Scratch,
+    speculation: Speculation,
     context: usize,
     /// The digest before every sequence's first block.
     root: Digest,
@@ -213,6 +243,7 @@ impl Worker {
         loop {
             if self.clients.is_empty() {
                 debug_assert_eq!(self.scheduler.check_integrity(), Ok(()));
+                debug_assert_eq!(self.speculation.check_integrity(), Ok(()));
                 match commands.recv() {
                     Ok(command) => self.take(command),
                     Err(_) => return,
@@ -301,6 +332,7 @@ impl Worker {
             }
         }
         self.shared.pulse.begin();
+        self.speculation.plan(&mut self.scheduler, &mut self.clients, &mut self.scratch, below);
         let began = Instant::now();
         let outcome = self.run_step();
         let elapsed = began.elapsed();
@@ -323,7 +355,9 @@ impl Worker {
         self.stats.steps += 1;
         self.stats.last_step = elapsed;
         self.stats.step.observe(elapsed);
-        self.stats.last_rows = plan.iter().map(|c| c.rows.len()).sum();
+        let mut ahead = self.scheduler.take_ahead();
+        let guesses: usize = ahead.iter().map(|a| a.tree.guesses()).sum();
+        self.stats.last_rows = plan.iter().map(|c| c.rows.len()).sum::<usize>() + guesses;
         self.stats.rows += self.stats.last_rows as u64;
         let mut acts = Vec::new();
         let mut output = 0;
@@ -338,6 +372,14 @@ impl Worker {
                 && (prompt || g.is_new())
             {
                 g.report_progress(chunk.rows.end, s.tokens.len());
+            }
+            let (request, id) = (s.request, s.id);
+            if let Some(a) = ahead.iter().position(|a| a.id == id) {
+                let a = ahead.swap_remove(a);
+                let rows = a.tree.nodes().len();
+                acts.extend(self.verify(request, a, output)?.into_iter().map(|act| (request, act)));
+                output += rows;
+                continue;
             }
             for at in chunk.outputs.clone() {
                 self.device.read(self.prepared, Readout::Logits(output), &mut self.row)?;
@@ -357,7 +399,44 @@ impl Worker {
         for (request, act) in acts {
             self.act(request, act);
         }
+        self.speculation.learn(&self.scheduler);
         Ok(())
+    }
+
+    /// Draws the tokens of a sequence along the tree that was computed behind it, whose logits begin at `first`: each is the
+    /// token that would have been drawn without a tree, so it does not matter what was guessed. What is left to do comes
+    /// back: for the last token, which no row has been computed for.
+    fn verify(&mut self, request: u64, ahead: Ahead, first: usize) -> Result<Vec<Act>> {
+        let mut last = Vec::new();
+        let tree = &ahead.tree;
+        let walked = verify::walk(tree, |node| {
+            self.device.read(
+                self.prepared,
+                Readout::Logits(first + ahead.layout.row_of[node]),
+                &mut self.row,
+            )?;
+            let Some(client) = self.clients.get_mut(&request) else { return Ok(None) };
+            let Some(s) = self.scheduler.running().iter().find(|s| s.id == ahead.id) else { return Ok(None) };
+            let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
+            let tools = &mut Tools { row, scratch, context: self.context, next_id, epoch: self.epoch };
+            let between = |d| self.stats.between_tokens.observe(d);
+            last = client.output(s, ahead.root, tools, between);
+            self.stats.sampled_tokens += 1;
+            let [Act::Push { token, .. }] = last[..] else { return Ok(None) };
+            if tree.child(node, token).is_some() {
+                self.scheduler.push(ahead.id, token);
+                last.clear();
+            }
+            Ok::<_, Error>(Some(token))
+        })?;
+        let (drafted, accepted) = (tree.guesses() as u64, walked.accepted as u64);
+        self.stats.drafted_tokens += drafted;
+        self.stats.accepted_tokens += accepted;
+        if let Some(Client { task: Task::Generate(g), .. }) = self.clients.get_mut(&request) {
+            g.guessed(drafted, accepted);
+        }
+        self.scheduler.accept(ahead, walked.node, &Nothing);
+        Ok(last)
     }
 
     /// The device's part of a step.
@@ -379,7 +458,7 @@ impl Worker {
             2 * gone > total || shared.closing.load(Ordering::Acquire)
         };
         let stop = (!self.stopped).then_some(Stop(&unwanted));
-        self.batch.run(&mut *self.device, self.prepared, plan, running, stop)
+        self.batch.run(&mut *self.device, self.prepared, plan, self.scheduler.ahead(), running, stop)
     }
 
     /// Copies blocks, as the scheduler wants it before a step.
@@ -407,7 +486,10 @@ impl Worker {
                     self.scheduler.push(id, token);
                 }
             }
-            Act::End { sequence } => drop(self.scheduler.remove(sequence)),
+            Act::End { sequence } => {
+                self.speculation.forget(sequence);
+                drop(self.scheduler.remove(sequence));
+            }
             Act::Finish => self.finish(request, Ok(FinishReason::Stop)),
             Act::Fail(error) => self.finish(request, Err(error)),
         }
@@ -417,6 +499,7 @@ impl Worker {
     fn finish(&mut self, request: u64, outcome: Result<FinishReason>) {
         let Some(client) = self.clients.remove(&request) else { return };
         for id in &client.sequences {
+            self.speculation.forget(*id);
             drop(self.scheduler.remove(*id));
         }
         let count = match &outcome {
@@ -452,6 +535,7 @@ impl Worker {
 
     fn fail_all(&mut self, error: &Error) {
         self.stats.failed += self.clients.len() as u64;
+        self.speculation.clear();
         self.publish_stats();
         for (_, client) in self.clients.drain() {
             client.fail(error.clone());
@@ -461,6 +545,7 @@ impl Worker {
     fn publish_stats(&mut self) {
         let (s, scheduler) = (&mut self.stats, &self.scheduler);
         let counts = scheduler.counts();
+        (s.draft_steps, s.draft_errors) = self.speculation.draft_counts();
         (s.preemptions, s.preempted_tokens) = (counts.preemptions, counts.given_up);
         s.looked_up_tokens = counts.looked_up;
         (s.cached_tokens, s.cached_below_tokens) = (counts.hits, counts.hits_below);

@@ -68,6 +68,10 @@ pub struct RequestStats {
     pub completion_tokens: usize,
     /// Seed of the first answer's random numbers; the same one gives the same answer.
     pub seed: u64,
+    /// Tokens that were guessed ahead and computed, and those of them that came true; see [`crate::Speculate`].
+    pub drafted_tokens: u64,
+    /// See [`Self::drafted_tokens`].
+    pub accepted_tokens: u64,
     /// From submission to admission.
     pub queue: Duration,
     /// From submission to the first token.

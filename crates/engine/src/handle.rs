@@ -3,6 +3,7 @@
 use crate::engine::EngineInfo;
 use crate::events::Event;
 use crate::request::{Class, Request, check_tokens};
+use crate::speculate::Speculate;
 use crate::statistics::EngineStats;
 use crate::watchdog::{Pulse, Watchdog};
 use crate::{Error, Result};
@@ -161,6 +162,11 @@ impl Handle {
     pub fn submit(&self, request: Request) -> Result<Stream> {
         request.check(self.0.info.vocab, self.0.info.context)?;
         self.check_width(&request)?;
+        if request.speculate == Speculate::Draft && !self.0.info.draft {
+            let (value, range) =
+                ("draft".into(), "off, lookup, ngram or auto: the engine has no draft model");
+            return Err(Error::Field { field: "speculate", value, range });
+        }
         let wait = self.0.shared.wait_time();
         if let Some(limit) = request.deadline
             && wait > limit

@@ -19,7 +19,6 @@ mod request;
 mod sampler;
 mod scheduler;
 mod sequence;
-#[allow(dead_code, unreachable_pub, reason = "joined to the engine next")]
 mod speculate;
 mod statistics;
 mod watchdog;
@@ -29,6 +28,7 @@ pub use events::{Event, FinishReason, RequestStats};
 pub use handle::{Handle, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
 pub use request::{Beams, Class, DynamicTemperature, LOGPROBS_MAX, Request, Retention, Sampling, WIDTH_MAX};
+pub use speculate::{DraftConfig, DraftModel, Speculate};
 pub use statistics::{EngineStats, Histogram};
 
 use std::{fmt, sync::Arc, time::Duration};
@@ -95,6 +95,14 @@ pub enum Error {
         /// Where it is.
         what: &'static str,
         /// Size of the vocabulary.
+        vocab: usize,
+    },
+    /// A draft model of another vocabulary.
+    #[error("the draft model has {draft} tokens and the model {vocab}; its vocabulary must be the same")]
+    DraftVocabulary {
+        /// Tokens of the draft model.
+        draft: usize,
+        /// Tokens of the model.
         vocab: usize,
     },
     /// Too many requests wait.

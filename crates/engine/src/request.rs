@@ -1,5 +1,6 @@
 //! What a caller asks for: a prompt of token ids, how to sample, when to stop, and how urgent it is.
 
+use crate::speculate::Speculate;
 use crate::{Error, Result};
 use std::{sync::Arc, time::Duration};
 
@@ -190,6 +191,8 @@ pub struct Request {
     pub deadline: Option<Duration>,
     /// What the prefix cache should do with it.
     pub retention: Retention,
+    /// How its tokens are guessed ahead: changes its speed, never its answer.
+    pub speculate: Speculate,
 }
 
 /// Largest [`Request::logprobs`].
@@ -212,6 +215,7 @@ impl Request {
             key: "".into(),
             deadline: None,
             retention: Retention::default(),
+            speculate: Speculate::Off,
         }
     }
 

@@ -81,6 +81,14 @@ pub struct EngineStats {
     pub cached_below_tokens: u64,
     /// Tokens sampled.
     pub sampled_tokens: u64,
+    /// Tokens guessed ahead and computed, and those of them that came true, by all requests.
+    pub drafted_tokens: u64,
+    /// See [`Self::drafted_tokens`].
+    pub accepted_tokens: u64,
+    /// Steps of the draft model, and times that its device failed, which ends its use.
+    pub draft_steps: u64,
+    /// See [`Self::draft_steps`].
+    pub draft_errors: u64,
     /// Sequences sent back to the queue for want of a block or for a more urgent one.
     pub preemptions: u64,
     /// Tokens whose keys and values they gave up.

@@ -7,7 +7,10 @@
 //! rest to the shortest, so that a long prompt neither holds the others up nor stands still. Without a free block the
 //! sequence that costs least to bring back, of those that came later or matter less, gives its blocks back and waits.
 
+mod ahead;
 mod turn;
+
+pub(crate) use ahead::Ahead;
 
 use crate::block_manager::{BlockManager, Digest};
 use crate::pace::Pace;
@@ -113,6 +116,8 @@ pub(crate) struct Scheduler {
     pace: Pace,
     plan: Vec<Chunk>,
     ops: Vec<BlockOp>,
+    /// Guesses behind decodes of the plan.
+    ahead: Vec<Ahead>,
     counts: Counts,
     next_order: u64,
     /// Rows that the last step could have had at most.
@@ -136,6 +141,7 @@ impl Scheduler {
             pace: Pace::default(),
             plan: Vec::new(),
             ops: Vec::new(),
+            ahead: Vec::new(),
             counts: Counts::default(),
             next_order: 0,
             budget: 0,
@@ -246,33 +252,40 @@ impl Scheduler {
     /// indices hold until a sequence is removed.
     pub(crate) fn commit(&mut self, elapsed: Duration, below: &dyn Below) -> Vec<Chunk> {
         let plan = std::mem::take(&mut self.plan);
-        self.pace.observe(plan.iter().map(|c| c.rows.len()).sum(), elapsed);
+        self.pace.observe(plan.iter().map(|c| c.rows.len()).sum::<usize>() + self.guessed(), elapsed);
         for chunk in &plan {
             let s = &mut self.running[chunk.running];
             s.computed = chunk.rows.end;
             self.shares.charge(&s.standing.key, chunk.rows.len());
-            let full = s.computed / BLOCK_TOKENS;
-            if !self.limits.prefix_cache || full == s.published {
-                continue;
-            }
-            s.digests(full);
-            for i in s.published..full {
-                let digest = s.digests(full)[i];
-                let (tokens, _) = s.tokens.as_chunks();
-                self.blocks.publish(s.blocks[i], digest, &tokens[i], s.retention);
-                if below.persists() && below.wants(&digest) {
-                    self.counts.saves += 1;
-                    self.ops.push(BlockOp::Save { block: s.blocks[i], digest });
-                }
-            }
-            s.published = full;
+            self.publish(chunk.running, below);
         }
         plan
+    }
+
+    /// Lets others find the blocks that a running sequence has filled.
+    fn publish(&mut self, running: usize, below: &dyn Below) {
+        let s = &mut self.running[running];
+        let full = s.computed / BLOCK_TOKENS;
+        if !self.limits.prefix_cache || full == s.published {
+            return;
+        }
+        s.digests(full);
+        for i in s.published..full {
+            let digest = s.digests(full)[i];
+            let (tokens, _) = s.tokens.as_chunks();
+            self.blocks.publish(s.blocks[i], digest, &tokens[i], s.retention);
+            if below.persists() && below.wants(&digest) {
+                self.counts.saves += 1;
+                self.ops.push(BlockOp::Save { block: s.blocks[i], digest });
+            }
+        }
+        s.published = full;
     }
 
     /// Forgets the planned step, which was not run to its end. What the cache held before, it still holds.
     pub(crate) fn abandon(&mut self) {
         self.plan.clear();
+        self.drop_ahead();
     }
 
     /// Adds a token to a sequence.
@@ -316,6 +329,7 @@ impl Scheduler {
     /// Drops every sequence and the prefix cache, whose contents may be spoiled.
     pub(crate) fn clear(&mut self) {
         self.plan.clear();
+        self.drop_ahead();
         self.ops.clear();
         self.waiting.clear();
         for mut s in std::mem::take(&mut self.running) {
@@ -336,7 +350,8 @@ impl Scheduler {
         if self.is_idle() && self.shares.len() > 0 {
             return Err(format!("{} keys have something to do, but there is nothing", self.shares.len()));
         }
-        self.blocks.check_integrity(self.running.iter().map(|s| &s.blocks[..]))
+        let tails = self.ahead.iter().flat_map(|a| a.tails.iter().map(|t| &t[..]));
+        self.blocks.check_integrity(self.running.iter().map(|s| &s.blocks[..]).chain(tails))
     }
 
     fn index(&self, id: u64) -> Option<usize> {

@@ -135,6 +135,11 @@ impl DraftModel {
         self.cache.forget(id);
     }
 
+    /// Gives all blocks back.
+    pub(crate) fn clear(&mut self) {
+        self.cache.clear();
+    }
+
     /// Checks that every block belongs to one sequence or is free.
     pub(crate) fn check_integrity(&self) -> std::result::Result<(), String> {
         self.cache.check_integrity()

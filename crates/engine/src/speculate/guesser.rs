@@ -105,6 +105,11 @@ impl Guesser {
         self.sequences.remove(&id);
     }
 
+    /// All sequences are over.
+    pub(crate) fn clear(&mut self) {
+        self.sequences.clear();
+    }
+
     /// Sequences that something is kept of.
     pub(crate) fn len(&self) -> usize {
         self.sequences.len()

@@ -1,16 +1,19 @@
 //! Speculative decoding: tokens are guessed ahead, a step computes them all, and those are kept that the sampler draws anyway
 //! (`verify`). Guesses come from the sequence's own text (`lookup`), from earlier answers (`ngram`) or from a smaller model
-//! (`draft`) as a `tree`; `rates` measures how often each kind comes true, `depth` how many of them pay, and `guesser` has all
-//! of it for the engine.
+//! (`draft`) as a `tree`; `rates` measures how often each kind comes true, `depth` how many of them pay; `guesser` has all of
+//! it for the engine, whose thread `driver` joins.
 
 pub(crate) mod depth;
 pub(crate) mod draft;
+pub(crate) mod driver;
 pub(crate) mod guesser;
 pub(crate) mod lookup;
 pub(crate) mod ngram;
 pub(crate) mod rates;
 pub(crate) mod tree;
 pub(crate) mod verify;
+
+pub use draft::{DraftConfig, DraftModel};
 
 /// How an answer's tokens are guessed ahead. The answer is the same in each case; only its speed differs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]

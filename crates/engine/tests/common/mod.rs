@@ -51,13 +51,23 @@ pub fn element(name: &str, i: usize) -> f32 {
 
 /// Loads the random weights; with `nan`, one element of the output head is not a number.
 pub fn load(device: &mut dyn Device, program: &Program, nan: bool) -> Vec<Weight> {
+    load_with(device, program, nan, "")
+}
+
+/// Loads the random weights of another model; those of salt 0 are the usual ones.
+pub fn load_salted(device: &mut dyn Device, program: &Program, salt: u32) -> Vec<Weight> {
+    load_with(device, program, false, &if salt == 0 { String::new() } else { salt.to_string() })
+}
+
+fn load_with(device: &mut dyn Device, program: &Program, nan: bool, salt: &str) -> Vec<Weight> {
     let load = |decl: &WeightDecl| {
         let parts = decl
             .parts
             .iter()
             .map(|part| {
                 let n = (part.rows * decl.cols) as usize;
-                let mut values: Vec<f32> = (0..n).map(|i| 1.3 * element(&part.name, i)).collect();
+                let mut values: Vec<f32> =
+                    (0..n).map(|i| 1.3 * element(&format!("{}{salt}", part.name), i)).collect();
                 if nan && part.name == "output.weight" {
                     values[17] = f32::NAN;
                 }
