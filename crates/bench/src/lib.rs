@@ -17,6 +17,7 @@ pub mod plot;
 mod report;
 mod serve;
 mod session;
+pub mod speculate;
 pub mod stats;
 pub mod text;
 mod work;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
+use quarrel_engine::Speculate;
 
 use crate::instructions;
 use crate::memory::parse_bytes;
@@ -140,6 +141,42 @@ pub(crate) struct EngineArgs {
     pub(crate) isa: Option<Isa>,
 }
 
+/// How coming tokens are guessed, so that several are computed at once.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GuessArgs {
+    /// Guess coming tokens where that is faster: from repetitions in the text (lookup), from earlier answers (ngram), or all that there is (auto). The answer is the same
+    #[arg(long, value_enum, value_name = "HOW", default_value_t = Guess::Auto, help_heading = "Engine")]
+    pub(crate) speculate: Guess,
+    /// A smaller model of the same vocabulary that guesses too
+    #[arg(long, value_name = "MODEL", conflicts_with = "memory_budget", help_heading = "Engine")]
+    pub(crate) draft: Option<String>,
+    /// Most tokens to guess in a step
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Engine")]
+    pub(crate) draft_max: u16,
+}
+
+impl GuessArgs {
+    /// What the flags say, with or without a draft model.
+    pub(crate) fn mode(&self) -> Speculate {
+        match (self.speculate, &self.draft) {
+            (Guess::Auto, _) => Speculate::Auto,
+            (Guess::Off, Some(_)) => Speculate::Draft,
+            (Guess::Off, None) => Speculate::Off,
+            (Guess::Lookup, _) => Speculate::Lookup,
+            (Guess::Ngram, _) => Speculate::Ngram,
+        }
+    }
+}
+
+/// A kind of guess.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Guess {
+    Auto,
+    Off,
+    Lookup,
+    Ngram,
+}
+
 /// A number type of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kv {
@@ -238,6 +275,8 @@ pub(crate) struct Run {
     pub(crate) sample: SampleArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) guess: GuessArgs,
     /// Print each token as it is made (this is the default)
     #[arg(long, overrides_with = "no_stream", help_heading = "Output")]
     pub(crate) stream: bool,
@@ -270,6 +309,8 @@ pub(crate) struct Chat {
     pub(crate) sample: SampleArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
+    #[command(flatten)]
+    pub(crate) guess: GuessArgs,
 }
 
 /// Fetch models.
@@ -474,6 +515,15 @@ pub(crate) struct Bench {
     /// Rounds
     #[arg(short, long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "What to measure")]
     pub(crate) repeat: u32,
+    /// Only: what guessing tokens ahead gains on texts that repeat themselves and others, each answered with and without
+    #[arg(long, conflicts_with_all = ["prompt", "depth", "batch", "speeds_only", "ops", "against", "check", "plot"], help_heading = "What to measure")]
+    pub(crate) speculate: bool,
+    /// With --speculate: a smaller model of the same vocabulary that guesses too
+    #[arg(long, value_name = "MODEL", requires = "speculate", help_heading = "What to measure")]
+    pub(crate) draft: Option<String>,
+    /// With --speculate: only these texts [default: repeat,rewrite,story,random]
+    #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, requires = "speculate", help_heading = "What to measure")]
+    pub(crate) texts: Option<Vec<BenchText>>,
     /// Leave out what fresh processes and the engine tell: start-up, memory, first token, pauses
     #[arg(long, help_heading = "What to measure")]
     pub(crate) speeds_only: bool,
@@ -502,6 +552,19 @@ pub(crate) struct Bench {
     // What a process does that this command starts to measure it.
     #[arg(long, value_enum, hide = true)]
     pub(crate) child: Option<BenchChild>,
+}
+
+/// A kind of text whose tokens are guessed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BenchText {
+    // A list to be repeated.
+    Repeat,
+    // Code to be rewritten with one change.
+    Rewrite,
+    // A story, sampled.
+    Story,
+    // Random tokens, sampled at a high temperature.
+    Random,
 }
 
 /// An engine to compare with.

@@ -27,13 +27,15 @@ pub(crate) struct Use {
     pub(crate) batch: usize,
     /// Rows of logits in a step.
     pub(crate) outputs: usize,
+    /// Tokens guessed ahead in a step.
+    pub(crate) guesses: usize,
 }
 
 impl Use {
     /// One conversation.
-    pub(crate) const ONE: Use = Use { batch: 1, outputs: 1 };
+    pub(crate) const ONE: Use = Use { batch: 1, outputs: 1, guesses: 0 };
     /// One text, each of whose tokens is scored.
-    pub(crate) const SCORE: Use = Use { batch: 1, outputs: 64 };
+    pub(crate) const SCORE: Use = Use { batch: 1, outputs: 64, guesses: 0 };
 }
 
 /// The memory of a model with given sizes.
@@ -102,7 +104,8 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
         .max(2);
     let mut config = EngineConfig::new(context);
     config.max_running = usage.batch;
-    config.step_outputs = usage.outputs.max(usage.batch);
+    config.guesses = usage.guesses;
+    config.step_outputs = usage.outputs.max(usage.batch) + usage.guesses;
     config.step_tokens = config.step_tokens.min(context).max(usage.batch + 1);
     if usage.batch > 1 {
         config.kv_blocks = Some(context.div_ceil(BLOCK_TOKENS).saturating_mul(usage.batch));

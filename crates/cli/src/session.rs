@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use quarrel_cpu::Cpu;
-use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, LoadOptions, Request, RequestStats};
+use quarrel_engine::{
+    DraftModel, Engine, EngineConfig, Event, FinishReason, Handle, LoadOptions, Request, RequestStats,
+    Speculate,
+};
 use quarrel_formats::{Array, Source, Value as MetaValue};
 use quarrel_hub::LocalModel;
 use quarrel_ir::Device as _;
@@ -13,7 +16,7 @@ use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::args::{Device, EngineArgs, ModelArgs};
+use crate::args::{Device, EngineArgs, GuessArgs, ModelArgs};
 use crate::interrupt::Answering;
 use crate::memory::{self, Planner, Use};
 use crate::settings::Settings;
@@ -61,8 +64,47 @@ impl Opened {
         self.load_for(args, Use::ONE)
     }
 
+    /// Loads the weights, and those of a draft model, for one conversation at a time.
+    pub(crate) fn load_to_guess(
+        &self,
+        args: &EngineArgs,
+        guess: &GuessArgs,
+        model: &ModelArgs,
+    ) -> Result<Running> {
+        let speculate = guess.mode();
+        let guesses = if speculate == Speculate::Off { 0 } else { guess.draft_max.into() };
+        let draft = guess.draft.as_ref().map(|name| self.draft(model.clone().or_named(Some(name.clone()))));
+        let running = self.load_with(args, Use { guesses, ..Use::ONE }, draft.transpose()?.as_ref())?;
+        Ok(Running { speculate, ..running })
+    }
+
+    /// A draft model's file, if its tokens are this one's.
+    fn draft(&self, args: ModelArgs) -> Result<Source> {
+        let draft = Opened::new(&args)?;
+        let (a, b) = (&self.tokenizer, &draft.tokenizer);
+        let differs =
+            |id: &u32| !matches!((a.token_bytes(*id), b.token_bytes(*id)), (Ok(a), Ok(b)) if a == b);
+        let size = a.vocab_size();
+        if size != b.vocab_size() {
+            bail!(
+                "{} cannot guess for {}: it has {} tokens instead of {size}",
+                draft.local.name,
+                self.local.name,
+                b.vocab_size()
+            );
+        }
+        if let Some(id) = (0..size as u32).find(differs) {
+            bail!("{} cannot guess for {}: token {id} is another", draft.local.name, self.local.name);
+        }
+        Ok(draft.source)
+    }
+
     /// Loads the weights, with the sizes that flags and memory allow.
     pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use) -> Result<Running> {
+        self.load_with(args, usage, None)
+    }
+
+    fn load_with(&self, args: &EngineArgs, usage: Use, draft: Option<&Source>) -> Result<Running> {
         let started = Instant::now();
         let planner = Planner::new(self, args)?;
         let sizes = memory::sizes(self, &planner, args, usage)?;
@@ -79,6 +121,13 @@ impl Opened {
                 Box::new(Cpu::new(options).context("cannot start the CPU device")?)
             }
         };
+        let draft = match draft {
+            Some(source) => {
+                let device = Cpu::new(planner.options(sizes.kv)).context("cannot start the CPU device")?;
+                Some(DraftModel::load(source, Box::new(device), context)?)
+            }
+            None => None,
+        };
         let info = device.info();
         let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
         if info.threads > cores {
@@ -88,7 +137,9 @@ impl Opened {
         let mut bar = LoadBar { total: self.source.total_bytes(), done: 0, started, bar: None };
         let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
         let configure = |c: &mut EngineConfig| *c = sizes.config;
-        let loaded = Engine::load(&self.source, device, &options, configure, |bytes| bar.advance(bytes));
+        let loaded = Engine::load_with_draft(&self.source, device, &options, draft, configure, |bytes| {
+            bar.advance(bytes)
+        });
         bar.finish();
         let handle = loaded?.handle;
         render::detail(format!(
@@ -97,7 +148,7 @@ impl Opened {
             quarrel_hub::human_bytes(handle.info().device_bytes as u64),
             started.elapsed().as_secs_f64()
         ));
-        Ok(Running { handle, trained, load: started.elapsed() })
+        Ok(Running { handle, trained, load: started.elapsed(), speculate: Speculate::Off })
     }
 }
 
@@ -133,6 +184,8 @@ pub(crate) struct Running {
     /// Context that the model was trained for, in tokens.
     pub(crate) trained: usize,
     pub(crate) load: Duration,
+    /// How answers are guessed ahead.
+    pub(crate) speculate: Speculate,
 }
 
 /// What to answer and how.
@@ -179,6 +232,7 @@ impl Running {
             max_tokens: ask.settings.max_tokens,
             stop_ids: tokenizer.end_of_generation().to_vec(),
             logprobs: ask.logprobs.map(|n| n as u8), // the flag allows what the engine does
+            speculate: self.speculate,
             ..Request::new(ask.prompt)
         };
         let answering = Answering::begin();
@@ -282,6 +336,8 @@ impl Answer {
             "decode_ms": ms(self.stats.decode),
             "prompt_tokens_per_s": tenth(self.prompt_speed()),
             "decode_tokens_per_s": tenth(self.decode_speed()),
+            "drafted_tokens": self.stats.drafted_tokens,
+            "accepted_tokens": self.stats.accepted_tokens,
             "peak_rss_bytes": render::peak_rss_bytes(),
         })
     }
@@ -294,8 +350,12 @@ impl Answer {
             n => format!(" ({n} cached)"),
         };
         let memory = render::peak_rss_bytes().map(quarrel_hub::human_bytes);
+        let guessed = match (self.stats.accepted_tokens, self.stats.drafted_tokens) {
+            (_, 0) => String::new(),
+            (accepted, drafted) => format!(", {accepted} of {drafted} guesses right"),
+        };
         format!(
-            "prompt {} tokens{cached}{}, first token after {:.2} s; answer {} tokens{}{}",
+            "prompt {} tokens{cached}{}, first token after {:.2} s; answer {} tokens{}{guessed}{}",
             self.stats.prompt_tokens,
             per_s(self.prompt_speed()),
             self.stats.ttft.as_secs_f64(),

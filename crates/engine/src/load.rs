@@ -1,6 +1,6 @@
 //! From an opened model to a running engine: specification, Program, weights, thread.
 
-use crate::{Engine, EngineConfig, Handle, Result};
+use crate::{DraftConfig, DraftModel, Engine, EngineConfig, Handle, Result};
 use quarrel_formats::Source;
 use quarrel_ir::Device;
 use quarrel_model::{ModelSpec, decoder, weights};
@@ -39,8 +39,20 @@ impl Engine {
     /// the options; `progress` is called with the bytes of each weight taken in.
     pub fn load(
         source: &Source,
+        device: Box<dyn Device>,
+        options: &LoadOptions,
+        configure: impl FnOnce(&mut EngineConfig),
+        progress: impl FnMut(u64),
+    ) -> Result<Loaded> {
+        Engine::load_with_draft(source, device, options, None, configure, progress)
+    }
+
+    /// [`Engine::load`] with a draft model; see [`Engine::start_with_draft`].
+    pub fn load_with_draft(
+        source: &Source,
         mut device: Box<dyn Device>,
         options: &LoadOptions,
+        draft: Option<DraftModel>,
         configure: impl FnOnce(&mut EngineConfig),
         progress: impl FnMut(u64),
     ) -> Result<Loaded> {
@@ -50,7 +62,17 @@ impl Engine {
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
         configure(&mut config);
-        let handle = Engine::start(device, program, &loaded, config)?;
+        let handle = Engine::start_with_draft(device, program, &loaded, config, draft)?;
         Ok(Loaded { handle, spec })
+    }
+}
+
+impl DraftModel {
+    /// Loads the weights of `source` into `device`, to guess for sequences of up to `context` tokens.
+    pub fn load(source: &Source, mut device: Box<dyn Device>, context: usize) -> Result<DraftModel> {
+        let spec = quarrel_model::spec(source)?;
+        let program = decoder::decoder(&spec, &decoder::Options::default());
+        let loaded = weights::load(source, &spec, &program, &mut *device, |_| {})?;
+        DraftModel::new(device, program, &loaded, DraftConfig::new(context))
     }
 }

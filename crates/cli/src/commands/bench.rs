@@ -35,6 +35,9 @@ pub(crate) fn run(mut args: Bench) -> Result<()> {
         return child(&args, kind);
     }
     interrupt::install()?;
+    if args.speculate {
+        return super::bench_speculate::run(&args);
+    }
     let local = models::resolve(&args.model)?;
     let source = models::open(&local.path)?;
     // Of a path its last part: reports are kept and shown to others.

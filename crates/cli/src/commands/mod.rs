@@ -1,6 +1,7 @@
 //! One file for each command.
 
 mod bench;
+mod bench_speculate;
 mod chat;
 mod completions;
 mod docs;

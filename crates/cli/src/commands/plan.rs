@@ -16,7 +16,7 @@ pub(crate) fn run(mut args: Plan) -> Result<()> {
     let opened = Opened::new(&args.model)?;
     let planner = Planner::new(&opened, &args.engine)?;
     let batch = args.batch as usize;
-    let sizes = memory::sizes(&opened, &planner, &args.engine, Use { batch, outputs: batch })?;
+    let sizes = memory::sizes(&opened, &planner, &args.engine, Use { batch, outputs: batch, guesses: 0 })?;
     let options = planner.options(sizes.kv);
     let f = planner.footprint(&sizes.config, &options)?;
     let tokenizer = planner.program_bytes.saturating_sub(bare + memory::PROGRAM_LATER);
