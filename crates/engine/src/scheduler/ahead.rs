@@ -139,3 +139,140 @@ impl Scheduler {
         ahead.tails.iter().for_each(|t| self.blocks.release(t));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheduler::{Limits, Nothing};
+    use crate::speculate::rates::Class;
+    use crate::speculate::tree::ROOT;
+    use crate::speculate::tree::tests::tree;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn scheduler(blocks: usize, prompts: &[usize]) -> Scheduler {
+        let mut s = Scheduler::new(Limits {
+            rows: 64,
+            outputs: 40,
+            running: 3,
+            waiting: 4,
+            blocks,
+            prefix_cache: true,
+            target: None,
+        });
+        for (id, n) in prompts.iter().enumerate() {
+            let tokens = (0..*n as u32).map(|t| t + 100 * id as u32).collect();
+            s.add(Sequence::new(id as u64, [0; 32], tokens, Goal::Next)).unwrap();
+        }
+        s
+    }
+
+    /// Runs the planned step; every sequence gets the token 7 after the tokens on the way to its node.
+    fn finish(s: &mut Scheduler, nodes: &[usize]) {
+        s.check_integrity().unwrap();
+        let plan = s.commit(Duration::from_millis(3), &Nothing);
+        let ahead = s.take_ahead();
+        for (a, node) in ahead.into_iter().zip(nodes) {
+            let path: Vec<u32> = a.tree.path(*node).iter().map(|n| a.tree.nodes()[*n].token).collect();
+            path.into_iter().for_each(|t| s.push(a.id, t));
+            s.accept(a, *node, &Nothing);
+        }
+        let done = |s: &Scheduler, i: usize| s.running()[i].left() == 0;
+        let ids: Vec<u64> =
+            plan.iter().filter(|c| done(s, c.running)).map(|c| s.running()[c.running].id).collect();
+        ids.into_iter().for_each(|id| s.push(id, 7));
+        s.check_integrity().unwrap();
+    }
+
+    fn schedule(s: &mut Scheduler) {
+        s.schedule(Duration::ZERO, &Nothing);
+    }
+
+    #[test]
+    fn the_branch_that_comes_true_replaces_the_sequences_blocks() {
+        let mut s = scheduler(12, &[30]);
+        schedule(&mut s);
+        finish(&mut s, &[]);
+        schedule(&mut s);
+        assert!(s.is_decode(0));
+        assert_eq!(s.load(), Load { rows: 1, tokens: 1, room: 39 });
+        let mut t = Tree::new(7);
+        let a = t.add(ROOT, 1, Class::default());
+        t.add(a, 2, Class::default());
+        let b = t.add(a, 3, Class::default());
+        let c = t.add(b, 4, Class::default());
+        assert_eq!(s.guess(0, t, &Nothing), 4);
+        assert_eq!(s.load().room, 35);
+        let a = s.ahead()[0].clone();
+        // The root is at 30: the second branch has a copy of block 1, and a block after it.
+        assert_eq!((a.root, a.tails.len(), a.tails[0].len()), (30, 1, 2));
+        let own = s.running()[0].blocks.clone();
+        assert!(
+            matches!(s.take_ops()[..], [BlockOp::Copy { from, to }] if from == own[1] && to == a.tails[0][0])
+        );
+        assert_eq!(a.blocks(1, &s.running()[0]), [own[0], a.tails[0][0], a.tails[0][1]]);
+        finish(&mut s, &[c]);
+        let q = &s.running()[0];
+        assert_eq!(q.tokens[30..], [7, 1, 3, 4, 7]);
+        assert_eq!((q.computed, &q.blocks[..]), (34, &[own[0], a.tails[0][0], a.tails[0][1]][..]));
+        assert_eq!(q.published, 2);
+        assert_eq!(s.blocks().0, 3);
+    }
+
+    #[test]
+    fn guesses_take_no_block_that_somebody_waits_for() {
+        // Two sequences of two blocks each; a spare one for each is kept.
+        let mut s = scheduler(6, &[30, 30]);
+        schedule(&mut s);
+        finish(&mut s, &[]);
+        schedule(&mut s);
+        let mut t = Tree::new(7);
+        (0..4).fold(ROOT, |at, i| t.add(at, i, Class::default()));
+        assert_eq!(s.guess(0, t.clone(), &Nothing), 0);
+        // Two more rows fit into the last block.
+        let short = t.keep(|n| n == 1);
+        assert_eq!(s.guess(1, short, &Nothing), 1);
+        s.abandon();
+        assert_eq!(s.blocks().0, 4);
+        s.check_integrity().unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_true_no_block_is_lost(
+            trees in prop::collection::vec((tree(9, 12), any::<prop::sample::Index>()), 1..30),
+            blocks in 6usize..20, left in prop::collection::vec(any::<bool>(), 30),
+        ) {
+            let mut s = scheduler(blocks, &[5, 17, 32]);
+            for (i, (t, node)) in trees.iter().enumerate() {
+                schedule(&mut s);
+                let mut nodes = Vec::new();
+                let decodes: Vec<usize> =
+                    s.plan().iter().map(|c| c.running).filter(|r| s.is_decode(*r)).collect();
+                for running in decodes {
+                    let room = s.load().room;
+                    let guesses = s.guess(running, t.keep(|n| n <= room), &Nothing);
+                    prop_assert!(guesses <= room);
+                    if guesses > 0 {
+                        nodes.push(node.index(guesses + 1));
+                    }
+                }
+                let rows: usize = s.plan().iter().map(|c| c.rows.len()).sum();
+                prop_assert!(rows + s.guessed() <= 64);
+                s.take_ops();
+                if left[i] {
+                    s.abandon();
+                    prop_assert_eq!(s.check_integrity(), Ok(()));
+                } else {
+                    finish(&mut s, &nodes);
+                }
+                // None may outgrow the pool.
+                let long: Vec<u64> = s.running().iter().filter(|q| q.tokens.len() > 60).map(|q| q.id).collect();
+                long.into_iter().for_each(|id| drop(s.remove(id)));
+            }
+            (0..3).for_each(|id| drop(s.remove(id)));
+            prop_assert_eq!(s.check_integrity(), Ok(()));
+            prop_assert_eq!(s.blocks().0, 0);
+        }
+    }
+}

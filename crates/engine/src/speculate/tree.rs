@@ -154,12 +154,12 @@ impl Branch {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
     /// A tree from arbitrary numbers: each node hangs on an earlier one.
-    pub(in crate::speculate) fn tree(vocab: u32, most: usize) -> impl Strategy<Value = Tree> {
+    pub(crate) fn tree(vocab: u32, most: usize) -> impl Strategy<Value = Tree> {
         prop::collection::vec((any::<prop::sample::Index>(), 0..vocab), 0..most).prop_map(|nodes| {
             let mut tree = Tree::new(0);
             for (parent, token) in nodes {
