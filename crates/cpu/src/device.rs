@@ -80,7 +80,8 @@ impl Cpu {
             device: "cpu".into(),
             why: format!("cannot start {threads} threads: {e}"),
         })?;
-        let info = DeviceInfo { name: "cpu".into(), description: describe(isa), threads };
+        let info =
+            DeviceInfo { name: "cpu".into(), description: describe(isa), threads, cache: options.kv.name() };
         Ok(Cpu { info, options, isa, pool, held: Vec::new(), ready: Vec::new(), profile: false })
     }
 
