@@ -85,6 +85,11 @@ impl Cpu {
         Ok(Cpu { info, options, isa, pool, held: Vec::new(), ready: Vec::new(), profile: false })
     }
 
+    /// The number type of the caches of Programs that are prepared from now on.
+    pub fn set_kv(&mut self, kv: KvType) {
+        self.options.kv = kv;
+    }
+
     /// Bytes by part: weights and working memory as they are, and of the KV cache what has been written.
     pub fn footprint(&self) -> Footprint {
         let mut f = Footprint::default();
