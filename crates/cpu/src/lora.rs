@@ -76,7 +76,10 @@ impl Change {
                 // Pieces are cut where parts end, so each lies in one part.
                 if rows.contains(&piece.first()) {
                     let from = piece.first() - first;
-                    *up = Some(Up { ranks: ranks.clone(), b: transpose(&p.b, rank, from..from + piece.rows()) });
+                    *up = Some(Up {
+                        ranks: ranks.clone(),
+                        b: transpose(&p.b, rank, from..from + piece.rows()),
+                    });
                 }
             }
         }
@@ -240,7 +243,9 @@ impl Delta<'_> {
     pub(crate) unsafe fn add(self, isa: Isa, rows: Range<usize>, units: Range<usize>, y: &mut [f32]) {
         let width = units.len() * UNIT;
         for (row, y) in rows.zip(y.chunks_exact_mut(width)) {
-            let Some(up) = self.product.change(row).and_then(|c| c.pieces[self.piece].as_ref()) else { continue };
+            let Some(up) = self.product.change(row).and_then(|c| c.pieces[self.piece].as_ref()) else {
+                continue;
+            };
             let rank = up.ranks.len();
             // SAFETY: as in `down`; nobody writes now, by the caller's promise.
             let low = unsafe {

@@ -2,8 +2,8 @@
 //! It is a [`Device`], so tests run it and a fast device side by side.
 
 use crate::device::{
-    Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout, StepInputs,
-    Weight, check_adapter, no_adapter,
+    Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
+    StepInputs, Weight, check_adapter, no_adapter,
 };
 use crate::op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
@@ -259,7 +259,8 @@ impl Ready {
                     if let Some(n) = norm {
                         input = self.norm_row(all, n, &input);
                     }
-                    let token = if self.program.rows_of(x) == Rows::Tokens { r } else { step.outputs[r] as usize };
+                    let token =
+                        if self.program.rows_of(x) == Rows::Tokens { r } else { step.outputs[r] as usize };
                     let adapter = step.seqs[places[token].0].adapter;
                     let delta = adapter.map(|a| self.adapter_delta(a, weight, &input));
                     let mut y: Vec<f32> = w
@@ -463,7 +464,10 @@ impl Device for Reference {
         let caches = self.ready.iter().flat_map(|r| &r.caches).map(|c| c.k.len() + c.v.len()).sum::<usize>();
         let adapters = self.ready.iter().flat_map(|r| r.adapters.iter().flatten().flatten());
         let adapters = adapters.map(|p| p.a.len() + p.b.len()).sum::<usize>();
-        4 * (adapters + floats(&self.weights) + caches + self.ready.iter().map(|r| floats(&r.values)).sum::<usize>())
+        4 * (adapters
+            + floats(&self.weights)
+            + caches
+            + self.ready.iter().map(|r| floats(&r.values)).sum::<usize>())
     }
 }
 

@@ -302,7 +302,14 @@ fn a_gate_of_floats_is_the_product_of_both() {
         let place = Rows { ptr: out.as_mut_ptr(), stride: 55 };
         // SAFETY: `out` has the size.
         unsafe {
-            matmul_glu(Side::new(&gate), Side::new(&up), 0..4, x.input(InputKind::Float), place, Activation::Relu)
+            matmul_glu(
+                Side::new(&gate),
+                Side::new(&up),
+                0..4,
+                x.input(InputKind::Float),
+                place,
+                Activation::Relu,
+            )
         };
         let want: Vec<f32> = g.iter().zip(&u).map(|(g, u)| g.max(0.0) * u).collect();
         assert_eq!(out, want, "{isa}");
