@@ -2,7 +2,7 @@
 //! those of the row alone, for every tensor type, at odd shapes, among rows with other adapters.
 
 use quarrel_conform::compare::relative_rms;
-use quarrel_conform::random::{Rng, tensor};
+use quarrel_conform::random::{Rng, f32_tensor, tensor};
 use quarrel_conform::rig::{Part, Rig, Sizes};
 use quarrel_conform::{Tensors, input_program};
 use quarrel_cpu::{Cpu, CpuOptions, Isa};
@@ -236,6 +236,40 @@ fn a_zero_b_changes_no_bit() {
             let handle = Some(rig.load_adapter(&zero).unwrap());
             assert!(step(&mut rig, &STEPS[4], &[handle; 4]) == want, "{dtype}, {threads} threads");
         }
+    }
+}
+
+/// `W + scale * B A` as a weight of its own.
+fn merge(p: &Program, t: &Tensors, parts: &[AdapterPart]) -> Tensors {
+    let mut merged = t.clone();
+    for part in parts {
+        let (decl, rank) = (&p.weights[part.weight.0 as usize], part.rank(p));
+        let (name, cols) = (&decl.parts[part.part].name, decl.cols as usize);
+        let mut w = t[name].to_f32();
+        for (w, b) in w.chunks_exact_mut(cols).zip(part.b.chunks_exact(rank)) {
+            for (a, b) in part.a.chunks_exact(cols).zip(b) {
+                w.iter_mut().zip(a).for_each(|(w, a)| *w += part.scale * b * a);
+            }
+        }
+        merged.insert(name.clone(), f32_tensor(name, &t[name].shape, &w));
+    }
+    merged
+}
+
+#[test]
+fn merged_weights_in_f32_give_the_same() {
+    for (p, t) in [block(DType::F32, 100), merged(DType::F32, 100)] {
+        let all = [("gate", 6), ("up", 2), ("down", 33), ("head", 5), ("q", 8), ("v", 3)];
+        let known = |n: &str| p.weights.iter().any(|w| w.parts.iter().any(|part| part.name == n));
+        let ranks: Vec<_> = all.into_iter().filter(|(n, _)| known(n)).collect();
+        let parts = adapter(&p, &ranks, false, 9);
+        let mut whole = Rig::new(cpu(Isa::detect(), 2), &p, &merge(&p, &t, &parts), SIZES);
+        let want = floats(&step(&mut whole, &STEPS[5], &[None; 4]));
+        let mut rig = Rig::new(cpu(Isa::detect(), 2), &p, &t, SIZES);
+        let handle = Some(rig.load_adapter(&parts).unwrap());
+        let got = floats(&step(&mut rig, &STEPS[5], &[handle; 4]));
+        let error = relative_rms(&got, &want);
+        assert!(error < 1e-5, "{error:e}");
     }
 }
 

@@ -176,6 +176,11 @@ impl Reader<'_> {
                 if t.name.contains("lora_embedding_") {
                     return self.embedding(&t.name);
                 }
+                if t.name.ends_with(".base_layer.weight") {
+                    let why = "is a matrix of the base model, saved whole; save the adapter with \
+                               save_embedding_layers=False";
+                    return self.fail(&t.name, why);
+                }
                 return self.fail(
                     &t.name,
                     "is not understood: only base_model.model.MODULE.lora_A.weight and lora_B.weight are; \
