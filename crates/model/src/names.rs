@@ -34,8 +34,8 @@ pub fn hf(arch: &Arch, canonical: &str) -> Option<String> {
 /// The canonical name of a Hugging Face tensor name: the inverse of [`hf`].
 pub fn canonical(arch: &Arch, hf: &str) -> Option<String> {
     let (stem, kind) = hf.rsplit_once('.')?;
-    let layer =
-        stem.split('.').find(|p| p.bytes().all(|b| b.is_ascii_digit()) && !p.is_empty()).unwrap_or("");
+    let number = |p: &&str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit());
+    let layer = stem.split('.').find(number).unwrap_or("{}");
     let (name, _) = arch.names.iter().chain(COMMON).find(|(_, name)| name.replace("{}", layer) == stem)?;
     Some(format!("{}.{kind}", name.replace("{}", layer)))
 }
