@@ -111,6 +111,7 @@ pub fn collect(stream: Stream) -> std::result::Result<Answer, quarrel_engine::Er
                 assert_eq!(stats.completion_tokens, tokens.len());
                 return Ok(Answer { tokens, logprobs, reason, stats });
             }
+            Event::Finished { .. } => {}
             Event::Failed(error) => return Err(error),
         }
     }
