@@ -487,7 +487,8 @@ $QUARREL_HOME or ~/.cache/quarrel, until the machine differs. Weights may be ran
   quarrel bench smollm2:135m
   quarrel bench -m model.gguf --threads 2 --ops --plot roofline.svg
   quarrel bench model.gguf --json > before.json ; quarrel bench model.gguf --check before.json
-  quarrel bench model.gguf --against llama-cpp-python --batch none")]
+  quarrel bench model.gguf --against llama-cpp-python --batch none
+  quarrel bench model.gguf --kv --depth 2048")]
 pub(crate) struct Bench {
     /// The model, in any form that --model takes
     #[arg(value_name = "MODEL", conflicts_with = "model")]
@@ -530,6 +531,12 @@ pub(crate) struct Bench {
     /// Also the time, bytes and share of the peak of each kind of op
     #[arg(long, help_heading = "What to measure")]
     pub(crate) ops: bool,
+    /// Compare the types of the KV cache instead: divergence from f16 on a text, bytes, and speed behind the last --depth tokens
+    #[arg(long, conflicts_with_all = ["prompt", "batch", "speeds_only", "ops", "against", "check", "plot"], help_heading = "What to measure")]
+    pub(crate) kv: bool,
+    /// The text for --kv [default: the beginning of Alice's Adventures in Wonderland]
+    #[arg(short, long, value_name = "FILE", requires = "kv", help_heading = "What to measure")]
+    pub(crate) file: Option<PathBuf>,
     /// Measure the machine again: its peaks, and which instructions are the fastest
     #[arg(long, help_heading = "What to measure")]
     pub(crate) fresh: bool,

@@ -12,9 +12,11 @@ use crate::sequence::{Goal, Sequence, Standing};
 use crate::speculate::driver::Speculation;
 use crate::speculate::{DraftModel, verify};
 use crate::statistics::EngineStats;
+use crate::tier::{Bytes, DiskCache, MoveCost, Tier};
 use crate::watchdog::Watchdog;
 use crate::{Error, Result};
 use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, Weight};
+use sha2::{Digest as _, Sha256};
 use std::{
     any::Any,
     collections::HashMap,
@@ -59,6 +61,12 @@ pub struct EngineConfig {
     pub row_cost_permille: Option<u16>,
     /// A step that takes longer than this is one that hangs.
     pub step_limit: Duration,
+    /// Bytes of ordinary memory for blocks that the device has no room for: of preempted sequences and of the prefix cache.
+    pub host_cache: usize,
+    /// A directory in which the prefix cache survives the process. Needs `identity`.
+    pub disk_cache: Option<DiskCache>,
+    /// What tells the model from all others; [`Engine::load`] finds it out where it is needed.
+    pub identity: Option<[u8; 32]>,
 }
 
 impl EngineConfig {
@@ -76,6 +84,9 @@ impl EngineConfig {
             guesses: 12,
             row_cost_permille: None,
             step_limit: Duration::from_secs(300),
+            host_cache: 0,
+            disk_cache: None,
+            identity: None,
         }
     }
 
@@ -167,6 +178,12 @@ impl Engine {
             weights,
             Limits { rows: limits.rows, outputs: limits.outputs, kv_blocks: limits.blocks },
         )?;
+        let block_bytes = device.block_bytes(prepared);
+        let tier = match (config.host_cache, &config.disk_cache) {
+            (0, None) => None,
+            (memory, disk) => Some(Tier::open(memory, disk.as_ref(), block_bytes)?),
+        };
+        let root = root(&config, device.info(), block_bytes)?;
         let info = EngineInfo {
             device: device.info().clone(),
             context: config.context,
@@ -189,7 +206,11 @@ impl Engine {
             scratch: Scratch::default(),
             speculation: Speculation::new(&config, draft),
             context: config.context,
-            root: [0; 32],
+            root,
+            tier,
+            fetching: HashMap::new(),
+            block: vec![0; block_bytes],
+            moves: MoveCost::default(),
             next_id: 0,
             stopped: false,
             epoch: Instant::now(),
@@ -218,6 +239,12 @@ struct Worker {
     context: usize,
     /// The digest before every sequence's first block.
     root: Digest,
+    tier: Option<Tier>,
+    /// Sequences whose blocks come from the disk, by request.
+    fetching: HashMap<u64, Sequence>,
+    /// A block's bytes on their way.
+    block: Vec<u8>,
+    moves: MoveCost,
     next_id: u64,
     /// Whether the last step was left; the next one runs to its end, so that cancellations cannot hold the others up.
     stopped: bool,
@@ -241,9 +268,11 @@ impl Worker {
 
     fn run(&mut self, commands: &Receiver<Command>) {
         loop {
+            self.take_fetched();
             if self.clients.is_empty() {
                 debug_assert_eq!(self.scheduler.check_integrity(), Ok(()));
                 debug_assert_eq!(self.speculation.check_integrity(), Ok(()));
+                self.rest();
                 match commands.recv() {
                     Ok(command) => self.take(command),
                     Err(_) => return,
@@ -308,16 +337,56 @@ impl Worker {
             Client { submitted, cancelled, place: Some(place), deadline, sequences: vec![sequence], task };
         let sequence =
             Sequence { request: id, standing, retention, ..Sequence::new(sequence, self.root, tokens, goal) };
-        match self.scheduler.add(sequence) {
-            Ok(()) => drop(self.clients.insert(id, client)),
-            Err(error) => client.fail(error),
+        self.clients.insert(id, client);
+        self.admit(sequence);
+    }
+
+    /// Gives a sequence to the scheduler, or first to the disk, if that has more of it.
+    fn admit(&mut self, mut sequence: Sequence) {
+        let request = sequence.request;
+        if let Some(tier) = &self.tier {
+            let n = sequence.output_rows().start / BLOCK_TOKENS;
+            let digests = sequence.digests(n);
+            let here = self.scheduler.count_prefix(digests);
+            if tier.fetch(request, &digests[here..]) {
+                self.fetching.insert(request, sequence);
+                return;
+            }
+        }
+        if let Err(error) = self.scheduler.add(sequence) {
+            self.finish(request, Err(error));
+        }
+    }
+
+    /// Takes the sequences on whose blocks have come; waits a moment for them if there is nothing else to do.
+    fn take_fetched(&mut self) {
+        let Some(tier) = self.tier.as_ref().filter(|_| !self.fetching.is_empty()) else { return };
+        let mut come = Vec::new();
+        if self.scheduler.is_idle() {
+            come.extend(tier.fetched.recv_timeout(Duration::from_millis(2)));
+        }
+        come.extend(tier.fetched.try_iter());
+        for request in come {
+            if let Some(sequence) = self.fetching.remove(&request)
+                && let Err(error) = self.scheduler.add(sequence)
+            {
+                self.finish(request, Err(error));
+            }
+        }
+    }
+
+    /// Before the thread sleeps: blocks that are to survive are kept.
+    fn rest(&mut self) {
+        if let Err(error) = self.apply_ops(&HashMap::new()) {
+            self.stats.device_errors += 1;
+            self.scheduler.clear();
+            self.fail_all(&error.into());
         }
     }
 
     /// One step: plan, run, book, then an output for each sequence that has one.
     fn step(&mut self) -> Result<()> {
-        let below = &Nothing;
-        self.scheduler.schedule(self.epoch.elapsed(), below);
+        let loads = self.plan();
         if self.scheduler.plan().is_empty() {
             // Every sequence waits for another: a bug, and better an error than a standstill.
             return Err(Error::Panicked("no sequence can go on".into()));
@@ -332,9 +401,9 @@ impl Worker {
             }
         }
         self.shared.pulse.begin();
-        self.speculation.plan(&mut self.scheduler, &mut self.clients, &mut self.scratch, below);
+        self.speculation.plan(&mut self.scheduler, &mut self.clients, &mut self.scratch);
         let began = Instant::now();
-        let outcome = self.run_step();
+        let outcome = self.run_step(&loads);
         let elapsed = began.elapsed();
         if self.shared.pulse.end() {
             // The callers have given up; the device has not, so new ones are welcome.
@@ -351,13 +420,14 @@ impl Worker {
             other => other?,
         }
         self.stopped = false;
-        let plan = self.scheduler.commit(elapsed, below);
+        let plan = match &self.tier {
+            Some(tier) => self.scheduler.commit(elapsed, &tier.view(true)),
+            None => self.scheduler.commit(elapsed, &Nothing),
+        };
         self.stats.steps += 1;
         self.stats.last_step = elapsed;
         self.stats.step.observe(elapsed);
-        let mut ahead = self.scheduler.take_ahead();
-        let guesses: usize = ahead.iter().map(|a| a.tree.guesses()).sum();
-        self.stats.last_rows = plan.iter().map(|c| c.rows.len()).sum::<usize>() + guesses;
+        self.stats.last_rows = plan.iter().map(|c| c.rows.len()).sum::<usize>() + self.scheduler.guessed();
         self.stats.rows += self.stats.last_rows as u64;
         let mut acts = Vec::new();
         let mut output = 0;
@@ -374,10 +444,10 @@ impl Worker {
                 g.report_progress(chunk.rows.end, s.tokens.len());
             }
             let (request, id) = (s.request, s.id);
-            if let Some(a) = ahead.iter().position(|a| a.id == id) {
-                let a = ahead.swap_remove(a);
-                let rows = a.tree.nodes().len();
-                acts.extend(self.verify(request, a, output)?.into_iter().map(|act| (request, act)));
+            if self.scheduler.ahead().iter().any(|a| a.id == id) {
+                let Some(ahead) = self.scheduler.take_ahead(id) else { continue };
+                let rows = ahead.tree.nodes().len();
+                acts.extend(self.verify(request, ahead, output)?.into_iter().map(|act| (request, act)));
                 output += rows;
                 continue;
             }
@@ -428,20 +498,48 @@ impl Worker {
                 last.clear();
             }
             Ok::<_, Error>(Some(token))
-        })?;
+        });
+        let walked = match walked {
+            Ok(walked) => walked,
+            Err(error) => {
+                self.scheduler.refuse(&ahead);
+                return Err(error);
+            }
+        };
         let (drafted, accepted) = (tree.guesses() as u64, walked.accepted as u64);
         self.stats.drafted_tokens += drafted;
         self.stats.accepted_tokens += accepted;
         if let Some(Client { task: Task::Generate(g), .. }) = self.clients.get_mut(&request) {
             g.guessed(drafted, accepted);
         }
-        self.scheduler.accept(ahead, walked.node, &Nothing);
+        match &self.tier {
+            Some(tier) => self.scheduler.accept(ahead, walked.node, &tier.view(true)),
+            None => self.scheduler.accept(ahead, walked.node, &Nothing),
+        }
         Ok(last)
     }
 
+    /// Plans the step; gives the blocks that it wants from below.
+    fn plan(&mut self) -> HashMap<Digest, Bytes> {
+        let now = self.epoch.elapsed();
+        let Some(tier) = &self.tier else {
+            self.scheduler.schedule(now, &Nothing);
+            return HashMap::new();
+        };
+        let compute = self.scheduler.pace().per_row() * BLOCK_TOKENS as u32;
+        // Nothing that was at hand while it was planned may go before it is used.
+        let mut view = tier.view(self.moves.pays(compute));
+        self.scheduler.schedule(now, &view);
+        let wanted = self.scheduler.ops().iter().filter_map(|op| match op {
+            BlockOp::Load { digest, .. } => Some(*digest),
+            _ => None,
+        });
+        wanted.filter_map(|d| Some((d, view.get(&d)?))).collect()
+    }
+
     /// The device's part of a step.
-    fn run_step(&mut self) -> quarrel_ir::Result<()> {
-        self.apply_ops()?;
+    fn run_step(&mut self, loads: &HashMap<Digest, Bytes>) -> quarrel_ir::Result<()> {
+        self.apply_ops(loads)?;
         let (plan, running) = (self.scheduler.plan(), self.scheduler.running());
         // A step that is mostly for nobody is left.
         let watched: Vec<(&AtomicBool, usize)> = plan
@@ -461,18 +559,27 @@ impl Worker {
         self.batch.run(&mut *self.device, self.prepared, plan, self.scheduler.ahead(), running, stop)
     }
 
-    /// Copies blocks, as the scheduler wants it before a step.
-    fn apply_ops(&mut self) -> quarrel_ir::Result<()> {
-        let mut copies = Vec::new();
+    /// Moves blocks as the scheduler wants it before a step, one after the other.
+    fn apply_ops(&mut self, loads: &HashMap<Digest, Bytes>) -> quarrel_ir::Result<()> {
+        let missing = || quarrel_ir::Error::Step("a block from below is not there".into());
         for op in self.scheduler.take_ops() {
+            let began = Instant::now();
             match op {
-                BlockOp::Copy { from, to } => copies.push((from, to)),
-                BlockOp::Save { .. } | BlockOp::Load { .. } => {
-                    return Err(quarrel_ir::Error::Step("a block from below, where nothing is".into()));
+                BlockOp::Copy { from, to } => self.device.copy_blocks(self.prepared, &[(from, to)])?,
+                BlockOp::Save { block, digest } => {
+                    let tier = self.tier.as_ref().ok_or_else(missing)?;
+                    self.device.save_block(self.prepared, block, &mut self.block)?;
+                    tier.put(digest, self.block.as_slice().into());
+                    self.moves.saved(began.elapsed());
+                }
+                BlockOp::Load { block, digest } => {
+                    let data = loads.get(&digest).ok_or_else(missing)?;
+                    self.device.load_block(self.prepared, block, data)?;
+                    self.moves.loaded(began.elapsed());
                 }
             }
         }
-        if copies.is_empty() { Ok(()) } else { self.device.copy_blocks(self.prepared, &copies) }
+        Ok(())
     }
 
     /// Carries out what became of a sequence.
@@ -498,6 +605,7 @@ impl Worker {
     /// Ends a request and frees its blocks.
     fn finish(&mut self, request: u64, outcome: Result<FinishReason>) {
         let Some(client) = self.clients.remove(&request) else { return };
+        self.fetching.remove(&request);
         for id in &client.sequences {
             self.speculation.forget(*id);
             drop(self.scheduler.remove(*id));
@@ -536,6 +644,7 @@ impl Worker {
     fn fail_all(&mut self, error: &Error) {
         self.stats.failed += self.clients.len() as u64;
         self.speculation.clear();
+        self.fetching.clear();
         self.publish_stats();
         for (_, client) in self.clients.drain() {
             client.fail(error.clone());
@@ -561,10 +670,34 @@ impl Worker {
         (s.blocks_used, s.blocks_cached, s.blocks_total) = scheduler.blocks();
         (s.keys, s.last_budget) = (scheduler.keys(), scheduler.budget());
         (s.step_time, s.row_time) = (scheduler.pace().predict(1), scheduler.pace().per_row());
+        if let Some(figures) = self.tier.as_ref().map(Tier::figures) {
+            (s.host_blocks, s.host_bytes) = (figures.host_blocks, figures.host_bytes);
+            (s.disk_blocks, s.disk_bytes) = (figures.disk_blocks, figures.disk_bytes);
+            (s.disk_damaged, s.disk_dropped) = (figures.damaged, figures.dropped);
+        }
         let backlog = u64::try_from(scheduler.clear_time().as_nanos()).unwrap_or(u64::MAX);
         self.shared.backlog.store(backlog, Ordering::Relaxed);
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = *s;
     }
+}
+
+/// The digest before the first block of every sequence: of all that decides what a block's bytes are beside its tokens.
+fn root(config: &EngineConfig, device: &DeviceInfo, block_bytes: usize) -> Result<Digest> {
+    let identity = match (config.identity, &config.disk_cache) {
+        (None, Some(disk)) => {
+            let why = "cannot be used for a model without an identity; load it from a file".into();
+            return Err(Error::Store { path: disk.dir.clone(), why });
+        }
+        (identity, _) => identity.unwrap_or_default(),
+    };
+    let mut hash = Sha256::new();
+    hash.update(identity);
+    for part in [env!("CARGO_PKG_VERSION"), &device.name, &device.description, device.cache] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.update((block_bytes as u64).to_le_bytes());
+    Ok(hash.finalize().into())
 }
 
 /// A seed from the system's randomness, by way of the standard library's hasher keys.

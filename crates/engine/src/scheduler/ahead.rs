@@ -1,7 +1,7 @@
 //! Guessed tokens behind the decodes of a planned step: blocks for them where nobody else needs any, and afterwards the branch
 //! that came true takes its place in the sequence.
 
-use super::{Below, BlockOp, Scheduler};
+use super::{Below, BlockOp, Nothing, Scheduler};
 use crate::sequence::{Goal, Sequence};
 use crate::speculate::depth::Load;
 use crate::speculate::tree::{Branch, Layout, Tree};
@@ -51,7 +51,7 @@ impl Scheduler {
 
     /// Puts guesses behind the planned decode of a sequence, as many branches as there are blocks for that nobody waits for.
     /// Gives the guesses that found room.
-    pub(crate) fn guess(&mut self, running: usize, tree: Tree, below: &dyn Below) -> usize {
+    pub(crate) fn guess(&mut self, running: usize, tree: Tree) -> usize {
         let (id, root) = (self.running[running].id, self.running[running].computed);
         let mut free = self.blocks.free().saturating_sub(self.reserved(u8::MAX));
         let held = self.running[running].blocks.len();
@@ -77,8 +77,8 @@ impl Scheduler {
         for (b, branch) in layout.branches.iter().enumerate() {
             let blocks = branch.private_blocks(root);
             let new = if b == 0 { held.max(blocks.start)..blocks.end } else { blocks };
-            // They were counted: each is there.
-            let new: Vec<u32> = new.filter_map(|_| self.allocate(below)).collect();
+            // They were counted: each is there. What one cached is not worth keeping below for a guess.
+            let new: Vec<u32> = new.filter_map(|_| self.allocate(&Nothing)).collect();
             let s = &mut self.running[running];
             if b == 0 {
                 s.blocks.extend(new);
@@ -100,19 +100,20 @@ impl Scheduler {
     }
 
     /// Guessed rows of the planned step.
-    pub(super) fn guessed(&self) -> usize {
+    pub(crate) fn guessed(&self) -> usize {
         self.ahead.iter().map(|a| a.tree.guesses()).sum()
     }
 
-    /// Takes the guesses of the step that was committed; each goes back by [`Self::accept`].
-    pub(crate) fn take_ahead(&mut self) -> Vec<Ahead> {
-        std::mem::take(&mut self.ahead)
+    /// Takes the guesses of a sequence in the step that was committed; they go back by [`Self::accept`] or [`Self::refuse`].
+    pub(crate) fn take_ahead(&mut self, id: u64) -> Option<Ahead> {
+        let at = self.ahead.iter().position(|a| a.id == id)?;
+        Some(self.ahead.remove(at))
     }
 
     /// Ends the guesses of a committed step. The tokens on the path to `node` have been pushed; what was computed for them
     /// stays, on whichever branch it is.
     pub(crate) fn accept(&mut self, mut ahead: Ahead, node: usize, below: &dyn Below) {
-        let Some(i) = self.index(ahead.id) else { return self.drop_tails(&ahead) };
+        let Some(i) = self.index(ahead.id) else { return self.refuse(&ahead) };
         let s = &mut self.running[i];
         self.shares.charge(&s.standing.key, ahead.tree.guesses());
         s.computed = ahead.root + 1 + ahead.tree.nodes()[node].depth;
@@ -124,18 +125,19 @@ impl Scheduler {
         let s = &mut self.running[i];
         let rest = s.blocks.split_off(s.rows().div_ceil(BLOCK_TOKENS).min(s.blocks.len()));
         self.blocks.release(&rest);
-        self.drop_tails(&ahead);
+        self.refuse(&ahead);
         self.publish(i, below);
     }
 
     /// Gives up all guesses, as when their step was not run to its end.
     pub(super) fn drop_ahead(&mut self) {
-        for ahead in self.take_ahead() {
-            self.drop_tails(&ahead);
+        for ahead in std::mem::take(&mut self.ahead) {
+            self.refuse(&ahead);
         }
     }
 
-    fn drop_tails(&mut self, ahead: &Ahead) {
+    /// Gives the blocks of guesses back, as when their logits cannot be read.
+    pub(crate) fn refuse(&mut self, ahead: &Ahead) {
         ahead.tails.iter().for_each(|t| self.blocks.release(t));
     }
 }
@@ -143,7 +145,7 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::{Limits, Nothing};
+    use crate::scheduler::Limits;
     use crate::speculate::rates::Class;
     use crate::speculate::tree::ROOT;
     use crate::speculate::tree::tests::tree;
@@ -171,8 +173,9 @@ mod tests {
     fn finish(s: &mut Scheduler, nodes: &[usize]) {
         s.check_integrity().unwrap();
         let plan = s.commit(Duration::from_millis(3), &Nothing);
-        let ahead = s.take_ahead();
-        for (a, node) in ahead.into_iter().zip(nodes) {
+        let ids: Vec<u64> = s.ahead().iter().map(|a| a.id).collect();
+        for (id, node) in ids.into_iter().zip(nodes) {
+            let a = s.take_ahead(id).unwrap();
             let path: Vec<u32> = a.tree.path(*node).iter().map(|n| a.tree.nodes()[*n].token).collect();
             path.into_iter().for_each(|t| s.push(a.id, t));
             s.accept(a, *node, &Nothing);
@@ -201,7 +204,7 @@ mod tests {
         t.add(a, 2, Class::default());
         let b = t.add(a, 3, Class::default());
         let c = t.add(b, 4, Class::default());
-        assert_eq!(s.guess(0, t, &Nothing), 4);
+        assert_eq!(s.guess(0, t), 4);
         assert_eq!(s.load().room, 35);
         let a = s.ahead()[0].clone();
         // The root is at 30: the second branch has a copy of block 1, and a block after it.
@@ -228,10 +231,10 @@ mod tests {
         schedule(&mut s);
         let mut t = Tree::new(7);
         (0..4).fold(ROOT, |at, i| t.add(at, i, Class::default()));
-        assert_eq!(s.guess(0, t.clone(), &Nothing), 0);
+        assert_eq!(s.guess(0, t.clone()), 0);
         // Two more rows fit into the last block.
         let short = t.keep(|n| n == 1);
-        assert_eq!(s.guess(1, short, &Nothing), 1);
+        assert_eq!(s.guess(1, short), 1);
         s.abandon();
         assert_eq!(s.blocks().0, 4);
         s.check_integrity().unwrap();
@@ -251,7 +254,7 @@ mod tests {
                     s.plan().iter().map(|c| c.running).filter(|r| s.is_decode(*r)).collect();
                 for running in decodes {
                     let room = s.load().room;
-                    let guesses = s.guess(running, t.keep(|n| n <= room), &Nothing);
+                    let guesses = s.guess(running, t.keep(|n| n <= room));
                     prop_assert!(guesses <= room);
                     if guesses > 0 {
                         nodes.push(node.index(guesses + 1));

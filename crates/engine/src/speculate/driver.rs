@@ -10,7 +10,7 @@ use crate::client::{Client, Task};
 use crate::engine::EngineConfig;
 use crate::pace::Pace;
 use crate::sampler::Scratch;
-use crate::scheduler::{Below, Scheduler};
+use crate::scheduler::Scheduler;
 use std::{collections::HashMap, time::Instant};
 
 /// A draft model this many tokens behind is brought up to date without an account, a step's worth at a time.
@@ -75,7 +75,6 @@ impl Speculation {
         scheduler: &mut Scheduler,
         clients: &mut HashMap<u64, Client>,
         scratch: &mut Scratch,
-        below: &dyn Below,
     ) {
         self.open.clear();
         if self.most == 0 {
@@ -114,7 +113,7 @@ impl Speculation {
             open.tree = kept.clone();
             let running = scheduler.running().iter().position(|s| s.id == open.id);
             if let Some(running) = running.filter(|_| kept.guesses() > 0)
-                && scheduler.guess(running, kept, below) < open.tree.guesses()
+                && scheduler.guess(running, kept) < open.tree.guesses()
             {
                 // For want of blocks.
                 let ahead = scheduler.ahead().iter().find(|a| a.id == open.id);
