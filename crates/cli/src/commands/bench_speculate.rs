@@ -105,8 +105,9 @@ fn request(text: BenchText, n: usize, max_tokens: u32, opened: &Opened) -> Resul
             let id = |i: u64| ((i + 1000 * n as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20) % size;
             let ids = (0..128).map(|i| id(i) as u32).collect();
             let request = Request::new(ids);
+            // Few tokens at random: pairs of them come again all the time, and nothing follows from it.
             return Ok(Request {
-                sampling: sampled(1.5),
+                sampling: Sampling { top_k: 8, ..sampled(100.0) },
                 max_tokens: Some(max_tokens),
                 ignore_eos: true,
                 ..request
