@@ -517,7 +517,7 @@ pub(crate) struct Bench {
     #[arg(short, long, value_name = "R", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=1000), help_heading = "What to measure")]
     pub(crate) repeat: u32,
     /// Only: what guessing tokens ahead gains on texts that repeat themselves and others, each answered with and without
-    #[arg(long, conflicts_with_all = ["prompt", "depth", "batch", "speeds_only", "ops", "against", "check", "plot"], help_heading = "What to measure")]
+    #[arg(long, conflicts_with_all = ["prompt", "depth", "batch", "speeds_only", "ops", "against", "check", "plot", "kv", "serve"], help_heading = "What to measure")]
     pub(crate) speculate: bool,
     /// With --speculate: a smaller model of the same vocabulary that guesses too
     #[arg(long, value_name = "MODEL", requires = "speculate", help_heading = "What to measure")]
@@ -537,6 +537,11 @@ pub(crate) struct Bench {
     /// The text for --kv [default: the beginning of Alice's Adventures in Wonderland]
     #[arg(short, long, value_name = "FILE", requires = "kv", help_heading = "What to measure")]
     pub(crate) file: Option<PathBuf>,
+    /// Put the engine under load instead: streams side by side, random arrivals, a long prompt among streams, short requests
+    #[arg(long, conflicts_with_all = ["kv", "batch", "depth", "speeds_only", "ops", "against", "check", "plot"], help_heading = "What to measure")]
+    pub(crate) serve: bool,
+    #[command(flatten)]
+    pub(crate) load: ServeLoad,
     /// Measure the machine again: its peaks, and which instructions are the fastest
     #[arg(long, help_heading = "What to measure")]
     pub(crate) fresh: bool,
@@ -572,6 +577,38 @@ pub(crate) enum BenchText {
     Story,
     // Random tokens, sampled at a high temperature.
     Random,
+}
+
+/// The load of `bench --serve`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeLoad {
+    /// Numbers of streams that each send a request when the last one is answered
+    #[arg(long, value_name = "LIST", requires = "serve", value_parser = batch_sizes, default_value = "1,2,4,8,16", help_heading = "With --serve")]
+    pub(crate) streams: BatchSizes,
+    /// Requests per second that arrive at random, such as 2,4.5 [default: 0.5, 0.75 and 0.9 of what the streams reach]
+    #[arg(long, value_name = "LIST", requires = "serve", value_delimiter = ',', value_parser = above_zero, help_heading = "With --serve")]
+    pub(crate) rates: Option<Vec<f32>>,
+    /// Seconds of arrivals at each rate; 0 leaves them out
+    #[arg(long, value_name = "S", requires = "serve", default_value_t = 10.0, value_parser = at_least_zero, help_heading = "With --serve")]
+    pub(crate) seconds: f32,
+    /// A request counts as good if its first token comes within this time
+    #[arg(long, value_name = "MS", requires = "serve", default_value_t = 1000.0, value_parser = above_zero, help_heading = "With --serve")]
+    pub(crate) slo_ttft_ms: f32,
+    /// ... and its tokens take no longer than this on average
+    #[arg(long, value_name = "MS", requires = "serve", default_value_t = 50.0, value_parser = above_zero, help_heading = "With --serve")]
+    pub(crate) slo_itl_ms: f32,
+    /// Tokens of a prompt that comes while four streams run; 0 leaves it out
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(0..=CONTEXT_MAX), help_heading = "With --serve")]
+    pub(crate) long_prompt: u32,
+    /// Short requests on eight streams, with the memory before and after
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 0, help_heading = "With --serve")]
+    pub(crate) soak: u32,
+    /// How long a step may take while somebody waits for its next token [default: 1.8 times what it takes without prompts]
+    #[arg(long, value_name = "MS", requires = "serve", value_parser = above_zero, help_heading = "With --serve")]
+    pub(crate) target_itl_ms: Option<f32>,
+    /// Seed of the arrivals
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 1, help_heading = "With --serve")]
+    pub(crate) seed: u64,
 }
 
 /// An engine to compare with.

@@ -7,6 +7,7 @@ use quarrel_engine::{
 };
 use quarrel_formats::Source;
 use quarrel_text::{Ends, Special, Tokenizer};
+use std::path::Path;
 
 const PROMPTS: [&str; 6] = [
     "The capital of France is a city where",
@@ -37,7 +38,7 @@ fn main() {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [model, draft, rest @ ..] = &args[..] else { panic!("MODEL.gguf DRAFT.gguf [TEMPERATURE]") };
     let temperature: f32 = rest.first().map_or(0.8, |t| t.parse().expect("a temperature"));
-    let open = |path: &String| Source::open(path.as_ref()).expect("a model file");
+    let open = |path: &String| Source::open(Path::new(path)).expect("a model file");
     let (model, draft) = (open(model), open(draft));
     let tokenizer = Tokenizer::from_gguf(model.metadata().expect("a GGUF file")).expect("a tokenizer");
     let drafting = DraftModel::load(&draft, Box::new(Cpu::new(CpuOptions::default()).expect("a CPU")), 512);

@@ -16,6 +16,9 @@ struct Count {
     answer: u32,
 }
 
+/// A token in the window, and whether it is of the answer.
+type Counted = (u32, bool);
+
 /// The tokens that penalties look at, counted as they come.
 #[derive(Debug, Clone)]
 pub(crate) struct Penalties {
@@ -24,10 +27,10 @@ pub(crate) struct Penalties {
     frequency: f32,
     window: usize,
     /// The last `window` tokens and whether each is of the answer; kept only where there is a window.
-    recent: VecDeque<(u32, bool)>,
+    recent: VecDeque<Counted>,
     counts: HashMap<u32, Count>,
     /// While tokens are only guessed: each with what it drove out of the window.
-    guessed: Option<Vec<(u32, Option<(u32, bool)>)>>,
+    guessed: Option<Vec<(u32, Option<Counted>)>>,
 }
 
 impl Penalties {
