@@ -1,5 +1,6 @@
 //! The seam between a Program and hardware: one virtual call per step, so `Box<dyn Device>` and no generics.
 
+use crate::evict::{Keep, Mass, Observe};
 use crate::op::View;
 use crate::program::{Program, WeightDecl};
 use crate::{Error, Result};
@@ -82,12 +83,14 @@ pub struct SeqStep<'a> {
     pub start: usize,
     /// Block numbers that cover positions `0..start + rows`.
     pub blocks: &'a [u32],
+    /// Rows whose attention is added up for [`Device::take_mass`].
+    pub observe: Option<Observe>,
 }
 
 impl<'a> SeqStep<'a> {
     /// `rows` rows from position `start` on, in `blocks`.
     pub fn new(rows: usize, start: usize, blocks: &'a [u32]) -> SeqStep<'a> {
-        SeqStep { rows, start, blocks }
+        SeqStep { rows, start, blocks, observe: None }
     }
 }
 
@@ -180,7 +183,22 @@ impl<'a> StepInputs<'a> {
                 return Err(Error::Step(format!("block {b} of {}", limits.kv_blocks)));
             }
         }
+        self.check_observed(limits)?;
         self.check_copies()
+    }
+
+    fn check_observed(&self, limits: &Limits) -> Result<()> {
+        for (i, s) in self.seqs.iter().enumerate() {
+            let Some(o) = s.observe else { continue };
+            if o.rows > s.rows || o.slot as usize >= limits.kv_blocks {
+                let why = format!("{} observed rows of {} in slot {}", o.rows, s.rows, o.slot);
+                return Err(Error::Step(why));
+            }
+            if self.seqs[..i].iter().any(|s| s.observe.is_some_and(|p| p.slot == o.slot)) {
+                return Err(Error::Step(format!("two sequences are observed in slot {}", o.slot)));
+            }
+        }
+        Ok(())
     }
 
     fn check_copies(&self) -> Result<()> {
@@ -241,6 +259,31 @@ pub trait Device: Send {
 
     /// Copies whole KV blocks `(from, to)`, all layers.
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()>;
+
+    /// Shortens a sequence of `tokens` tokens in `from` to those of `keep`, moved to the front of `to` with their keys
+    /// rotated to where they are then. A block of `to` is not in `from`, or is at the same place there.
+    fn compact(
+        &mut self,
+        _prepared: Prepared,
+        _from: &[u32],
+        _tokens: usize,
+        _to: &[u32],
+        _keep: &Keep,
+    ) -> Result<()> {
+        Err(self.no_eviction())
+    }
+
+    /// What the observed rows of a slot have given since it was last taken; empties the slot. A step that ends with
+    /// [`Error::Stopped`] adds nothing.
+    fn take_mass(&mut self, _prepared: Prepared, _slot: u32) -> Result<Mass> {
+        Err(self.no_eviction())
+    }
+
+    /// Why [`Device::compact`] is refused by default.
+    fn no_eviction(&self) -> Error {
+        let why = "this device cannot shorten a sequence in its cache".to_string();
+        Error::Device { device: self.info().name.clone(), why }
+    }
 
     /// Bytes of device memory held now: weights repacked or uploaded, arena, KV.
     fn memory(&self) -> usize;
