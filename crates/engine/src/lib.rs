@@ -9,6 +9,7 @@ mod batch;
 mod block_manager;
 mod engine;
 mod events;
+mod evict;
 mod handle;
 mod load;
 pub mod memory;
@@ -19,6 +20,7 @@ mod sequence;
 
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{EngineStats, Event, FinishReason, RequestStats};
+pub use evict::{Evicted, Eviction, Evictor};
 pub use handle::{Handle, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
 pub use request::{DynamicTemperature, LOGPROBS_MAX, Request, Sampling};
