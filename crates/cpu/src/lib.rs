@@ -8,6 +8,7 @@ mod exec;
 mod footprint;
 mod kernels;
 mod kv;
+mod kv_edit;
 mod linear;
 pub mod matmul;
 pub mod pack;

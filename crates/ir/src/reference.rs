@@ -267,7 +267,7 @@ impl Ready {
         let mut row = 0;
         for seq in step.seqs {
             row += seq.rows;
-            let Some(o) = seq.observe else { continue };
+            let Some(o) = seq.observe.filter(|o| o.rows > 0) else { continue };
             for back in (1..=o.rows).rev() {
                 let (q, position) = (self.read_row(q, row - back), seq.start + seq.rows - back);
                 for h in 0..spec.heads as usize {
@@ -455,7 +455,7 @@ impl Device for Reference {
         step.check(&ready.limits, vocab(&ready.program))?;
         (ready.rows, ready.outputs) = (step.tokens.len(), step.outputs.len());
         let before = ready.mass.clone();
-        for (seq, o) in step.seqs.iter().filter_map(|s| Some((s, s.observe?))) {
+        for (seq, o) in step.seqs.iter().filter_map(|s| Some((s, s.observe.filter(|o| o.rows > 0)?))) {
             let heads = ready.heads();
             let mass = ready.mass.entry(o.slot).or_default();
             (mass.rows, mass.tokens) = (mass.rows + o.rows, seq.start + seq.rows);

@@ -6,4 +6,5 @@ pub(crate) mod attention;
 pub(crate) mod elementwise;
 pub(crate) mod embed;
 pub(crate) mod norm;
+pub(crate) mod observe;
 pub(crate) mod rope;
