@@ -145,14 +145,23 @@ pub(crate) struct EngineArgs {
 pub(crate) enum Kv {
     #[default]
     F16,
+    Bf16,
     F32,
+    // With the underscore that files and other programs write.
+    #[value(name = "q8_0", alias = "q8-0")]
+    Q8_0,
+    #[value(name = "q4_0", alias = "q4-0")]
+    Q4_0,
 }
 
 impl From<Kv> for KvType {
     fn from(kv: Kv) -> KvType {
         match kv {
             Kv::F16 => KvType::F16,
+            Kv::Bf16 => KvType::BF16,
             Kv::F32 => KvType::F32,
+            Kv::Q8_0 => KvType::Q8_0,
+            Kv::Q4_0 => KvType::Q4_0,
         }
     }
 }

@@ -107,13 +107,12 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
     if usage.batch > 1 {
         config.kv_blocks = Some(context.div_ceil(BLOCK_TOKENS).saturating_mul(usage.batch));
     }
-    let kv = [KvType::from(args.kv), KvType::F16];
-    let kv = if kv[0] == kv[1] { &kv[..1] } else { &kv[..] };
+    let kv = kv_types(args.kv.into());
     let need = |config: &EngineConfig, kv| planner.need(config, &planner.options(kv));
     let asked = need(&config, kv[0])?;
     if let Some(budget) = args.memory_budget {
         let usable = usize::try_from(budget - budget / RESERVE)?;
-        let fitted = fit(&config, kv, args.ctx.is_some(), usable, need).with_context(|| {
+        let fitted = fit(&config, &kv, args.ctx.is_some(), usable, need).with_context(|| {
             let budget = human_bytes(budget);
             format!("{} does not fit into {budget}, a fortieth of it kept back", opened.local.name)
         })?;
@@ -125,7 +124,7 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
                 fitted.config.context,
                 fitted.config.max_running,
                 fitted.config.step_tokens,
-                kv_name(fitted.kv),
+                fitted.kv.name(),
                 human_bytes(fitted.need.total() as u64)
             ));
         }
@@ -137,6 +136,13 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
             .with_context(|| format!("{} does not fit into this machine's free memory", opened.local.name))?;
     }
     Ok(fitted)
+}
+
+/// The type asked for, and the smaller ones that a budget may make of it.
+fn kv_types(asked: KvType) -> Vec<KvType> {
+    let mut types = vec![asked];
+    types.extend([KvType::F16, KvType::Q8_0, KvType::Q4_0].into_iter().filter(|t| t.bits() < asked.bits()));
+    types
 }
 
 /// Without a budget: what can never fit is refused; a cache that will not fit when it is full is only mentioned, because it
@@ -160,13 +166,6 @@ fn check_available(
         human_bytes(available as u64)
     ));
     Ok(())
-}
-
-pub(crate) fn kv_name(kv: KvType) -> &'static str {
-    match kv {
-        KvType::F16 => "f16",
-        KvType::F32 => "f32",
-    }
 }
 
 /// Bytes that this process may still take before the system kills or swaps: of the machine, and of every control group

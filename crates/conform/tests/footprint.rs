@@ -59,6 +59,7 @@ fn tiny_models_hold_what_was_planned() {
             if path.exists() {
                 check(&path, true, KvType::F16);
                 check(&path, false, KvType::F32);
+                check(&path, true, KvType::Q4_0);
                 seen += 1;
             }
         }
@@ -73,6 +74,6 @@ fn real_models_hold_what_was_planned() {
     for file in ["SmolLM2-135M-Instruct.Q4_1.gguf", "gemma-3-270m-q4_k_m.gguf"] {
         let path = dir.join(file);
         assert!(path.exists(), "{} is missing: run `cargo xtask fixtures` first", path.display());
-        check(&path, true, KvType::F16);
+        KvType::ALL.into_iter().for_each(|kv| check(&path, true, kv));
     }
 }

@@ -252,7 +252,7 @@ fn attention_at_depths_across_chunks_and_tiles() {
     let sizes = Sizes { rows: 3 * n, seqs: 3, tokens: n };
     for shape in shapes {
         let (p, t) = attention(shape, &mut rng);
-        for (isa, kv) in Isa::available().into_iter().flat_map(|i| [(i, KvType::F16), (i, KvType::F32)]) {
+        for (isa, kv) in Isa::available().into_iter().flat_map(|i| KvType::ALL.map(|t| (i, t))) {
             let mut alone = Rig::new(cpu(isa, 1, kv), &p, &t, Sizes { rows: 1, ..sizes });
             let want: Vec<Vec<Vec<u32>>> = tokens
                 .iter()

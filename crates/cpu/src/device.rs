@@ -111,6 +111,32 @@ impl Cpu {
         f
     }
 
+    /// What the cache holds of one token of a layer: keys `[kv_heads * head_dim]` and values `[kv_heads * v_dim]`, after the
+    /// rotations of their positions, in the cache's precision. Panics if there is no such layer, block or token, or the lengths
+    /// are others.
+    pub fn read_token(
+        &self,
+        prepared: Prepared,
+        layer: usize,
+        place: (u32, usize),
+        k: &mut [f32],
+        v: &mut [f32],
+    ) {
+        self.ready[prepared.0 as usize].kv.read_token(layer, place.0, place.1, k, v)
+    }
+
+    /// Stores one token of a layer as a step would; panics as [`Cpu::read_token`] does.
+    pub fn write_token(
+        &mut self,
+        prepared: Prepared,
+        layer: usize,
+        place: (u32, usize),
+        k: &[f32],
+        v: &[f32],
+    ) {
+        self.ready[prepared.0 as usize].kv.write_token(self.isa, layer, place.0, place.1, k, v)
+    }
+
     /// Brings the weights of a Program into the forms that its ops read.
     fn pack(&mut self, program: &Program, weights: &[Weight]) -> Result<()> {
         let mut todo = Vec::new();
@@ -376,6 +402,18 @@ impl Device for Cpu {
         };
         let places = (0..heads).flat_map(|head| (0..tokens).map(move |token| (head, token)));
         Ok(Mass { rows, tokens, sums: places.map(at).collect() })
+    }
+
+    fn block_bytes(&self, prepared: Prepared) -> usize {
+        self.ready[prepared.0 as usize].kv.page_bytes()
+    }
+
+    fn save_block(&mut self, prepared: Prepared, block: u32, out: &mut [u8]) -> Result<()> {
+        self.ready[prepared.0 as usize].kv.save(block, out)
+    }
+
+    fn load_block(&mut self, prepared: Prepared, block: u32, data: &[u8]) -> Result<()> {
+        self.ready[prepared.0 as usize].kv.load(block, data)
     }
 
     fn memory(&self) -> usize {

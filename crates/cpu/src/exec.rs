@@ -3,12 +3,12 @@
 //! Soundness of the shared memory rests on [`crate::plan`]: between two barriers no thread writes what another one reads
 //! or writes. Each `unsafe` block below names the split that makes its part the thread's own.
 
-use crate::kernels::attention::{self, Queries, Weights};
+use crate::kernels::attention::{self, Cached, Queries};
 use crate::kernels::elementwise::{Each, map};
 use crate::kernels::norm::{Norm, norm};
 use crate::kernels::observe::{self, Observed, ReadKeys, Sums};
 use crate::kernels::{embed::embed, rope::rope};
-use crate::kv::{Element, KvHead, KvShare, KvType};
+use crate::kv::{KvHead, KvShare, Stored, by_type};
 use crate::linear::{self, Lines};
 use crate::plan;
 use crate::pool::Team;
@@ -140,7 +140,7 @@ pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
 pub(crate) struct Scratch {
     pub(crate) lines: Lines,
     queries: Queries,
-    weights: Box<Weights>,
+    attention: Box<attention::Scratch>,
     states: Vec<f32>,
     parts: Vec<f32>,
     observed: observe::Scratch,
@@ -151,7 +151,7 @@ impl Default for Scratch {
         Scratch {
             lines: Lines::default(),
             queries: Queries::default(),
-            weights: attention::weights(),
+            attention: Box::default(),
             states: Vec::new(),
             parts: Vec::new(),
             observed: observe::Scratch::default(),
@@ -307,14 +307,15 @@ impl Run<'_> {
                     rope(self.isa, t, head_dim as usize, cos, sin, x);
                 }
             }
-            Op::StoreKv { k, v, kv_layer } => match self.kv.kind() {
-                KvType::F16 => self.isa.run(Store::<u16>(self, team, k, v, kv_layer, PhantomData)),
-                KvType::F32 => self.isa.run(Store::<f32>(self, team, k, v, kv_layer, PhantomData)),
-            },
-            Op::Attend { out, q, ref spec } => match self.kv.kind() {
-                KvType::F16 => self.attend::<u16>(team, scratch, i, out, q, spec),
-                KvType::F32 => self.attend::<f32>(team, scratch, i, out, q, spec),
-            },
+            Op::StoreKv { k, v, kv_layer } => by_type!(self.kv.kind(), T, {
+                self.isa.run(Store::<T>(self, team, k, v, kv_layer, &mut scratch.states, PhantomData))
+            }),
+            Op::Attend { out, q, ref spec } => {
+                by_type!(self.kv.kind(), T, {
+                    self.attend::<T>(team, scratch, i, out, q, spec);
+                    self.observe::<T>(team, scratch, q, spec);
+                })
+            }
             Op::Glu { out, gate, up, act } => self.each(team, op, Each::Glu(act), out, Some(gate), Some(up)),
             Op::Activate { out, x, act } => self.each(team, op, Each::Activate(act), out, Some(x), None),
             Op::Add { out, a, b } => self.each(team, op, Each::Add, out, Some(a), Some(b)),
@@ -351,7 +352,7 @@ impl Run<'_> {
 
     /// Attention of the step's tiles. With few of them, as in decoding, every thread takes an equal part of all their
     /// chunks, which are merged afterwards with the same arithmetic; else tiles and heads are claimed one by one.
-    fn attend<E: Element>(
+    fn attend<T: Cached>(
         &self,
         team: &Team,
         scratch: &mut Scratch,
@@ -363,10 +364,10 @@ impl Run<'_> {
         let (out, q) = (self.mat(out), self.mat(q));
         let (heads, tiles) = (spec.kv_heads as usize, self.tiles.len());
         if splits(self.tiles, spec, team.threads) {
-            self.attend_split::<E>(team, scratch, q, spec);
+            self.attend_split::<T>(team, scratch, q, spec);
             team.barrier();
             for task in team.share(tiles * heads) {
-                self.merge(scratch, out, spec, task / heads, task % heads);
+                self.merge::<T>(scratch, out, spec, task / heads, task % heads);
             }
             return;
         }
@@ -376,7 +377,7 @@ impl Run<'_> {
                 break;
             }
             // All tiles of a head in turn, so that its keys and values stay near; the last see the most and go first.
-            self.attend_whole::<E>(scratch, out, q, spec, tiles - 1 - unit % tiles, unit / tiles);
+            self.attend_whole::<T>(scratch, out, q, spec, tiles - 1 - unit % tiles, unit / tiles);
         }
     }
 
@@ -407,7 +408,7 @@ impl Run<'_> {
     }
 
     /// One tile and kv head.
-    fn attend_whole<E: Element>(
+    fn attend_whole<T: Cached>(
         &self,
         scratch: &mut Scratch,
         out: Mat,
@@ -417,7 +418,7 @@ impl Run<'_> {
         head: usize,
     ) {
         let tile = self.tiles[tile];
-        self.pack(&mut scratch.queries, q, spec, &tile, head..head + 1);
+        self.pack::<T>(&mut scratch.queries, q, spec, &tile, head..head + 1);
         let kv = self.kv_head(spec, &tile, head);
         let len = attention::state_len(spec);
         let states = tile.states(spec);
@@ -429,17 +430,17 @@ impl Run<'_> {
         for c in chunks.clone() {
             let next = (c + 1 < chunks.end).then_some((kv, c + 1));
             let queries = (&scratch.queries, 0);
-            // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `E` is the cache's kind.
+            // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `T` is the cache's kind.
             unsafe {
-                attention::chunk::<E>(self.isa, spec, kv, queries, c, next, &mut scratch.weights, parts);
+                T::chunk(self.isa, spec, kv, queries, c, next, &mut scratch.attention, parts);
             }
             self.isa.run(attention::Merge { states, parts, len });
         }
-        self.finish(spec, &tile, head, states, out);
+        self.finish::<T>(spec, &tile, head, states, out);
     }
 
     /// This thread's share of all chunks of all tiles, in the order of tile, chunk and kv head.
-    fn attend_split<E: Element>(&self, team: &Team, scratch: &mut Scratch, q: Mat, spec: &AttendSpec) {
+    fn attend_split<T: Cached>(&self, team: &Team, scratch: &mut Scratch, q: Mat, spec: &AttendSpec) {
         let heads = spec.kv_heads as usize;
         let units = self.tiles.iter().map(|t| t.chunks(spec).len() * heads).sum();
         let share = team.share(units);
@@ -448,7 +449,7 @@ impl Run<'_> {
             let chunks = tile.chunks(spec);
             let mine = share.start.max(first)..share.end.min(first + chunks.len() * heads);
             if !mine.is_empty() {
-                self.pack(&mut scratch.queries, q, spec, tile, 0..heads);
+                self.pack::<T>(&mut scratch.queries, q, spec, tile, 0..heads);
             }
             let place = |unit: usize| {
                 let head = (unit - first) % heads;
@@ -460,18 +461,9 @@ impl Run<'_> {
                 // SAFETY: each part belongs to one unit, and that to one thread.
                 let out = unsafe { self.part(spec, tile, unit) };
                 let queries = (&scratch.queries, head);
-                // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `E` is the cache's kind.
+                // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `T` is the cache's kind.
                 unsafe {
-                    attention::chunk::<E>(
-                        self.isa,
-                        spec,
-                        kv,
-                        queries,
-                        chunk,
-                        next,
-                        &mut scratch.weights,
-                        out,
-                    );
+                    T::chunk(self.isa, spec, kv, queries, chunk, next, &mut scratch.attention, out);
                 }
             }
             first += chunks.len() * heads;
@@ -479,7 +471,7 @@ impl Run<'_> {
     }
 
     /// Merges the parts of a tile and kv head after [`Run::attend_split`].
-    fn merge(&self, scratch: &mut Scratch, out: Mat, spec: &AttendSpec, tile: usize, head: usize) {
+    fn merge<T: Cached>(&self, scratch: &mut Scratch, out: Mat, spec: &AttendSpec, tile: usize, head: usize) {
         let heads = spec.kv_heads as usize;
         let first: usize = self.tiles[..tile].iter().map(|t| t.chunks(spec).len() * heads).sum();
         let tile = self.tiles[tile];
@@ -492,26 +484,33 @@ impl Run<'_> {
             let parts = unsafe { self.part(spec, &tile, first + c * heads + head) };
             self.isa.run(attention::Merge { states, parts, len });
         }
-        self.finish(spec, &tile, head, states, out);
+        self.finish::<T>(spec, &tile, head, states, out);
     }
 
     /// Writes the states of a tile and kv head to its rows and columns of `out`.
-    fn finish(&self, spec: &AttendSpec, tile: &Tile, head: usize, states: &[f32], out: Mat) {
+    fn finish<T: Cached>(&self, spec: &AttendSpec, tile: &Tile, head: usize, states: &[f32], out: Mat) {
         let (vd, group) = (spec.v_dim as usize, (spec.heads / spec.kv_heads) as usize);
         for (j, state) in states.chunks_exact(attention::state_len(spec)).enumerate() {
             let (row, h) = (tile.row + j / group, head * group + j % group);
             // SAFETY: rows and heads of a tile and kv head belong to the thread that claimed it.
             let out = unsafe { out.part_mut(row, h * vd..(h + 1) * vd) };
-            self.isa.run(attention::Finish(state, out));
+            self.isa.run(attention::Finish { state, out, rotated: T::ROTATED });
         }
     }
 
-    fn pack(&self, queries: &mut Queries, q: Mat, spec: &AttendSpec, tile: &Tile, heads: Range<usize>) {
+    fn pack<T: Cached>(
+        &self,
+        queries: &mut Queries,
+        q: Mat,
+        spec: &AttendSpec,
+        tile: &Tile,
+        heads: Range<usize>,
+    ) {
         let rows = (0..tile.rows).map(|r| {
             // SAFETY: queries are only read here, behind a barrier.
             (unsafe { q.row(tile.row + r) }, attention::span(spec, tile.position + r))
         });
-        queries.pack(self.isa, spec, heads, rows);
+        T::pack(queries, self.isa, spec, heads, rows);
     }
 
     fn kv_head(&self, spec: &AttendSpec, tile: &Tile, head: usize) -> KvHead<'_> {
@@ -594,17 +593,17 @@ pub(crate) fn scratch_bytes(
         parts = parts.max(if seqs < 4 * threads { parts_len(&vec![tile; seqs], spec, threads) } else { 0 });
     }
     4 * (parts + threads * own)
-        + threads * (linear::lines_bytes(program, kinds, limits) + size_of::<Weights>())
+        + threads * (linear::lines_bytes(program, kinds, limits) + size_of::<attention::Scratch>())
 }
 
-struct Store<'a, E>(&'a Run<'a>, &'a Team<'a>, View, View, u32, PhantomData<E>);
+struct Store<'a, T>(&'a Run<'a>, &'a Team<'a>, View, View, u32, &'a mut Vec<f32>, PhantomData<T>);
 
-impl<E: Element> Kernel for Store<'_, E> {
+impl<T: Stored> Kernel for Store<'_, T> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Store(run, team, k, v, layer, _) = self;
+        let Store(run, team, k, v, layer, turned, _) = self;
         let (k, v) = (run.mat(k), run.mat(v));
         for r in team.share(run.places.len()) {
             let (seq, position) = run.places[r];
@@ -612,8 +611,10 @@ impl<E: Element> Kernel for Store<'_, E> {
             for seq in std::iter::once(&run.step.seqs[seq]).chain(run.step.copies_of(r)) {
                 let block = seq.blocks[position / BLOCK_TOKENS];
                 // SAFETY: rows, and so tokens, are split over the threads, copies with them; readers wait at a barrier;
-                // `attend` and this function choose `E` by the same kind.
-                unsafe { run.kv.store::<S, E>(s, layer as usize, block, token, k.row(r), v.row(r)) };
+                // `attend` and this function choose `T` by the same kind.
+                unsafe {
+                    run.kv.store::<S, T>(s, layer as usize, block, token, k.row(r), v.row(r), turned);
+                }
             }
         }
     }

@@ -4,9 +4,13 @@
 //! `[16 tokens][v_dim]`: 16 scores come out of lanes with no sum across them, and a value is added up along its columns.
 //! Pages of all layers are together, so copying a page is one copy and a short context touches little memory.
 
-use crate::simd::{F32x16, LANES, Simd};
+pub(crate) mod codes;
+
+use crate::simd::{F32x16, Isa, Kernel, LANES, Portable, Simd, f16_to_f32};
+use codes::{Part, Q4, Q8};
 use memmap2::{MmapMut, MmapOptions};
 use quarrel_ir::{BLOCK_TOKENS, Error, KvLayer, Result};
+use std::marker::PhantomData;
 
 /// The number type of cached keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -14,21 +18,57 @@ pub enum KvType {
     /// Half precision.
     #[default]
     F16,
+    /// The upper half of single precision: the range of that, 8 bits of precision.
+    BF16,
     /// Single precision, twice the memory; for comparisons with the reference.
     F32,
+    /// Codes of 8 bits, 32 with an f16 scale: 8.5 bits per number. Keys and values are rotated by a Hadamard matrix first.
+    Q8_0,
+    /// Codes of 4 bits, 32 with an f16 scale: 4.5 bits per number. Keys and values are rotated by a Hadamard matrix first.
+    Q4_0,
 }
 
 impl KvType {
-    /// Bytes of one number.
-    pub fn bytes(self) -> usize {
+    /// All types, in the order of what they hold.
+    pub const ALL: [KvType; 5] = [KvType::F32, KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Q4_0];
+
+    /// `f16` and the like, as people write it.
+    pub fn name(self) -> &'static str {
         match self {
-            KvType::F16 => 2,
-            KvType::F32 => 4,
+            KvType::F16 => "f16",
+            KvType::BF16 => "bf16",
+            KvType::F32 => "f32",
+            KvType::Q8_0 => "q8_0",
+            KvType::Q4_0 => "q4_0",
+        }
+    }
+
+    /// Bits of a number, scales included, where whole groups of 32 share one.
+    pub fn bits(self) -> f64 {
+        match self {
+            KvType::F16 | KvType::BF16 => 16.0,
+            KvType::F32 => 32.0,
+            KvType::Q8_0 => 8.5,
+            KvType::Q4_0 => 4.5,
+        }
+    }
+
+    /// Bytes of one head's keys or values in a page; none if that is more than there can be.
+    fn head_bytes(self, part: Part, dim: usize) -> Option<usize> {
+        let plain = |bytes: usize| {
+            let columns = if part == Part::Keys { dim } else { dim.checked_next_multiple_of(LANES)? };
+            columns.checked_mul(BLOCK_TOKENS * bytes)
+        };
+        match self {
+            KvType::F16 | KvType::BF16 => plain(2),
+            KvType::F32 => plain(4),
+            KvType::Q8_0 => codes::head_bytes(part.lines::<Q8>(dim), dim),
+            KvType::Q4_0 => codes::head_bytes(part.lines::<Q4>(dim), dim),
         }
     }
 }
 
-/// A stored number: the bits of a half, or a float.
+/// A number that is stored as it is: the bits of a half, or a float.
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// 16 of them.
     ///
@@ -36,7 +76,9 @@ pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// `p` must be readable for 16. It need not be aligned.
     unsafe fn load_ptr<S: Simd>(s: S, p: *const Self) -> S::F;
     /// Stores 16. Panics if there is room for fewer.
-    fn store<F: F32x16>(x: F, p: &mut [Self]);
+    fn put<F: F32x16>(x: F, p: &mut [Self]);
+    /// The number whose bytes come first. Panics if there are fewer.
+    fn value(bytes: &[u8]) -> f32;
 }
 
 impl Element for u16 {
@@ -47,8 +89,40 @@ impl Element for u16 {
     }
 
     #[inline(always)]
-    fn store<F: F32x16>(x: F, p: &mut [u16]) {
+    fn put<F: F32x16>(x: F, p: &mut [u16]) {
         x.store_f16(p)
+    }
+
+    fn value(bytes: &[u8]) -> f32 {
+        f16_to_f32(u16::from_ne_bytes([bytes[0], bytes[1]]))
+    }
+}
+
+/// The bits of a bfloat16.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Bf16(u16);
+
+impl Element for Bf16 {
+    #[inline(always)]
+    unsafe fn load_ptr<S: Simd>(s: S, p: *const Bf16) -> S::F {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_bf16_ptr(p.cast()) }
+    }
+
+    #[inline(always)]
+    fn put<F: F32x16>(x: F, p: &mut [Bf16]) {
+        let to_nearest = |x: f32| {
+            let bits = x.to_bits();
+            // A NaN must not be rounded to infinity.
+            let rounded = if x.is_nan() { bits | 0x40_0000 } else { bits + 0x7fff + (bits >> 16 & 1) };
+            Bf16((rounded >> 16) as u16)
+        };
+        p[..LANES].iter_mut().zip(x.to_array()).for_each(|(p, x)| *p = to_nearest(x));
+    }
+
+    fn value(bytes: &[u8]) -> f32 {
+        let Bf16(bits) = Bf16(u16::from_ne_bytes([bytes[0], bytes[1]]));
+        f32::from_bits(u32::from(bits) << 16)
     }
 }
 
@@ -60,16 +134,130 @@ impl Element for f32 {
     }
 
     #[inline(always)]
-    fn store<F: F32x16>(x: F, p: &mut [f32]) {
+    fn put<F: F32x16>(x: F, p: &mut [f32]) {
         x.store(p)
+    }
+
+    fn value(bytes: &[u8]) -> f32 {
+        f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
     }
 }
 
-/// Where a layer lies in a page, in elements.
+/// How keys and values of a [`KvType`] are stored.
+pub(crate) trait Stored: Send + Sync + 'static {
+    /// Stores one token's numbers of one head.
+    ///
+    /// # Safety
+    /// `page` must be the head's page of this type for `x.len()` columns, and no other thread may use this token's bytes.
+    unsafe fn store<S: Simd>(s: S, part: Part, token: usize, x: &[f32], page: *mut u8);
+    /// Reads them back.
+    fn read(part: Part, token: usize, page: &[u8], x: &mut [f32]);
+    /// Whether what is stored is rotated.
+    const ROTATED: bool;
+}
+
+impl<E: Element> Stored for E {
+    const ROTATED: bool = false;
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, part: Part, token: usize, x: &[f32], page: *mut u8) {
+        let page = page.cast::<E>();
+        let width = x.len().next_multiple_of(LANES);
+        let mut lanes = [E::default(); LANES];
+        for (i, x) in x.chunks(LANES).enumerate() {
+            E::put(s.load_partial(x, 0.0), &mut lanes);
+            match part {
+                Part::Keys => {
+                    for (j, y) in lanes[..x.len()].iter().enumerate() {
+                        // SAFETY: a row of the head's keys and this token's column.
+                        unsafe { *page.add((i * LANES + j) * BLOCK_TOKENS + token) = *y };
+                    }
+                }
+                // SAFETY: within this token's row of the head's values, which are whole vectors.
+                Part::Values => unsafe {
+                    page.add(token * width + i * LANES).cast::<[E; LANES]>().write(lanes)
+                },
+            }
+        }
+    }
+
+    fn read(part: Part, token: usize, page: &[u8], x: &mut [f32]) {
+        let width = x.len().next_multiple_of(LANES);
+        for (i, x) in x.iter_mut().enumerate() {
+            let at = match part {
+                Part::Keys => i * BLOCK_TOKENS + token,
+                Part::Values => token * width + i,
+            };
+            *x = E::value(&page[at * size_of::<E>()..]);
+        }
+    }
+}
+
+impl Stored for Q8 {
+    const ROTATED: bool = true;
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, part: Part, token: usize, x: &[f32], page: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { codes::store::<S, Q8>(s, part, token, x, page) }
+    }
+
+    fn read(part: Part, token: usize, page: &[u8], x: &mut [f32]) {
+        codes::read::<Q8>(part, token, page, x)
+    }
+}
+
+impl Stored for Q4 {
+    const ROTATED: bool = true;
+
+    #[inline(always)]
+    unsafe fn store<S: Simd>(s: S, part: Part, token: usize, x: &[f32], page: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe { codes::store::<S, Q4>(s, part, token, x, page) }
+    }
+
+    fn read(part: Part, token: usize, page: &[u8], x: &mut [f32]) {
+        codes::read::<Q4>(part, token, page, x)
+    }
+}
+
+/// Runs `$body` with `$T` for how a type is stored.
+macro_rules! by_type {
+    ($kind:expr, $T:ident, $body:expr) => {
+        match $kind {
+            $crate::kv::KvType::F16 => {
+                type $T = u16;
+                $body
+            }
+            $crate::kv::KvType::BF16 => {
+                type $T = $crate::kv::Bf16;
+                $body
+            }
+            $crate::kv::KvType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::kv::KvType::Q8_0 => {
+                type $T = $crate::kv::codes::Q8;
+                $body
+            }
+            $crate::kv::KvType::Q4_0 => {
+                type $T = $crate::kv::codes::Q4;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use by_type;
+
+/// Where a layer lies in a page, in bytes.
 #[derive(Debug, Clone, Copy)]
 struct Place {
     k: usize,
     v: usize,
+    /// Of one head.
+    k_head: usize,
+    v_head: usize,
     layer: KvLayer,
 }
 
@@ -78,25 +266,29 @@ pub(crate) struct KvPool {
     map: MmapMut,
     kind: KvType,
     places: Vec<Place>,
+    /// Bytes.
     page: usize,
     pages: usize,
     touched: Vec<bool>,
+    /// One token's numbers of a layer.
+    token: Vec<f32>,
 }
 
-/// Columns of a stored value: whole vectors.
+/// Columns of a value: whole vectors.
 pub(crate) fn padded(v_dim: u32) -> usize {
     (v_dim as usize).next_multiple_of(LANES)
 }
 
-/// Places of the layers in a page, and its elements; none if that is more than there can be.
-fn places(layers: &[KvLayer]) -> Option<(Vec<Place>, usize)> {
+/// Places of the layers in a page, and its bytes; none if that is more than there can be.
+fn places(layers: &[KvLayer], kind: KvType) -> Option<(Vec<Place>, usize)> {
     let mut at = 0usize;
     let place = |&layer: &KvLayer| {
-        let size = |dim: usize| (layer.kv_heads as usize).checked_mul(dim)?.checked_mul(BLOCK_TOKENS);
+        let k_head = kind.head_bytes(Part::Keys, layer.head_dim as usize)?;
+        let v_head = kind.head_bytes(Part::Values, layer.v_dim as usize)?;
         let k = at;
-        let v = k.checked_add(size(layer.head_dim as usize)?)?;
-        at = v.checked_add(size(padded(layer.v_dim))?)?;
-        Some(Place { k, v, layer })
+        let v = k.checked_add((layer.kv_heads as usize).checked_mul(k_head)?)?;
+        at = v.checked_add((layer.kv_heads as usize).checked_mul(v_head)?)?;
+        Some(Place { k, v, k_head, v_head, layer })
     };
     let places = layers.iter().map(place).collect::<Option<_>>()?;
     Some((places, at))
@@ -104,7 +296,7 @@ fn places(layers: &[KvLayer]) -> Option<(Vec<Place>, usize)> {
 
 /// Bytes of a page; none if that is more than there can be.
 pub(crate) fn page_bytes(layers: &[KvLayer], kind: KvType) -> Option<usize> {
-    places(layers)?.1.checked_mul(kind.bytes())
+    Some(places(layers, kind)?.1)
 }
 
 impl KvPool {
@@ -113,9 +305,9 @@ impl KvPool {
         let bytes = page_bytes(layers, kind).and_then(|p| p.checked_mul(pages));
         let out_of_memory = Error::Memory { what: "the KV cache", bytes: bytes.unwrap_or(usize::MAX) };
         let map = bytes.and_then(|b| MmapOptions::new().len(b.max(1)).no_reserve_swap().map_anon().ok());
-        let (map, (places, page)) = map.zip(places(layers)).ok_or(out_of_memory)?;
+        let (map, (places, page)) = map.zip(places(layers, kind)).ok_or(out_of_memory)?;
         huge_pages(&map);
-        Ok(KvPool { map, kind, places, page, pages, touched: vec![false; pages] })
+        Ok(KvPool { map, kind, places, page, pages, touched: vec![false; pages], token: Vec::new() })
     }
 
     /// Notes that these pages are about to be written.
@@ -125,22 +317,92 @@ impl KvPool {
 
     /// Bytes of the pages that have been written.
     pub(crate) fn resident(&self) -> usize {
-        self.touched.iter().filter(|t| **t).count() * self.page * self.kind.bytes()
+        self.touched.iter().filter(|t| **t).count() * self.page
+    }
+
+    /// Bytes of a page.
+    pub(crate) fn page_bytes(&self) -> usize {
+        self.page
     }
 
     /// Copies whole pages `(from, to)`, in order.
     pub(crate) fn copy(&mut self, pairs: &[(u32, u32)]) -> Result<()> {
-        let bytes = self.page * self.kind.bytes();
         for &(from, to) in pairs {
             if from.max(to) as usize >= self.pages {
                 return Err(Error::Step(format!("copy of block {from} to {to} of {}", self.pages)));
             }
             if self.touched[from as usize] {
-                self.map.copy_within(from as usize * bytes..(from as usize + 1) * bytes, to as usize * bytes);
+                let from = from as usize * self.page;
+                self.map.copy_within(from..from + self.page, to as usize * self.page);
                 self.touched[to as usize] = true;
             }
         }
         Ok(())
+    }
+
+    /// Copies the bytes of a page to `out`.
+    pub(crate) fn save(&mut self, page: u32, out: &mut [u8]) -> Result<()> {
+        let at = self.whole(page, out.len())?;
+        out.copy_from_slice(&self.map[at..at + self.page]);
+        Ok(())
+    }
+
+    /// Puts saved bytes in the place of a page.
+    pub(crate) fn load(&mut self, page: u32, data: &[u8]) -> Result<()> {
+        let at = self.whole(page, data.len())?;
+        self.map[at..at + self.page].copy_from_slice(data);
+        self.touch(&[page]);
+        Ok(())
+    }
+
+    /// Where a page begins, if there is one and it has so many bytes.
+    fn whole(&self, page: u32, bytes: usize) -> Result<usize> {
+        let Self { page: size, pages, .. } = *self;
+        if page as usize >= pages || bytes != size {
+            let why = format!("block {page} of {pages} in {bytes} bytes; a block of this cache has {size}");
+            return Err(Error::Step(why));
+        }
+        Ok(page as usize * size)
+    }
+
+    /// One token's keys `[kv_heads * head_dim]` and values `[kv_heads * v_dim]` of a layer, as attention sees them but not
+    /// rotated.
+    pub(crate) fn read_token(&self, layer: usize, page: u32, token: usize, k: &mut [f32], v: &mut [f32]) {
+        let place = self.places[layer];
+        assert!((page as usize) < self.pages && token < BLOCK_TOKENS);
+        let page = &self.map[page as usize * self.page..][..self.page];
+        for (part, at, size, dim, x) in [
+            (Part::Keys, place.k, place.k_head, place.layer.head_dim as usize, k),
+            (Part::Values, place.v, place.v_head, place.layer.v_dim as usize, v),
+        ] {
+            assert_eq!(x.len(), place.layer.kv_heads as usize * dim);
+            for (x, page) in x.chunks_exact_mut(dim).zip(page[at..].chunks_exact(size)) {
+                let rotated = by_type!(self.kind, T, {
+                    T::read(part, token, page, x);
+                    T::ROTATED
+                });
+                if rotated {
+                    codes::rotate(Portable, x, dim);
+                }
+            }
+        }
+    }
+
+    /// Stores one token's keys and values of a layer, as a step would.
+    pub(crate) fn write_token(
+        &mut self,
+        isa: Isa,
+        layer: usize,
+        page: u32,
+        token: usize,
+        k: &[f32],
+        v: &[f32],
+    ) {
+        self.touch(&[page]);
+        let mut turned = std::mem::take(&mut self.token);
+        let kv = self.share();
+        by_type!(kv.kind, T, isa.run(Write::<T>(kv, layer, page, token, k, v, &mut turned, PhantomData)));
+        self.token = turned;
     }
 
     /// Access for the threads of a step.
@@ -152,6 +414,20 @@ impl KvPool {
             page: self.page,
             pages: self.pages,
         }
+    }
+}
+
+/// One token of one layer, stored by the thread that has the whole pool.
+struct Write<'a, T>(KvShare<'a>, usize, u32, usize, &'a [f32], &'a [f32], &'a mut Vec<f32>, PhantomData<T>);
+
+impl<T: Stored> Kernel for Write<'_, T> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Write(kv, layer, page, token, k, v, turned, _) = self;
+        // SAFETY: the pool is borrowed mutably, so there is no other thread; the caller chose `T` by its kind.
+        unsafe { kv.store::<S, T>(s, layer, page, token, k, v, turned) }
     }
 }
 
@@ -196,21 +472,20 @@ impl<'a> KvShare<'a> {
         self.kind
     }
 
-    /// `n` elements of a page.
-    ///
-    /// # Safety
-    /// `E` must be the type of the pool's kind, and nothing may write these elements while the slice lives.
-    unsafe fn slice<E: Element>(&self, page: u32, at: usize, n: usize) -> &'a [E] {
-        assert!((page as usize) < self.pages && at + n <= self.page, "page {page} of {}", self.pages);
-        // SAFETY: inside the map by the assertion, whose start is aligned to a memory page; no writer by the contract.
-        unsafe { std::slice::from_raw_parts(self.base.cast::<E>().add(page as usize * self.page + at), n) }
+    /// Where a part of a page begins.
+    #[inline(always)]
+    fn at(&self, page: u32, offset: usize) -> *mut u8 {
+        assert!((page as usize) < self.pages, "page {page} of {}", self.pages);
+        // SAFETY: inside the map by the assertion, as offsets come from `places`.
+        unsafe { self.base.add(page as usize * self.page + offset) }
     }
 
-    /// Writes the keys and values of one token.
+    /// Writes the keys and values of one token; `turned` is scratch.
     ///
     /// # Safety
-    /// `E` must be the type of the pool's kind; no other thread may read this page's layer or write this token now.
-    pub(crate) unsafe fn store<S: Simd, E: Element>(
+    /// `T` must be the pool's kind; no other thread may read this page's layer or write this token now.
+    #[inline(always)]
+    pub(crate) unsafe fn store<S: Simd, T: Stored>(
         &self,
         s: S,
         layer: usize,
@@ -218,33 +493,27 @@ impl<'a> KvShare<'a> {
         token: usize,
         k: &[f32],
         v: &[f32],
+        turned: &mut Vec<f32>,
     ) {
         let place = self.places[layer];
-        let (heads, hd) = (place.layer.kv_heads as usize, place.layer.head_dim as usize);
-        let (vd, v_pad) = (place.layer.v_dim as usize, padded(place.layer.v_dim));
-        assert!(
-            (page as usize) < self.pages
-                && token < BLOCK_TOKENS
-                && k.len() == heads * hd
-                && v.len() == heads * vd
-        );
-        // SAFETY: inside the map by the assertion on `page`.
-        let base = unsafe { self.base.cast::<E>().add(page as usize * self.page) };
-        let mut lanes = [E::default(); LANES];
-        // The keys of all heads are one matrix `[kv_heads * head_dim][16]`, of which this is a column.
-        for (i, x) in k.chunks(LANES).enumerate() {
-            E::store(s.load_partial(x, 0.0), &mut lanes);
-            for (j, y) in lanes[..x.len()].iter().enumerate() {
-                // SAFETY: row i * 16 + j < kv_heads * head_dim of this layer's keys; this thread owns the token.
-                unsafe { *base.add(place.k + (i * LANES + j) * BLOCK_TOKENS + token) = *y };
-            }
-        }
-        for (h, v) in v.chunks_exact(vd).enumerate() {
-            for (i, x) in v.chunks(LANES).enumerate() {
-                let at = place.v + (h * BLOCK_TOKENS + token) * v_pad + i * LANES;
-                // SAFETY: within row `token` of head h's values, which has v_pad columns; this thread owns the token.
-                let out = unsafe { std::slice::from_raw_parts_mut(base.add(at), LANES) };
-                E::store(s.load_partial(x, 0.0), out);
+        let (heads, hd, vd) =
+            (place.layer.kv_heads as usize, place.layer.head_dim as usize, place.layer.v_dim as usize);
+        assert!(token < BLOCK_TOKENS && k.len() == heads * hd && v.len() == heads * vd);
+        for (part, at, size, dim, x) in
+            [(Part::Keys, place.k, place.k_head, hd, k), (Part::Values, place.v, place.v_head, vd, v)]
+        {
+            let page = self.at(page, at);
+            for (head, x) in x.chunks_exact(dim).enumerate() {
+                let x = if T::ROTATED {
+                    turned.clear();
+                    turned.extend_from_slice(x);
+                    codes::rotate(s, turned, dim);
+                    &turned[..]
+                } else {
+                    x
+                };
+                // SAFETY: the head's part of the page, and this thread's token, by the contract.
+                unsafe { T::store(s, part, token, x, page.add(head * size)) };
             }
         }
     }
@@ -264,63 +533,31 @@ pub(crate) struct KvHead<'a> {
     blocks: &'a [u32],
 }
 
-impl<'a> KvHead<'a> {
+impl KvHead<'_> {
     /// Pages of the sequence.
     pub(crate) fn blocks(&self) -> usize {
         self.blocks.len()
     }
 
-    /// Keys of the sequence's `block`th page: `[head_dim][16]`.
-    ///
-    /// # Safety
-    /// `E` must be the type of the pool's kind, and nothing may write this layer while the slice lives.
+    /// Keys of the sequence's `block`th page, and their bytes: `[head_dim][16]`, or lines of codes and then scales. Nothing may
+    /// be read of them while a thread writes this layer.
     #[inline(always)]
-    pub(crate) unsafe fn keys<E: Element>(&self, block: usize) -> &'a [E] {
-        let n = self.place.layer.head_dim as usize * BLOCK_TOKENS;
-        // SAFETY: the caller's promise.
-        unsafe { self.kv.slice(self.blocks[block], self.place.k + self.head * n, n) }
+    pub(crate) fn keys(&self, block: usize) -> (*const u8, usize) {
+        let size = self.place.k_head;
+        (self.kv.at(self.blocks[block], self.place.k + self.head * size), size)
     }
 
-    /// Values of the sequence's `block`th page: `[16][padded(v_dim)]`.
-    ///
-    /// # Safety
-    /// As for [`KvHead::keys`].
+    /// Values of the sequence's `block`th page: `[16][padded(v_dim)]`, or lines of codes and then scales.
     #[inline(always)]
-    pub(crate) unsafe fn values<E: Element>(&self, block: usize) -> &'a [E] {
-        let n = padded(self.place.layer.v_dim) * BLOCK_TOKENS;
-        // SAFETY: the caller's promise.
-        unsafe { self.kv.slice(self.blocks[block], self.place.v + self.head * n, n) }
+    pub(crate) fn values(&self, block: usize) -> (*const u8, usize) {
+        let size = self.place.v_head;
+        (self.kv.at(self.blocks[block], self.place.v + self.head * size), size)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{Isa, Kernel};
-
-    struct Store<'a>(KvShare<'a>, u32, usize, &'a [f32], &'a [f32]);
-
-    impl Kernel for Store<'_> {
-        type Out = ();
-
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            // SAFETY: F32 pool, one thread.
-            unsafe { self.0.store::<S, f32>(s, 1, self.1, self.2, self.3, self.4) }
-        }
-    }
-
-    struct StoreAt<'a>(KvShare<'a>, usize, u32, usize, &'a [f32]);
-
-    impl Kernel for StoreAt<'_> {
-        type Out = ();
-
-        #[inline(always)]
-        fn run<S: Simd>(self, s: S) {
-            // SAFETY: F32 pool, one thread.
-            unsafe { self.0.store::<S, f32>(s, self.1, self.2, self.3, self.4, self.4) }
-        }
-    }
 
     #[test]
     fn tokens_land_in_their_pages_and_pages_are_copied_whole() {
@@ -330,16 +567,18 @@ mod tests {
         let k: Vec<f32> = (0..10).map(|i| i as f32).collect();
         let v: Vec<f32> = (0..6).map(|i| -(i as f32)).collect();
         for isa in Isa::available() {
-            pool.touch(&[7]);
-            isa.run(Store(pool.share(), 7, 3, &k, &v));
+            pool.write_token(isa, 1, 7, 3, &k, &v);
             pool.copy(&[(7, 9), (8, 10)]).unwrap();
-            assert_eq!(pool.resident(), 2 * pool.page * 4, "an untouched page is not copied");
+            assert_eq!(pool.resident(), 2 * pool.page, "an untouched page is not copied");
             let blocks = [7, 9];
             for (head, block) in [(0, 0), (1, 0), (1, 1)] {
                 let kv = pool.share();
                 let h = kv.head(1, head, &blocks);
-                // SAFETY: F32 pool, one thread.
-                let (keys, values) = unsafe { (h.keys::<f32>(block), h.values::<f32>(block)) };
+                let floats = |(p, bytes): (*const u8, usize)| {
+                    // SAFETY: F32 pool, one thread.
+                    unsafe { std::slice::from_raw_parts(p.cast::<f32>(), bytes / 4) }
+                };
+                let (keys, values) = (floats(h.keys(block)), floats(h.values(block)));
                 for d in 0..5 {
                     assert_eq!(keys[d * 16 + 3], k[head * 5 + d]);
                     assert_eq!(keys[d * 16 + 2], 0.0);
@@ -368,15 +607,14 @@ mod tests {
         // SmolLM2 with 131,072 tokens: 6 GB. A huge page may round each stretch up.
         let layer = KvLayer { kv_heads: 3, head_dim: 64, v_dim: 64, window: None };
         let mut pool = KvPool::new(&[layer; 30], KvType::F32, 8192).unwrap();
-        let page = pool.page * 4;
+        let page = pool.page;
         assert_eq!((resident_pages(&pool), pool.resident()), (0, 0));
         let x = [1.0; 192];
         for pages in [1u32, 10, 40] {
-            pool.touch(&(0..pages).collect::<Vec<_>>());
             for p in 0..pages {
                 for token in 0..BLOCK_TOKENS {
                     for layer in 0..30 {
-                        Isa::detect().run(StoreAt(pool.share(), layer, p, token, &x));
+                        pool.write_token(Isa::detect(), layer, p, token, &x, &x);
                     }
                 }
             }

@@ -285,6 +285,29 @@ pub trait Device: Send {
         Error::Device { device: self.info().name.clone(), why }
     }
 
+    /// Bytes of a whole KV block of a prepared Program, all layers, in the device's own form; 0 where it cannot save one.
+    fn block_bytes(&self, _prepared: Prepared) -> usize {
+        0
+    }
+
+    /// Copies the bytes of a whole KV block to `out`, which must be [`Device::block_bytes`] long. What was never written of
+    /// it may be anything.
+    fn save_block(&mut self, _prepared: Prepared, _block: u32, _out: &mut [u8]) -> Result<()> {
+        Err(self.no_saving())
+    }
+
+    /// Puts the bytes of a saved block in the place of a block: what follows is as after the steps that wrote it. The bytes
+    /// must come from this build of the same device with the same kind of cache.
+    fn load_block(&mut self, _prepared: Prepared, _block: u32, _data: &[u8]) -> Result<()> {
+        Err(self.no_saving())
+    }
+
+    /// Why [`Device::save_block`] is refused by default.
+    fn no_saving(&self) -> Error {
+        let why = "this device does not save blocks of its cache".to_string();
+        Error::Device { device: self.info().name.clone(), why }
+    }
+
     /// Bytes of device memory held now: weights repacked or uploaded, arena, KV.
     fn memory(&self) -> usize;
 

@@ -528,10 +528,55 @@ impl Device for Reference {
         Ok(Mass { rows, tokens, sums: sums.iter().flatten().map(|x| *x as f32).collect() })
     }
 
+    fn block_bytes(&self, prepared: Prepared) -> usize {
+        let caches = &self.ready[prepared.0 as usize].caches;
+        caches
+            .iter()
+            .map(|c| 4 * BLOCK_TOKENS * (c.layer.kv_heads * (c.layer.head_dim + c.layer.v_dim)) as usize)
+            .sum()
+    }
+
+    fn save_block(&mut self, prepared: Prepared, block: u32, out: &mut [u8]) -> Result<()> {
+        let numbers = self.block(prepared, block, out.len())?;
+        numbers.zip(out.chunks_exact_mut(4)).for_each(|(x, out)| out.copy_from_slice(&x.to_le_bytes()));
+        Ok(())
+    }
+
+    fn load_block(&mut self, prepared: Prepared, block: u32, data: &[u8]) -> Result<()> {
+        let numbers = data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
+        self.block(prepared, block, data.len())?.zip(numbers).for_each(|(x, y)| *x = y);
+        Ok(())
+    }
+
     fn memory(&self) -> usize {
         let floats = |v: &[Vec<f32>]| v.iter().map(Vec::len).sum::<usize>();
         let caches = self.ready.iter().flat_map(|r| &r.caches).map(|c| c.k.len() + c.v.len()).sum::<usize>();
         4 * (floats(&self.weights) + caches + self.ready.iter().map(|r| floats(&r.values)).sum::<usize>())
+    }
+}
+
+impl Reference {
+    /// The numbers of a block, layer after layer, if it exists and has so many bytes.
+    fn block(
+        &mut self,
+        prepared: Prepared,
+        block: u32,
+        bytes: usize,
+    ) -> Result<impl Iterator<Item = &mut f32>> {
+        let (size, blocks) = (self.block_bytes(prepared), self.ready[prepared.0 as usize].limits.kv_blocks);
+        if block as usize >= blocks || bytes != size {
+            let why = format!("block {block} of {blocks} in {bytes} bytes; a block of this cache has {size}");
+            return Err(Error::Step(why));
+        }
+        let range = move |cols: u32| {
+            let n = BLOCK_TOKENS * cols as usize;
+            block as usize * n..(block as usize + 1) * n
+        };
+        let caches = self.ready[prepared.0 as usize].caches.iter_mut();
+        Ok(caches.flat_map(move |Cache { layer: l, k, v }| {
+            let (k, v) = (&mut k[range(l.kv_heads * l.head_dim)], &mut v[range(l.kv_heads * l.v_dim)]);
+            k.iter_mut().chain(v)
+        }))
     }
 }
 

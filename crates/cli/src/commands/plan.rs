@@ -42,7 +42,7 @@ pub(crate) fn run(mut args: Plan) -> Result<()> {
             "model": opened.local.name,
             "context": context,
             "batch": running,
-            "kv": memory::kv_name(sizes.kv),
+            "kv": sizes.kv.name(),
             "step_tokens": sizes.config.step_tokens,
             "bytes": bytes,
             "total_bytes": total,
@@ -51,7 +51,7 @@ pub(crate) fn run(mut args: Plan) -> Result<()> {
     out.line(&format!(
         "{}: {running} x {context} tokens of context in {}, steps of {} tokens",
         opened.local.name,
-        memory::kv_name(sizes.kv),
+        sizes.kv.name(),
         sizes.config.step_tokens
     ))?;
     let mut rows = vec![["PART", "BYTES", ""].map(String::from).to_vec()];

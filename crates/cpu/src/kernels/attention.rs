@@ -7,8 +7,10 @@
 //! which numbers lie in registers and not how any of them is made. Scores, softmax and values are functions of their own:
 //! in one, the constants of the exponential would take the registers of the sums.
 
+use super::attention_codes;
 use super::elementwise::softcap;
-use crate::kv::{Element, KvHead, padded, prefetch};
+use crate::kv::codes::{Q4, Q8, rotate};
+use crate::kv::{Bf16, Element, KvHead, Stored, padded, prefetch};
 use crate::simd::{F32x16, Isa, Kernel, LANES, Simd};
 use quarrel_ir::{AttendSpec, BLOCK_TOKENS};
 use std::ops::Range;
@@ -16,7 +18,7 @@ use std::ops::Range;
 /// Positions of a chunk.
 pub(crate) const CHUNK: usize = 128;
 /// Blocks of a chunk.
-const BLOCKS: usize = CHUNK / BLOCK_TOKENS;
+pub(super) const BLOCKS: usize = CHUNK / BLOCK_TOKENS;
 /// Most query vectors that are computed together.
 pub(crate) const MOST: usize = 12;
 
@@ -36,7 +38,7 @@ pub(crate) fn chunks(spans: &[Span]) -> Range<usize> {
 }
 
 /// How many of `n` query vectors are taken together: as many as registers can hold sums of.
-fn group_size(isa: Isa, n: usize) -> usize {
+pub(super) fn group_size(isa: Isa, n: usize) -> usize {
     let wide = isa.vectors() >= WIDE;
     match n {
         1..=4 | 6 => n,
@@ -56,7 +58,7 @@ fn group_size(isa: Isa, n: usize) -> usize {
 }
 
 /// Vectors in the registers of a CPU that has many.
-const WIDE: usize = 32;
+pub(super) const WIDE: usize = 32;
 
 /// Vectors of keys or values whose sums with `r` queries fit in `vectors` registers, beside what is loaded.
 const fn abreast(vectors: usize, r: usize) -> usize {
@@ -72,13 +74,15 @@ const fn abreast(vectors: usize, r: usize) -> usize {
 pub(crate) struct Queries {
     /// Groups in turn, each `[head_dim][vectors]`; then the same for the next key head.
     packed: Vec<f32>,
+    /// The same in codes, for a cache of codes.
+    pub(super) codes: attention_codes::Queries,
     /// What each vector of a key head sees.
     pub(crate) spans: Vec<Span>,
 }
 
 impl Queries {
     /// Takes the columns of the key heads `kv_heads` from `rows`, which come with their spans.
-    pub(crate) fn pack<'a>(
+    fn pack<'a>(
         &mut self,
         isa: Isa,
         spec: &AttendSpec,
@@ -86,8 +90,7 @@ impl Queries {
         rows: impl Iterator<Item = (&'a [f32], Span)> + Clone,
     ) {
         let (head_dim, heads) = (spec.head_dim as usize, (spec.heads / spec.kv_heads) as usize);
-        self.spans.clear();
-        self.spans.extend(rows.clone().flat_map(|(_, span)| std::iter::repeat_n(span, heads)));
+        self.see(spec, rows.clone());
         let n = self.spans.len();
         self.packed.resize(n * head_dim * kv_heads.len(), 0.0);
         for (packed, head) in self.packed.chunks_exact_mut(n * head_dim).zip(kv_heads) {
@@ -103,6 +106,13 @@ impl Queries {
                 at += size;
             }
         }
+    }
+
+    /// Notes what the vectors of each head see.
+    fn see<'a>(&mut self, spec: &AttendSpec, rows: impl Iterator<Item = (&'a [f32], Span)>) {
+        self.spans.clear();
+        let heads = (spec.heads / spec.kv_heads) as usize;
+        self.spans.extend(rows.flat_map(|(_, span)| std::iter::repeat_n(span, heads)));
     }
 
     /// The packed vectors of the `i`th key head that was taken.
@@ -126,18 +136,117 @@ pub(crate) fn reset(states: &mut [f32], len: usize) {
 }
 
 /// The weights of one group in one chunk.
-pub(crate) type Weights = [[f32; CHUNK]; MOST];
+pub(super) type Weights = [[f32; CHUNK]; MOST];
 
 /// Scratch of one thread.
-pub(crate) fn weights() -> Box<Weights> {
-    Box::new([[0.0; CHUNK]; MOST])
+pub(crate) struct Scratch {
+    pub(super) weights: Weights,
+    pub(super) codes: attention_codes::Weights,
 }
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Scratch { weights: [[0.0; CHUNK]; MOST], codes: attention_codes::Weights::default() }
+    }
+}
+
+/// How attention reads a cache of one type.
+pub(crate) trait Cached: Stored {
+    /// Takes the columns of the key heads `kv_heads` from `rows`, which come with what they see.
+    fn pack<'a>(
+        queries: &mut Queries,
+        isa: Isa,
+        spec: &AttendSpec,
+        kv_heads: Range<usize>,
+        rows: impl Iterator<Item = (&'a [f32], Span)> + Clone,
+    );
+
+    /// Computes the part of every query vector of the `taken`th key head from one chunk into `parts`, one state each. A
+    /// vector that sees nothing of the chunk keeps a maximum of minus infinity, a sum of 0 and values of 0. `next` is the
+    /// head and chunk that this thread reads next, for its keys to be on their way.
+    ///
+    /// # Safety
+    /// The cache must be of this type, and nothing may write this layer of it meanwhile.
+    unsafe fn chunk(
+        isa: Isa,
+        spec: &AttendSpec,
+        kv: KvHead,
+        taken: (&Queries, usize),
+        chunk: usize,
+        next: Option<(KvHead, usize)>,
+        scratch: &mut Scratch,
+        parts: &mut [f32],
+    );
+}
+
+macro_rules! floats {
+    ($($T:ty)*) => {$(
+        impl Cached for $T {
+            fn pack<'a>(
+                queries: &mut Queries,
+                isa: Isa,
+                spec: &AttendSpec,
+                kv_heads: Range<usize>,
+                rows: impl Iterator<Item = (&'a [f32], Span)> + Clone,
+            ) {
+                queries.pack(isa, spec, kv_heads, rows)
+            }
+
+            unsafe fn chunk(
+                isa: Isa,
+                spec: &AttendSpec,
+                kv: KvHead,
+                taken: (&Queries, usize),
+                at: usize,
+                next: Option<(KvHead, usize)>,
+                scratch: &mut Scratch,
+                parts: &mut [f32],
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { chunk::<$T>(isa, spec, kv, taken, at, next, &mut scratch.weights, parts) }
+            }
+        }
+    )*};
+}
+floats!(u16 Bf16 f32);
+
+macro_rules! codes {
+    ($($T:ty)*) => {$(
+        impl Cached for $T {
+            fn pack<'a>(
+                queries: &mut Queries,
+                isa: Isa,
+                spec: &AttendSpec,
+                kv_heads: Range<usize>,
+                rows: impl Iterator<Item = (&'a [f32], Span)> + Clone,
+            ) {
+                queries.see(spec, rows.clone());
+                queries.codes.pack(isa, spec, kv_heads, rows.map(|(row, _)| row), queries.spans.len())
+            }
+
+            unsafe fn chunk(
+                isa: Isa,
+                spec: &AttendSpec,
+                kv: KvHead,
+                taken: (&Queries, usize),
+                at: usize,
+                next: Option<(KvHead, usize)>,
+                scratch: &mut Scratch,
+                parts: &mut [f32],
+            ) {
+                // SAFETY: the caller's promise.
+                unsafe { attention_codes::chunk::<$T>(isa, spec, kv, taken, at, next, scratch, parts) }
+            }
+        }
+    )*};
+}
+codes!(Q8 Q4);
 
 /// Where the blocks of a chunk lie: keys `[head_dim][16]` or values `[16][columns]`, `len` elements each; null where the
 /// chunk has no block.
-struct Pages<E> {
-    at: [*const E; BLOCKS],
-    len: usize,
+pub(super) struct Pages<E> {
+    pub(super) at: [*const E; BLOCKS],
+    pub(super) len: usize,
 }
 
 /// Runs `$body` with the constant `$R` for each size of a group.
@@ -169,20 +278,19 @@ macro_rules! by_size {
                 $body
             }
             _ => {
-                const $R: usize = MOST;
+                const $R: usize = $crate::kernels::attention::MOST;
                 $body
             }
         }
     };
 }
+pub(super) use by_size;
 
-/// Computes the part of every query vector of the `taken`th key head from one chunk into `parts`, one state each. A vector
-/// that sees nothing of the chunk keeps a maximum of minus infinity, a sum of 0 and values of 0. `next` is the head and
-/// chunk that this thread reads next, for its keys to be on their way.
+/// As [`Cached::chunk`] says.
 ///
 /// # Safety
-/// `E` must be the type of the cache, and nothing may write this layer's cache meanwhile.
-pub(crate) unsafe fn chunk<E: Element>(
+/// As there.
+unsafe fn chunk<E: Element>(
     isa: Isa,
     spec: &AttendSpec,
     kv: KvHead,
@@ -197,12 +305,9 @@ pub(crate) unsafe fn chunk<E: Element>(
     reset(parts, len);
     let spans = &queries.spans;
     let packed = queries.head(taken, head_dim);
-    // SAFETY: the caller's promise, here and below.
-    let (keys, values, mut ahead) = unsafe {
-        let seen = spans.iter().map(|s| s.1).max().unwrap_or(0);
-        let ahead = next.map_or(Pages::none(), |(kv, chunk)| Pages::keys(kv, chunk, usize::MAX));
-        (Pages::<E>::keys(kv, chunk, seen), Pages::<E>::values(kv, chunk, seen), ahead)
-    };
+    let seen = spans.iter().map(|s| s.1).max().unwrap_or(0);
+    let mut ahead = next.map_or(Pages::none(), |(kv, chunk)| Pages::keys(kv, chunk, usize::MAX));
+    let (keys, values) = (Pages::<E>::keys(kv, chunk, seen), Pages::<E>::values(kv, chunk, seen));
     let none = Pages::none();
     let mut at = 0;
     while at < spans.len() {
@@ -278,35 +383,26 @@ pub(crate) unsafe fn chunk<E: Element>(
     }
 }
 
-impl<E: Element> Pages<E> {
-    fn none() -> Pages<E> {
+impl<E> Pages<E> {
+    pub(super) fn none() -> Pages<E> {
         Pages { at: [std::ptr::null(); BLOCKS], len: 0 }
     }
 
     /// The blocks of `chunk` that hold positions below `end` and that the sequence has.
-    ///
-    /// # Safety
-    /// As for [`chunk`].
-    unsafe fn keys(kv: KvHead, chunk: usize, end: usize) -> Pages<E> {
-        let mut pages = Pages::none();
-        for (at, b) in pages.at.iter_mut().zip(chunk * BLOCKS..kv.blocks().min(end.div_ceil(BLOCK_TOKENS))) {
-            // SAFETY: the caller's promise.
-            let page = unsafe { kv.keys::<E>(b) };
-            (*at, pages.len) = (page.as_ptr(), page.len());
-        }
-        pages
+    pub(super) fn keys(kv: KvHead, chunk: usize, end: usize) -> Pages<E> {
+        Pages::take(kv.blocks(), chunk, end, |b| kv.keys(b))
     }
 
     /// The same of values.
-    ///
-    /// # Safety
-    /// As for [`chunk`].
-    unsafe fn values(kv: KvHead, chunk: usize, end: usize) -> Pages<E> {
+    pub(super) fn values(kv: KvHead, chunk: usize, end: usize) -> Pages<E> {
+        Pages::take(kv.blocks(), chunk, end, |b| kv.values(b))
+    }
+
+    fn take(blocks: usize, chunk: usize, end: usize, page: impl Fn(usize) -> (*const u8, usize)) -> Pages<E> {
         let mut pages = Pages::none();
-        for (at, b) in pages.at.iter_mut().zip(chunk * BLOCKS..kv.blocks().min(end.div_ceil(BLOCK_TOKENS))) {
-            // SAFETY: the caller's promise.
-            let page = unsafe { kv.values::<E>(b) };
-            (*at, pages.len) = (page.as_ptr(), page.len());
+        for (at, b) in pages.at.iter_mut().zip(chunk * BLOCKS..blocks.min(end.div_ceil(BLOCK_TOKENS))) {
+            let (start, bytes) = page(b);
+            (*at, pages.len) = (start.cast(), bytes / size_of::<E>());
         }
         pages
     }
@@ -393,14 +489,14 @@ impl<E: Element, const R: usize> Scores<'_, E, R> {
 
 /// Turns rows of dot products into weights relative to the largest score of each, and notes that score and the sum of the
 /// weights in the row's part.
-struct Soften<'a> {
-    spec: &'a AttendSpec,
-    spans: &'a [Span],
-    blocks: Range<usize>,
-    start: usize,
-    weights: &'a mut Weights,
-    parts: &'a mut [f32],
-    len: usize,
+pub(super) struct Soften<'a> {
+    pub(super) spec: &'a AttendSpec,
+    pub(super) spans: &'a [Span],
+    pub(super) blocks: Range<usize>,
+    pub(super) start: usize,
+    pub(super) weights: &'a mut Weights,
+    pub(super) parts: &'a mut [f32],
+    pub(super) len: usize,
 }
 
 impl Kernel for Soften<'_> {
@@ -417,21 +513,29 @@ impl Kernel for Soften<'_> {
     }
 }
 
+/// `x`, of positions from `first` on, where they are in `span`, else `none`.
+#[inline(always)]
+pub(super) fn seen<S: Simd>(s: S, span: Span, first: usize, x: S::F, none: S::F) -> S::F {
+    if span.0 <= first && first + BLOCK_TOKENS <= span.1 {
+        return x;
+    }
+    let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
+    let index = s.load(&index);
+    let x = index.select_lt(s.splat(span.1.saturating_sub(first) as f32), x, none);
+    index.select_lt(s.splat(span.0.saturating_sub(first) as f32), none, x)
+}
+
 /// One row of [`Soften`], whose first score is that of position `first`; returns the largest score and the sum.
 #[inline(always)]
 fn soften<S: Simd>(s: S, spec: &AttendSpec, span: Span, mut first: usize, row: &mut [f32]) -> (f32, f32) {
-    let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
-    let (index, none) = (s.load(&index), s.splat(f32::NEG_INFINITY));
+    let none = s.splat(f32::NEG_INFINITY);
     let mut top = none;
     for x in row.chunks_exact_mut(LANES) {
         let mut score = s.load(x) * s.splat(spec.scale);
         if let Some(cap) = spec.softcap {
             score = softcap(cap, score);
         }
-        if span.0 > first || span.1 < first + BLOCK_TOKENS {
-            score = index.select_lt(s.splat(span.1.saturating_sub(first) as f32), score, none);
-            score = index.select_lt(s.splat(span.0.saturating_sub(first) as f32), none, score);
-        }
+        score = seen(s, span, first, score, none);
         first += BLOCK_TOKENS;
         // A NaN is lost here and comes back in the sum.
         top = score.max(top);
@@ -576,18 +680,26 @@ impl Kernel for Merge<'_> {
 }
 
 /// Writes a finished state as an output row of one head.
-pub(crate) struct Finish<'a>(pub(crate) &'a [f32], pub(crate) &'a mut [f32]);
+pub(crate) struct Finish<'a> {
+    pub(crate) state: &'a [f32],
+    pub(crate) out: &'a mut [f32],
+    /// Whether the values were rotated.
+    pub(crate) rotated: bool,
+}
 
 impl Kernel for Finish<'_> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Finish(state, out) = self;
-        let sum = s.splat(state[1]);
+        let Finish { state, out, rotated } = self;
+        let (sum, dim) = (s.splat(state[1]), out.len());
         for (x, out) in state[LANES..].chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
             let y = s.load(x) / sum;
             if out.len() == LANES { y.store(out) } else { y.store_partial(out) }
+        }
+        if rotated {
+            rotate(s, out, dim);
         }
     }
 }

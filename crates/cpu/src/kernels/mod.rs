@@ -3,6 +3,7 @@
 //! Every result depends on its own row alone, in an order that the shape fixes: not on other rows, threads or chunks.
 
 pub(crate) mod attention;
+mod attention_codes;
 pub(crate) mod elementwise;
 pub(crate) mod embed;
 pub(crate) mod norm;

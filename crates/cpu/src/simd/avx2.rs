@@ -5,7 +5,7 @@ use std::{
     ops::{Add, Div, Mul, Neg, Sub},
 };
 
-use super::{F32x16, Kernel, Simd};
+use super::{F32x16, Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX2, FMA and F16C; made only by [`run`].
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,10 @@ pub(super) struct Avx2(());
 /// The lanes, low half first. A value exists only where an [`Avx2`] did, which is why the intrinsics below are sound.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct F(__m256, __m256);
+
+/// The words, low half first; as for [`F`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct I(__m256i, __m256i);
 
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Out {
@@ -28,8 +32,17 @@ macro_rules! op {
     };
 }
 
+/// The same on words.
+macro_rules! int {
+    ($($e:expr),+) => {
+        // SAFETY: as above.
+        unsafe { I($($e),+) }
+    };
+}
+
 impl Simd for Avx2 {
     type F = F;
+    type I = I;
     const VECTORS: usize = 8;
 
     #[inline(always)]
@@ -50,6 +63,71 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_bf16_ptr(self, p: *const u16) -> F {
         op!(bf16(p), bf16(p.add(8)))
+    }
+
+    #[inline(always)]
+    fn words(self, x: i32) -> I {
+        int!(_mm256_set1_epi32(x), _mm256_set1_epi32(x))
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> I {
+        int!(_mm256_loadu_si256(p.cast()), _mm256_loadu_si256(p.add(32).cast()))
+    }
+
+    #[inline(always)]
+    fn and(self, a: I, mask: i32) -> I {
+        int!(_mm256_and_si256(a.0, _mm256_set1_epi32(mask)), _mm256_and_si256(a.1, _mm256_set1_epi32(mask)))
+    }
+
+    #[inline(always)]
+    fn down<const N: i32>(self, a: I) -> I {
+        int!(_mm256_srli_epi16::<N>(a.0), _mm256_srli_epi16::<N>(a.1))
+    }
+
+    #[inline(always)]
+    fn dot_halves(self, acc: I, a: I, b: I) -> I {
+        int!(
+            _mm256_add_epi32(acc.0, _mm256_madd_epi16(a.0, b.0)),
+            _mm256_add_epi32(acc.1, _mm256_madd_epi16(a.1, b.1))
+        )
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: I, b: I) -> I {
+        int!(_mm256_add_epi32(a.0, b.0), _mm256_add_epi32(a.1, b.1))
+    }
+
+    #[inline(always)]
+    fn pair_up(self, a: I) -> I {
+        int!(pair_up(a.0), pair_up(a.1))
+    }
+
+    #[inline(always)]
+    fn round_to_words(self, x: F) -> I {
+        int!(_mm256_cvtps_epi32(x.0), _mm256_cvtps_epi32(x.1))
+    }
+
+    #[inline(always)]
+    fn to_floats(self, a: I) -> F {
+        op!(_mm256_cvtepi32_ps(a.0), _mm256_cvtepi32_ps(a.1))
+    }
+
+    #[inline(always)]
+    fn to_words(self, a: I) -> [i32; LANES] {
+        // SAFETY: an array of 16 words.
+        unsafe { std::mem::transmute::<[__m256i; 2], [i32; LANES]>([a.0, a.1]) }
+    }
+}
+
+/// # Safety
+/// The CPU has AVX2.
+#[inline(always)]
+unsafe fn pair_up(a: __m256i) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let other = _mm256_slli_epi32::<16>(_mm256_shuffle_epi32::<0x4e>(a));
+        _mm256_blend_epi16::<0xaa>(a, other)
     }
 }
 

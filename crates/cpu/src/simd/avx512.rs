@@ -5,7 +5,7 @@ use std::{
     ops::{Add, Div, Mul, Neg, Sub},
 };
 
-use super::{F32x16, Kernel, Simd};
+use super::{F32x16, Kernel, LANES, Simd};
 
 /// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI; made only by [`run`].
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,10 @@ pub(super) struct Avx512(());
 /// The lanes. A value exists only where an [`Avx512`] did, which is why the intrinsics below are sound.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct F(__m512);
+
+/// The words; as for [`F`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct I(__m512i);
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) fn run<K: Kernel>(kernel: K) -> K::Out {
@@ -30,6 +34,7 @@ macro_rules! op {
 
 impl Simd for Avx512 {
     type F = F;
+    type I = I;
     const VECTORS: usize = 32;
 
     #[inline(always)]
@@ -53,6 +58,61 @@ impl Simd for Avx512 {
         F(op!(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(
             p.cast()
         ))))))
+    }
+
+    #[inline(always)]
+    fn words(self, x: i32) -> I {
+        I(op!(_mm512_set1_epi32(x)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> I {
+        I(op!(_mm512_loadu_si512(p.cast())))
+    }
+
+    #[inline(always)]
+    fn and(self, a: I, mask: i32) -> I {
+        I(op!(_mm512_and_si512(a.0, _mm512_set1_epi32(mask))))
+    }
+
+    #[inline(always)]
+    fn down<const N: i32>(self, a: I) -> I {
+        I(op!(_mm512_srl_epi16(a.0, _mm_cvtsi32_si128(N))))
+    }
+
+    #[inline(always)]
+    fn dot_halves(self, acc: I, a: I, b: I) -> I {
+        I(op!(_mm512_dpwssd_epi32(acc.0, a.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: I, b: I) -> I {
+        I(op!(_mm512_add_epi32(a.0, b.0)))
+    }
+
+    #[inline(always)]
+    fn pair_up(self, a: I) -> I {
+        I(op!({
+            let other = _mm512_slli_epi32::<16>(_mm512_shuffle_epi32::<0x4e>(a.0));
+            _mm512_or_si512(_mm512_and_si512(a.0, _mm512_set1_epi32(0xffff)), other)
+        }))
+    }
+
+    #[inline(always)]
+    fn round_to_words(self, x: F) -> I {
+        I(op!(_mm512_cvt_roundps_epi32::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x.0)))
+    }
+
+    #[inline(always)]
+    fn to_floats(self, a: I) -> F {
+        F(op!(_mm512_cvt_roundepi32_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(a.0)))
+    }
+
+    #[inline(always)]
+    fn to_words(self, a: I) -> [i32; LANES] {
+        let mut words = [0; LANES];
+        op!(_mm512_storeu_si512(words.as_mut_ptr().cast(), a.0));
+        words
     }
 }
 

@@ -18,7 +18,7 @@ use std::{
 };
 
 pub use portable::Portable;
-pub(crate) use portable::f16_to_f32;
+pub(crate) use portable::{f16_to_f32, f32_to_f16};
 
 /// Lanes of a [`F32x16`].
 pub const LANES: usize = 16;
@@ -129,6 +129,8 @@ pub trait Kernel {
 pub trait Simd: Copy + Send + Sync + 'static {
     /// The vector.
     type F: F32x16;
+    /// 16 words of 32 bits.
+    type I: Copy;
     /// How many of them the registers hold.
     const VECTORS: usize;
 
@@ -152,6 +154,39 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// # Safety
     /// `p` must be readable for 16 `u16`. It need not be aligned.
     unsafe fn load_bf16_ptr(self, p: *const u16) -> Self::F;
+
+    /// All words `x`.
+    fn words(self, x: i32) -> Self::I;
+
+    /// 16 words from `p`.
+    ///
+    /// # Safety
+    /// `p` must be readable for 64 bytes. It need not be aligned.
+    unsafe fn load_words(self, p: *const u8) -> Self::I;
+
+    /// Each word and `mask`.
+    fn and(self, a: Self::I, mask: i32) -> Self::I;
+
+    /// Each half of a word moved down by `N` bits, zeros following.
+    fn down<const N: i32>(self, a: Self::I) -> Self::I;
+
+    /// `acc + a0 * b0 + a1 * b1` of the signed halves of each word; the sum must fit.
+    fn dot_halves(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I;
+
+    /// `a + b`, which must fit.
+    fn add_words(self, a: Self::I, b: Self::I) -> Self::I;
+
+    /// Words that fit in halves, in pairs: of each four, `[0 | 2 << 16, 1 | 3 << 16, 2 | 0 << 16, 3 | 1 << 16]`.
+    fn pair_up(self, a: Self::I) -> Self::I;
+
+    /// The nearest whole numbers, ties to even, for |x| < 2^31; anything for others.
+    fn round_to_words(self, x: Self::F) -> Self::I;
+
+    /// The words as floats, rounded once.
+    fn to_floats(self, a: Self::I) -> Self::F;
+
+    /// The words.
+    fn to_words(self, a: Self::I) -> [i32; LANES];
 
     /// All lanes zero.
     #[inline(always)]

@@ -14,6 +14,7 @@ pub struct F([f32; LANES]);
 
 impl Simd for Portable {
     type F = F;
+    type I = [i32; LANES];
     const VECTORS: usize = 8;
 
     #[inline(always)]
@@ -37,6 +38,62 @@ impl Simd for Portable {
     unsafe fn load_bf16_ptr(self, p: *const u16) -> F {
         // SAFETY: the caller gives 16 readable values.
         F(unsafe { p.cast::<[u16; LANES]>().read_unaligned() }.map(|b| f32::from_bits(u32::from(b) << 16)))
+    }
+
+    #[inline(always)]
+    fn words(self, x: i32) -> Self::I {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::I {
+        // SAFETY: the caller gives 64 readable bytes.
+        unsafe { p.cast::<[i32; LANES]>().read_unaligned() }.map(i32::from_le)
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::I, mask: i32) -> Self::I {
+        a.map(|x| x & mask)
+    }
+
+    #[inline(always)]
+    fn down<const N: i32>(self, a: Self::I) -> Self::I {
+        let mask = 0xffff_u32 >> N;
+        a.map(|x| ((x as u32 >> N) & (mask | mask << 16)) as i32)
+    }
+
+    #[inline(always)]
+    fn dot_halves(self, acc: Self::I, a: Self::I, b: Self::I) -> Self::I {
+        let half = |x: i32| (i32::from(x as i16), x >> 16);
+        std::array::from_fn(|i| {
+            let ((a0, a1), (b0, b1)) = (half(a[i]), half(b[i]));
+            acc[i].wrapping_add(a0 * b0).wrapping_add(a1 * b1)
+        })
+    }
+
+    #[inline(always)]
+    fn add_words(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i].wrapping_add(b[i]))
+    }
+
+    #[inline(always)]
+    fn pair_up(self, a: Self::I) -> Self::I {
+        std::array::from_fn(|i| (a[i] & 0xffff) | a[i ^ 2] << 16)
+    }
+
+    #[inline(always)]
+    fn round_to_words(self, x: F) -> Self::I {
+        x.0.map(|x| x.round_ties_even() as i32)
+    }
+
+    #[inline(always)]
+    fn to_floats(self, a: Self::I) -> F {
+        F(a.map(|x| x as f32))
+    }
+
+    #[inline(always)]
+    fn to_words(self, a: Self::I) -> [i32; LANES] {
+        a
     }
 }
 

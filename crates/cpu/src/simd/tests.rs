@@ -187,7 +187,7 @@ impl Kernel for Mixed {
                 if x[l].is_nan() {
                     assert!(half[l] & 0x7fff > 0x7c00);
                 } else {
-                    assert_eq!(half[l], portable::f32_to_f16(x[l]), "{}", x[l]);
+                    assert_eq!(half[l], f32_to_f16(x[l]), "{}", x[l]);
                 }
             }
         }
@@ -222,7 +222,7 @@ fn loads_stores_and_reductions_agree_on_every_instruction_set() {
     for isa in Isa::available() {
         isa.run(Mixed);
     }
-    assert_eq!(portable::f32_to_f16(65520.0), 0x7c00);
-    assert_eq!(portable::f32_to_f16(65519.996), 0x7bff);
-    assert_eq!(portable::f32_to_f16(2.98e-8), 0);
+    assert_eq!(f32_to_f16(65520.0), 0x7c00);
+    assert_eq!(f32_to_f16(65519.996), 0x7bff);
+    assert_eq!(f32_to_f16(2.98e-8), 0);
 }
