@@ -107,6 +107,7 @@ impl Cpu {
             f.working_memory(&r.program, &kinds, &r.limits, &self.options, self.info.threads);
             f.tables += r.tables.iter().map(|t| self.held[*t].table_bytes()).sum::<usize>();
             f.kv += r.kv.resident();
+            f.kv += 4 * r.mass.values().map(|m| m.sums.len()).sum::<usize>();
         }
         f
     }

@@ -201,3 +201,55 @@ fn soften<S: Simd>(s: S, spec: &AttendSpec, span: Span, first: usize, row: &mut 
     let factor = s.splat(1.0 / (sum.sum() * group as f32));
     row.chunks_exact_mut(LANES).for_each(|x| (s.load(x) * factor).store(x));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::{KvType, by_type};
+    use crate::simd::Isa;
+
+    /// Stores 16 keys and reads them back one by one and as a matrix.
+    struct Both<'a, T>(&'a [Vec<f32>], PhantomData<T>);
+
+    impl<T: ReadKeys> Kernel for Both<'_, T> {
+        type Out = (Vec<f32>, Vec<f32>);
+
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Out {
+            let dim = self.0[0].len();
+            // As many whole numbers as any type needs, and so aligned.
+            let mut page = vec![0u32; dim.next_multiple_of(64) * BLOCK_TOKENS];
+            let (mut singly, mut keys) = (vec![0.0; dim * LANES], vec![0.0; dim * LANES]);
+            let bytes = size_of_val(&page[..]);
+            for (token, key) in self.0.iter().enumerate() {
+                // SAFETY: the page is large enough for any type.
+                unsafe { T::store(s, Part::Keys, token, key, page.as_mut_ptr().cast()) };
+            }
+            // SAFETY: the bytes of `page`.
+            let page = unsafe { std::slice::from_raw_parts(page.as_ptr().cast::<u8>(), bytes) };
+            let mut key = vec![0.0; dim];
+            for token in 0..LANES {
+                T::read(Part::Keys, token, page, &mut key);
+                (0..dim).for_each(|d| singly[d * LANES + token] = key[d]);
+            }
+            T::read_keys(s, page, &mut keys);
+            (singly, keys)
+        }
+    }
+
+    #[test]
+    fn a_page_of_keys_is_read_as_its_tokens_are() {
+        for dim in [4, 20, 33, 64, 80, 128] {
+            let keys: Vec<Vec<f32>> = (0..LANES)
+                .map(|t| (0..dim).map(|d| ((t * 37 + d * 11) % 101) as f32 / 7.0 - 7.0).collect())
+                .collect();
+            for isa in Isa::available() {
+                for kind in KvType::ALL {
+                    let (singly, all) = by_type!(kind, T, isa.run(Both::<T>(&keys, PhantomData)));
+                    assert_eq!(singly, all, "{kind:?} of {dim} columns, {isa}");
+                    assert!((all[LANES + 3] - keys[3][1]).abs() < 1.0, "{kind:?} of {dim} columns");
+                }
+            }
+        }
+    }
+}
