@@ -137,6 +137,7 @@ pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
 }
 
 /// What a thread needs for itself.
+#[derive(Default)]
 pub(crate) struct Scratch {
     pub(crate) lines: Lines,
     queries: Queries,
@@ -144,19 +145,6 @@ pub(crate) struct Scratch {
     states: Vec<f32>,
     parts: Vec<f32>,
     observed: observe::Scratch,
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Scratch {
-            lines: Lines::default(),
-            queries: Queries::default(),
-            attention: Box::default(),
-            states: Vec::new(),
-            parts: Vec::new(),
-            observed: observe::Scratch::default(),
-        }
-    }
 }
 
 /// Everything a step reads, and the memory it writes.
