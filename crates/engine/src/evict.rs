@@ -82,6 +82,28 @@ pub struct Evicted {
     pub mass_lost: f64,
 }
 
+/// What evictions dropped of a request's sequence.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct EvictionStats {
+    /// Times that it was shortened.
+    pub evictions: usize,
+    /// Tokens that were dropped.
+    pub evicted_tokens: usize,
+    /// Share of attention, 0 to 1, that fell on what was about to be dropped: the mean over evictions of
+    /// [`Evicted::mass_lost`].
+    pub mass_lost: f64,
+}
+
+impl EvictionStats {
+    /// Counts one more.
+    pub fn add(&mut self, evicted: &Evicted) {
+        let n = self.evictions as f64;
+        self.mass_lost = (self.mass_lost * n + evicted.mass_lost) / (n + 1.0);
+        self.evictions += 1;
+        self.evicted_tokens += evicted.dropped;
+    }
+}
+
 /// The last rows before an eviction, whose attention tells what it lost, where the policy itself observes none.
 const SAMPLE: usize = 8;
 
@@ -90,7 +112,8 @@ const SAMPLE: usize = 8;
 pub struct Evictor {
     policy: Eviction,
     budget: usize,
-    /// The length at which the sequence is shortened.
+    /// The length at which the sequence is shortened, for the first time and next.
+    first_due: usize,
     due: usize,
     /// By head: what the kept tokens received before the last eviction.
     received: Vec<Vec<f32>>,
@@ -105,12 +128,23 @@ impl Evictor {
             Eviction::Slide { .. } | Eviction::H2o { .. } => budget,
             Eviction::SnapKv { .. } => budget.max(prompt),
         };
-        Ok(Some(Evictor { policy, budget, due, received: Vec::new() }))
+        Ok(Some(Evictor { policy, budget, first_due: due, due, received: Vec::new() }))
     }
 
     /// Most tokens of the sequence in the cache from now on.
     pub fn most(&self) -> usize {
         self.due
+    }
+
+    /// Tokens that stay of a sequence that has no room.
+    pub fn kept(&self) -> usize {
+        self.budget - (self.budget / 8).max(1)
+    }
+
+    /// Begins again with an empty sequence.
+    pub fn restart(&mut self) {
+        self.due = self.first_due;
+        self.received.clear();
     }
 
     /// Tokens that may be added to `len` before the sequence must be shortened; 0 when it is time.
@@ -128,7 +162,7 @@ impl Evictor {
         (len + rows).saturating_sub(self.due.saturating_sub(watched)).min(rows)
     }
 
-    /// The first row that must be computed, and not be taken from elsewhere, for the choice to be the sequence's own.
+    /// The first row that must be computed, and not be taken from a cache, for the choice to be the sequence's own.
     pub fn first_observed(&self) -> usize {
         self.due - self.observe(0, self.due)
     }
@@ -136,7 +170,7 @@ impl Evictor {
     /// Chooses what stays of a sequence that has no room, given what its observed rows attended to, in `heads` heads.
     pub fn shorten(&mut self, mass: &Mass, heads: usize) -> (Keep, Evicted) {
         let before = self.due;
-        let target = self.budget - (self.budget / 8).max(1);
+        let target = self.kept();
         let keep = match self.policy {
             Eviction::Slide { sinks } => {
                 let (sinks, recent) = (sinks as usize, target - sinks as usize);

@@ -68,7 +68,7 @@ impl Keep {
 /// Asks a step to add up the attention weights of some rows of a sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Observe {
-    /// Where the sums are kept: a number of the caller's, below [`crate::Limits::kv_blocks`], one for each sequence.
+    /// Where the sums are kept: any number of the caller's, another for each sequence.
     pub slot: u32,
     /// How many of the sequence's rows of this step, the last ones.
     pub rows: usize,
