@@ -121,6 +121,11 @@ impl BlockManager {
         found
     }
 
+    /// How many of these blocks are published, from the first on.
+    pub(crate) fn count_prefix(&self, digests: &[Digest]) -> usize {
+        digests.iter().take_while(|d| self.index.contains_key(*d)).count()
+    }
+
     /// One user more.
     pub(crate) fn share(&mut self, b: u32) {
         if self.blocks[b as usize].users == 0 {
@@ -196,6 +201,13 @@ impl BlockManager {
                 Some(Retention::Usual) => self.push_back(b, List::Usual),
                 Some(Retention::Keep) => self.push_back(b, List::Kept),
             }
+        }
+    }
+
+    /// Makes a block private to its only user: it is not found any more.
+    pub(crate) fn withdraw(&mut self, b: u32) {
+        if let Some(p) = self.blocks[b as usize].published.take() {
+            self.index.remove(&p.digest);
         }
     }
 

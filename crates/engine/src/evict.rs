@@ -97,10 +97,21 @@ pub struct EvictionStats {
 impl EvictionStats {
     /// Counts one more.
     pub fn add(&mut self, evicted: &Evicted) {
-        let n = self.evictions as f64;
-        self.mass_lost = (self.mass_lost * n + evicted.mass_lost) / (n + 1.0);
-        self.evictions += 1;
-        self.evicted_tokens += evicted.dropped;
+        self.merge(&EvictionStats {
+            evictions: 1,
+            evicted_tokens: evicted.dropped,
+            mass_lost: evicted.mass_lost,
+        });
+    }
+
+    /// Counts those of another sequence too.
+    pub fn merge(&mut self, other: &EvictionStats) {
+        let (a, b) = (self.evictions as f64, other.evictions as f64);
+        if b > 0.0 {
+            self.mass_lost = (self.mass_lost * a + other.mass_lost * b) / (a + b);
+        }
+        self.evictions += other.evictions;
+        self.evicted_tokens += other.evicted_tokens;
     }
 }
 

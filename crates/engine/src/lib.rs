@@ -21,6 +21,7 @@ mod sampler;
 mod scheduler;
 mod sequence;
 mod statistics;
+mod tier;
 mod watchdog;
 
 pub use engine::{Engine, EngineConfig, EngineInfo};
@@ -30,8 +31,9 @@ pub use handle::{Handle, Scores, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
 pub use request::{Beams, Class, DynamicTemperature, LOGPROBS_MAX, Request, Retention, Sampling, WIDTH_MAX};
 pub use statistics::{EngineStats, Histogram};
+pub use tier::DiskCache;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 /// Why a request, or the engine, cannot go on.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -150,6 +152,14 @@ pub enum Error {
         vocab: usize,
         /// The largest other one.
         max: f32,
+    },
+    /// A store of the prefix cache that cannot be used.
+    #[error("prefix cache {}: {why}", .path.display())]
+    Store {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        why: String,
     },
     /// The model could not be loaded.
     #[error(transparent)]

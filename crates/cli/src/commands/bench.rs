@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use quarrel_bench::child::{Child, Line};
+use quarrel_bench::kv::{self, KvWork};
 use quarrel_bench::plan::{Peak, Plan};
 use quarrel_bench::{
     Case, KV_ELEMENT_BYTES, Machine, ModelInfo, Report, Session, Turn, Wish, Work, against, check, latency,
@@ -24,7 +25,7 @@ use crate::failure::Interrupted;
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
 use crate::session::Opened;
-use crate::{chat_format, instructions, interrupt, models};
+use crate::{chat_format, input, instructions, interrupt, models};
 
 /// The question of a process that is started to see how long its first token takes.
 const QUESTION: &str = "What is the capital of France?";
@@ -35,12 +36,12 @@ pub(crate) fn run(mut args: Bench) -> Result<()> {
         return child(&args, kind);
     }
     interrupt::install()?;
+    if args.kv {
+        return caches(&args);
+    }
     let local = models::resolve(&args.model)?;
     let source = models::open(&local.path)?;
-    // Of a path its last part: reports are kept and shown to others.
-    let given = Path::new(&local.name);
-    let file = given.file_name().filter(|_| given.exists()).map(|f| f.to_string_lossy().into_owned());
-    let bench = Prepared::new(&args, file.as_ref().unwrap_or(&local.name), &local.path, source)?;
+    let bench = Prepared::new(&args, &shown(&local.name), &local.path, source)?;
     let report = bench.measure(&args).map_err(|e| match e.downcast_ref() {
         Some(quarrel_bench::Error::Stopped) => Interrupted.into(),
         _ => e,
@@ -53,6 +54,47 @@ pub(crate) fn run(mut args: Bench) -> Result<()> {
     match &bench.baseline {
         Some(baseline) => verdict(baseline, &report),
         None => Ok(()),
+    }
+}
+
+/// A model's name, of a path its last part: reports are kept and shown to others.
+fn shown(name: &str) -> String {
+    let path = Path::new(name);
+    let file = path.file_name().filter(|_| path.exists()).map(|f| f.to_string_lossy().into_owned());
+    file.unwrap_or_else(|| name.to_string())
+}
+
+/// The text on which types of the cache are compared, where none is given.
+const ALICE: &str = include_str!("bench/alice.txt");
+
+/// `--kv`: the types of the cache.
+fn caches(args: &Bench) -> Result<()> {
+    let text = args.file.as_deref().map(input::text_file).transpose()?;
+    let opened = Opened::new(&args.model)?;
+    let spec = quarrel_model::spec(&opened.source)?;
+    let mut ids = chat_format::encode_prompt(&opened.tokenizer, text.as_deref().unwrap_or(ALICE))?;
+    let context = spec.context as usize;
+    if ids.len() > context {
+        ids.truncate(context);
+        render::note(format!("the model's context is {context} tokens, so the text ends there"));
+    }
+    let decode = args.decode.map_or(32, |n| n as usize).max(1);
+    let depth = match args.depth.as_ref().and_then(|d| d.iter().max()) {
+        Some(depth) => *depth as usize,
+        None => context.saturating_sub(decode).min(4096),
+    };
+    let work = KvWork { ids, depth, decode, repeat: args.repeat as usize };
+    let (isa, _) = instructions::choose(args.isa, args.fresh);
+    let bar = render::steps(u64::from(args.repeat) + 2, "types of the cache");
+    let name = shown(&opened.local.name);
+    let report = kv::compare(&opened.source, &spec, (&name, &work), threads(args)?, isa, &mut |_| {
+        bar.inc(1);
+    })?;
+    bar.finish_and_clear();
+    let mut out = Out::new();
+    match args.json {
+        true => out.json(&report),
+        false => Ok(out.text(&kv::text(&report))?),
     }
 }
 
