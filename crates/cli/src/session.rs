@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use quarrel_cpu::Cpu;
-use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, LoadOptions, Request, RequestStats};
+use quarrel_engine::{
+    Engine, EngineConfig, Event, EvictionStats, FinishReason, Handle, LoadOptions, Request, RequestStats,
+};
 use quarrel_formats::{Array, Source, Value as MetaValue};
 use quarrel_hub::LocalModel;
 use quarrel_ir::Device as _;
@@ -13,7 +15,7 @@ use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::args::{Device, EngineArgs, ModelArgs};
+use crate::args::{Device, EngineArgs, EvictArgs, ModelArgs};
 use crate::interrupt::Answering;
 use crate::memory::{self, Planner, Use};
 use crate::settings::Settings;
@@ -139,6 +141,7 @@ pub(crate) struct Running {
 pub(crate) struct Ask<'a> {
     pub(crate) prompt: Vec<u32>,
     pub(crate) settings: &'a Settings,
+    pub(crate) evict: EvictArgs,
     pub(crate) leading: Leading,
     pub(crate) logprobs: Option<u32>,
 }
@@ -179,6 +182,8 @@ impl Running {
             max_tokens: ask.settings.max_tokens,
             stop_ids: tokenizer.end_of_generation().to_vec(),
             logprobs: ask.logprobs.map(|n| n as u8), // the flag allows what the engine does
+            eviction: ask.evict.policy(),
+            kv_tokens: ask.evict.kv_tokens,
             ..Request::new(ask.prompt)
         };
         let answering = Answering::begin();
@@ -209,7 +214,10 @@ impl Running {
                         self.handle.cancel(id);
                     }
                 }
-                Event::Prefill { .. } | Event::Token { .. } | Event::Finished { .. } => {}
+                Event::Prefill { .. }
+                | Event::Token { .. }
+                | Event::Finished { .. }
+                | Event::Evicted { .. } => {}
                 Event::Failed(e) => return Err(self.explain(e)),
                 Event::Done { reason, stats } => {
                     if end != Some(End::Stop) {
@@ -286,6 +294,11 @@ impl Answer {
         })
     }
 
+    /// What was dropped from the cache, in one line.
+    pub(crate) fn evicted(&self) -> Option<String> {
+        evicted(&self.stats.eviction)
+    }
+
     /// The same in one line for people.
     pub(crate) fn figures(&self) -> String {
         let per_s = |v: Option<f64>| v.map(|v| format!(" at {v:.1}/s")).unwrap_or_default();
@@ -303,6 +316,28 @@ impl Answer {
             per_s(self.decode_speed()),
             memory.map(|m| format!("; memory {m}")).unwrap_or_default()
         )
+    }
+}
+
+/// What was dropped from the cache, in one line, if anything was.
+pub(crate) fn evicted(e: &EvictionStats) -> Option<String> {
+    let times = if e.evictions == 1 { "once" } else { "each time, on average" };
+    (e.evictions > 0).then(|| {
+        format!(
+            "{} tokens were dropped from the full cache, in {} evictions; {:.1}% of attention was on them {times}",
+            e.evicted_tokens,
+            e.evictions,
+            100.0 * e.mass_lost
+        )
+    })
+}
+
+/// The same for scripts.
+pub(crate) fn evicted_json(e: &EvictionStats, into: &mut Value) {
+    if e.evictions > 0 {
+        into["evictions"] = e.evictions.into();
+        into["evicted_tokens"] = e.evicted_tokens.into();
+        into["attention_lost"] = e.mass_lost.into();
     }
 }
 

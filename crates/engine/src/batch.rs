@@ -2,7 +2,7 @@
 
 use crate::scheduler::Chunk;
 use crate::sequence::Sequence;
-use quarrel_ir::{Device, Prepared, SeqStep, StepInputs, Stop};
+use quarrel_ir::{Device, Observe, Prepared, SeqStep, StepInputs, Stop};
 
 /// The step's tables, reused from step to step.
 #[derive(Debug, Default)]
@@ -29,7 +29,10 @@ impl Batch {
             let first = self.tokens.len();
             self.outputs.extend(chunk.outputs.clone().map(|o| (first + o - chunk.rows.start) as u32));
             self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
-            seqs.push(SeqStep::new(chunk.rows.len(), chunk.rows.start, &s.blocks));
+            let (rows, start) = (chunk.rows.len(), chunk.rows.start - s.dropped);
+            let observed = s.evictor.as_ref().map_or(0, |e| e.observe(start, rows));
+            let observe = (observed > 0).then_some(Observe { slot: s.slot(), rows: observed });
+            seqs.push(SeqStep { observe, ..SeqStep::new(rows, start, &s.blocks) });
         }
         device.run(prepared, &StepInputs { stop, ..StepInputs::new(&self.tokens, &seqs, &self.outputs) })
     }
