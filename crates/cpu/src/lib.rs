@@ -10,6 +10,7 @@ mod kernels;
 mod kv;
 mod kv_edit;
 mod linear;
+mod lora;
 pub mod matmul;
 pub mod pack;
 mod peaks;

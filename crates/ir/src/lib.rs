@@ -18,8 +18,8 @@ pub mod reference;
 pub mod rope;
 
 pub use device::{
-    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared, Readout, SeqStep,
-    StepInputs, Stop, Weight,
+    Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
+    RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, no_adapter,
 };
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
 pub use op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};

@@ -305,7 +305,8 @@ impl<C: Codes, const R: usize> Scores<'_, C, R> {
                     fetch.iter().for_each(|p| prefetch(p.wrapping_add(line * LINE)));
                 }
                 // SAFETY: a line of each page.
-                let codes: [S::I; B] = std::array::from_fn(|j| unsafe { s.load_words(keys[j].add(line * LINE)) });
+                let codes: [S::I; B] =
+                    std::array::from_fn(|j| unsafe { s.load_words(keys[j].add(line * LINE)) });
                 for p in 0..C::PAIRS {
                     let pairs: [S::I; B] = std::array::from_fn(|j| C::pair(s, codes[j], p));
                     for r in 0..R {
