@@ -293,7 +293,8 @@ impl Device for Cpu {
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
         let r = &mut self.ready[prepared.0 as usize];
         step.check(&r.limits, vocab(&r.program))?;
-        r.adapters.check(step.seqs)?;
+        let heads = r.heads();
+        let lora = r.adapters.step(step.seqs)?;
         (r.rows, r.outputs) = (step.tokens.len(), step.outputs.len());
         r.places.clear();
         r.places.extend(step.places());
@@ -315,9 +316,8 @@ impl Device for Cpu {
             let nan = f32::NAN.to_ne_bytes();
             r.arena.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&nan));
         }
-        let before = if step.stop.is_some() { r.watched_now(step) } else { Vec::new() };
-        let watched = r.watch(step);
-        let lora = r.adapters.step(step.seqs)?;
+        let before = if step.stop.is_some() { watched_now(&r.mass, step) } else { Vec::new() };
+        let watched = watch(&mut r.mass, heads, step);
         let stopped = AtomicUsize::new(usize::MAX);
         let run = Run {
             isa: self.isa,
@@ -387,18 +387,6 @@ impl Device for Cpu {
         self.ready[prepared.0 as usize].kv.copy(pairs)
     }
 
-    fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
-        let r = &mut self.ready[prepared.0 as usize];
-        check_adapter(&r.program, parts)?;
-        let pieces = |w: WeightId| &self.held[r.ids[w.0 as usize].0 as usize].pieces[..];
-        r.adapters.load(&r.program, parts, pieces, r.limits.rows.max(r.limits.outputs))
-    }
-
-    fn unload_adapter(&mut self, prepared: Prepared, adapter: Adapter) -> Result<()> {
-        let r = &mut self.ready[prepared.0 as usize];
-        r.adapters.unload(adapter, r.limits.rows.max(r.limits.outputs))
-    }
-
     fn compact(
         &mut self,
         prepared: Prepared,
@@ -428,6 +416,18 @@ impl Device for Cpu {
         };
         let places = (0..heads).flat_map(|head| (0..tokens).map(move |token| (head, token)));
         Ok(Mass { rows, tokens, sums: places.map(at).collect() })
+    }
+
+    fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
+        let r = &mut self.ready[prepared.0 as usize];
+        check_adapter(&r.program, parts)?;
+        let pieces = |w: WeightId| &self.held[r.ids[w.0 as usize].0 as usize].pieces[..];
+        r.adapters.load(&r.program, parts, pieces, r.limits.rows.max(r.limits.outputs))
+    }
+
+    fn unload_adapter(&mut self, prepared: Prepared, adapter: Adapter) -> Result<()> {
+        let r = &mut self.ready[prepared.0 as usize];
+        r.adapters.unload(adapter, r.limits.rows.max(r.limits.outputs))
     }
 
     fn block_bytes(&self, prepared: Prepared) -> usize {
@@ -465,30 +465,29 @@ impl Ready {
         self.program.kv.iter().map(|l| l.kv_heads as usize).sum()
     }
 
-    /// The sums that the step will change, as they are.
-    fn watched_now(&self, step: &StepInputs) -> Vec<(u32, Sums)> {
-        let slots = step.seqs.iter().filter_map(|s| s.observe).map(|o| o.slot);
-        slots.map(|slot| (slot, self.mass.get(&slot).cloned().unwrap_or_default())).collect()
-    }
-
-    /// Makes room for what the step's observed rows will add.
-    fn watch(&mut self, step: &StepInputs) -> Vec<Watched> {
-        let heads = self.heads();
-        let watched = step.seqs.iter().enumerate().filter_map(|(i, seq)| {
-            let observe = seq.observe.filter(|o| o.rows > 0)?;
-            let mass = self.mass.entry(observe.slot).or_default();
-            (mass.rows, mass.tokens) = (mass.rows + observe.rows, seq.start + seq.rows);
-            let pages = mass.tokens.div_ceil(BLOCK_TOKENS);
-            mass.sums.resize((pages * heads * BLOCK_TOKENS).max(mass.sums.len()), 0.0);
-            Some(Watched::new(step, i, &mut mass.sums, heads))
-        });
-        watched.collect()
-    }
-
     fn row_count(&self, v: View) -> usize {
         match self.program.rows_of(v) {
             Rows::Tokens => self.rows,
             Rows::Outputs => self.outputs,
         }
     }
+}
+
+/// The sums that a step will change, as they are.
+fn watched_now(mass: &HashMap<u32, Sums>, step: &StepInputs) -> Vec<(u32, Sums)> {
+    let slots = step.seqs.iter().filter_map(|s| s.observe).map(|o| o.slot);
+    slots.map(|slot| (slot, mass.get(&slot).cloned().unwrap_or_default())).collect()
+}
+
+/// Makes room for what a step's observed rows will add.
+fn watch(mass: &mut HashMap<u32, Sums>, heads: usize, step: &StepInputs) -> Vec<Watched> {
+    let watched = step.seqs.iter().enumerate().filter_map(|(i, seq)| {
+        let observe = seq.observe.filter(|o| o.rows > 0)?;
+        let mass = mass.entry(observe.slot).or_default();
+        (mass.rows, mass.tokens) = (mass.rows + observe.rows, seq.start + seq.rows);
+        let pages = mass.tokens.div_ceil(BLOCK_TOKENS);
+        mass.sums.resize((pages * heads * BLOCK_TOKENS).max(mass.sums.len()), 0.0);
+        Some(Watched::new(step, i, &mut mass.sums, heads))
+    });
+    watched.collect()
 }

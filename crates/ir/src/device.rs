@@ -153,16 +153,16 @@ pub struct SeqStep<'a> {
     pub start: usize,
     /// Block numbers that cover positions `0..start + rows`.
     pub blocks: &'a [u32],
-    /// What is added to the products of its rows.
-    pub adapter: Option<Adapter>,
     /// Rows whose attention is added up for [`Device::take_mass`].
     pub observe: Option<Observe>,
+    /// What is added to the products of its rows.
+    pub adapter: Option<Adapter>,
 }
 
 impl<'a> SeqStep<'a> {
     /// `rows` rows from position `start` on, in `blocks`, without an adapter.
     pub fn new(rows: usize, start: usize, blocks: &'a [u32]) -> SeqStep<'a> {
-        SeqStep { rows, start, blocks, adapter: None, observe: None }
+        SeqStep { rows, start, blocks, observe: None, adapter: None }
     }
 }
 
@@ -336,18 +336,6 @@ pub trait Device: Send {
     /// Copies whole KV blocks `(from, to)`, all layers.
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()>;
 
-    /// Takes an adapter in, for sequences of a prepared Program; see [`AdapterPart`] for what it does. An error where the
-    /// device cannot.
-    fn load_adapter(&mut self, _prepared: Prepared, _parts: &[AdapterPart]) -> Result<Adapter> {
-        let why = "this device does not run adapters".to_string();
-        Err(Error::Device { device: self.info().name.clone(), why })
-    }
-
-    /// Frees an adapter; steps that name it are refused from now on.
-    fn unload_adapter(&mut self, _prepared: Prepared, adapter: Adapter) -> Result<()> {
-        Err(no_adapter(adapter))
-    }
-
     /// Shortens a sequence of `tokens` tokens in `from` to those of `keep`, moved to the front of `to` with their keys
     /// rotated to where they are then. A block of `to` is not in `from`, or is at the same place there.
     fn compact(
@@ -371,6 +359,18 @@ pub trait Device: Send {
     fn no_eviction(&self) -> Error {
         let why = "this device cannot shorten a sequence in its cache".to_string();
         Error::Device { device: self.info().name.clone(), why }
+    }
+
+    /// Takes an adapter in, for sequences of a prepared Program; see [`AdapterPart`] for what it does. An error where the
+    /// device cannot.
+    fn load_adapter(&mut self, _prepared: Prepared, _parts: &[AdapterPart]) -> Result<Adapter> {
+        let why = "this device does not run adapters".to_string();
+        Err(Error::Device { device: self.info().name.clone(), why })
+    }
+
+    /// Frees an adapter; steps that name it are refused from now on.
+    fn unload_adapter(&mut self, _prepared: Prepared, adapter: Adapter) -> Result<()> {
+        Err(no_adapter(adapter))
     }
 
     /// Bytes of a whole KV block of a prepared Program, all layers, in the device's own form; 0 where it cannot save one.

@@ -149,9 +149,9 @@ struct Ready {
     limits: Limits,
     values: Vec<Vec<f32>>,
     caches: Vec<Cache>,
+    mass: HashMap<u32, Observed>,
     /// By handle; the places of unloaded ones stay empty.
     adapters: Vec<Option<Vec<AdapterPart>>>,
-    mass: HashMap<u32, Observed>,
     rows: usize,
     outputs: usize,
 }
@@ -219,20 +219,6 @@ impl Ready {
         out
     }
 
-    /// `scale * B (A x)` of every part of a weight, as long as the weight has rows.
-    fn adapter_delta(&self, adapter: Adapter, weight: WeightId, x: &[f32]) -> Vec<f64> {
-        let mut delta = vec![0.0; self.program.weights[weight.0 as usize].rows() as usize];
-        let parts = self.adapters[adapter.0 as usize].iter().flatten().filter(|p| p.weight == weight);
-        for p in parts {
-            let h: Vec<f64> = p.a.chunks_exact(x.len()).map(|a| dot(a, x)).collect();
-            let rows = delta[p.first_row(&self.program)..].iter_mut().zip(p.b.chunks_exact(h.len()));
-            for (d, b) in rows {
-                *d = f64::from(p.scale) * b.iter().zip(&h).map(|(b, h)| f64::from(*b) * h).sum::<f64>();
-            }
-        }
-        delta
-    }
-
     /// The first position that query head `h` of a row sees, and the weights from there to the row's own position, before
     /// they are divided by their sum.
     fn weights_of(
@@ -260,6 +246,20 @@ impl Ready {
             .iter()
             .fold(f64::NEG_INFINITY, |m, s| if s.is_nan() || m.is_nan() { f64::NAN } else { m.max(*s) });
         (first, scores.iter().map(|s| (s - max).exp()).collect())
+    }
+
+    /// `scale * B (A x)` of every part of a weight, as long as the weight has rows.
+    fn adapter_delta(&self, adapter: Adapter, weight: WeightId, x: &[f32]) -> Vec<f64> {
+        let mut delta = vec![0.0; self.program.weights[weight.0 as usize].rows() as usize];
+        let parts = self.adapters[adapter.0 as usize].iter().flatten().filter(|p| p.weight == weight);
+        for p in parts {
+            let h: Vec<f64> = p.a.chunks_exact(x.len()).map(|a| dot(a, x)).collect();
+            let rows = delta[p.first_row(&self.program)..].iter_mut().zip(p.b.chunks_exact(h.len()));
+            for (d, b) in rows {
+                *d = f64::from(p.scale) * b.iter().zip(&h).map(|(b, h)| f64::from(*b) * h).sum::<f64>();
+            }
+        }
+        delta
     }
 
     fn attend_row(&self, spec: &AttendSpec, q: &[f32], blocks: &[u32], position: usize) -> Vec<f32> {
@@ -532,19 +532,6 @@ impl Device for Reference {
         Ok(())
     }
 
-    fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
-        let ready = &mut self.ready[prepared.0 as usize];
-        check_adapter(&ready.program, parts)?;
-        ready.adapters.push(Some(parts.to_vec()));
-        Ok(Adapter(ready.adapters.len() as u32 - 1))
-    }
-
-    fn unload_adapter(&mut self, prepared: Prepared, adapter: Adapter) -> Result<()> {
-        let adapters = &mut self.ready[prepared.0 as usize].adapters;
-        let held = adapters.get_mut(adapter.0 as usize).and_then(Option::take);
-        held.map(drop).ok_or_else(|| no_adapter(adapter))
-    }
-
     fn compact(
         &mut self,
         prepared: Prepared,
@@ -572,6 +559,19 @@ impl Device for Reference {
         let Observed { rows, tokens, sums } =
             self.ready[prepared.0 as usize].mass.remove(&slot).unwrap_or_default();
         Ok(Mass { rows, tokens, sums: sums.iter().flatten().map(|x| *x as f32).collect() })
+    }
+
+    fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
+        let ready = &mut self.ready[prepared.0 as usize];
+        check_adapter(&ready.program, parts)?;
+        ready.adapters.push(Some(parts.to_vec()));
+        Ok(Adapter(ready.adapters.len() as u32 - 1))
+    }
+
+    fn unload_adapter(&mut self, prepared: Prepared, adapter: Adapter) -> Result<()> {
+        let adapters = &mut self.ready[prepared.0 as usize].adapters;
+        let held = adapters.get_mut(adapter.0 as usize).and_then(Option::take);
+        held.map(drop).ok_or_else(|| no_adapter(adapter))
     }
 
     fn block_bytes(&self, prepared: Prepared) -> usize {
