@@ -148,12 +148,6 @@ impl Adapters {
         self.loaded.values().map(|l| l.bytes).sum::<usize>() + 4 * self.low.len()
     }
 
-    /// Checks that the adapters of a step are loaded.
-    pub(crate) fn check(&self, seqs: &[SeqStep]) -> Result<()> {
-        let unknown = seqs.iter().filter_map(|s| s.adapter).find(|a| !self.loaded.contains_key(&a.0));
-        unknown.map_or(Ok(()), |a| Err(no_adapter(a)))
-    }
-
     /// What a step needs of them; nothing if no sequence has one.
     pub(crate) fn step(&mut self, seqs: &[SeqStep]) -> Result<Option<Step<'_>>> {
         if seqs.iter().all(|s| s.adapter.is_none()) {
