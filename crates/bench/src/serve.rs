@@ -44,7 +44,10 @@ pub fn latency(session: Session, work: &Work, progress: Progress<'_>) -> Result<
                     }
                 }
                 Event::Failed(e) => return Err(e.into()),
-                Event::Prefill { .. } | Event::Finished { .. } | Event::Done { .. } => {}
+                Event::Prefill { .. }
+                | Event::Finished { .. }
+                | Event::Evicted { .. }
+                | Event::Done { .. } => {}
             }
         }
     }

@@ -78,7 +78,7 @@ fn run(handle: &Handle, request: Request) -> Result<(Vec<u32>, RequestStats)> {
             Event::Token { id, .. } => tokens.push(id),
             Event::Done { stats, .. } => return Ok((tokens, stats)),
             Event::Failed(e) => return Err(e.into()),
-            Event::Prefill { .. } | Event::Finished { .. } => {}
+            _ => {}
         }
     }
     Err(Error::Work("the engine ended without an answer".into()))

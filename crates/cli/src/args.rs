@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
-use quarrel_engine::Speculate;
+use quarrel_engine::{Eviction, Speculate};
 
 use crate::instructions;
 use crate::memory::parse_bytes;
@@ -168,6 +168,28 @@ impl GuessArgs {
     }
 }
 
+/// What happens when the cache is full.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub(crate) struct EvictArgs {
+    /// What to drop when the KV cache is full: nothing, so that the answer ends; all but the first and last tokens; what was attended to least (h2o), or least by the last tokens (snapkv)
+    #[arg(long, value_enum, default_value_t = Evict::Refuse, help_heading = "Engine")]
+    evict: Evict,
+    /// Most tokens in the KV cache, at most the context [default: the context]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(2..=CONTEXT_MAX), help_heading = "Engine")]
+    pub(crate) kv_tokens: Option<u32>,
+}
+
+impl EvictArgs {
+    pub(crate) fn policy(self) -> Eviction {
+        match self.evict {
+            Evict::Refuse => Eviction::Refuse,
+            Evict::Slide => Eviction::SLIDE,
+            Evict::H2o => Eviction::H2O,
+            Evict::Snapkv => Eviction::SNAP_KV,
+        }
+    }
+}
+
 /// A kind of guess.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Guess {
@@ -175,6 +197,16 @@ pub(crate) enum Guess {
     Off,
     Lookup,
     Ngram,
+}
+
+/// A policy of eviction.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Evict {
+    #[default]
+    Refuse,
+    Slide,
+    H2o,
+    Snapkv,
 }
 
 /// A number type of the cache.
@@ -277,6 +309,8 @@ pub(crate) struct Run {
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) guess: GuessArgs,
+    #[command(flatten)]
+    pub(crate) evict: EvictArgs,
     /// Print each token as it is made (this is the default)
     #[arg(long, overrides_with = "no_stream", help_heading = "Output")]
     pub(crate) stream: bool,
@@ -311,6 +345,8 @@ pub(crate) struct Chat {
     pub(crate) engine: EngineArgs,
     #[command(flatten)]
     pub(crate) guess: GuessArgs,
+    #[command(flatten)]
+    pub(crate) evict: EvictArgs,
 }
 
 /// Fetch models.
@@ -471,7 +507,9 @@ pub(crate) struct Perplexity {
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse)]
     pub(crate) isa: Option<Isa>,
-    /// Print one JSON object: perplexity, nll, tokens, ci95
+    #[command(flatten)]
+    pub(crate) evict: EvictArgs,
+    /// Print one JSON object: perplexity, nll, tokens, ci95; with --evict also evictions, evicted_tokens, attention_lost
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
 }
@@ -523,7 +561,14 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "MODEL", requires = "speculate", help_heading = "What to measure")]
     pub(crate) draft: Option<String>,
     /// With --speculate: only these texts [default: repeat,rewrite,story,random]
-    #[arg(long, value_name = "LIST", value_delimiter = ',', value_enum, requires = "speculate", help_heading = "What to measure")]
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        value_enum,
+        requires = "speculate",
+        help_heading = "What to measure"
+    )]
     pub(crate) texts: Option<Vec<BenchText>>,
     /// Leave out what fresh processes and the engine tell: start-up, memory, first token, pauses
     #[arg(long, help_heading = "What to measure")]

@@ -6,8 +6,8 @@ use anyhow::{Context, Result, bail};
 use indicatif::ProgressBar;
 use quarrel_cpu::Cpu;
 use quarrel_engine::{
-    DraftModel, Engine, EngineConfig, Event, FinishReason, Handle, LoadOptions, Request, RequestStats,
-    Speculate,
+    DraftModel, Engine, EngineConfig, Event, EvictionStats, FinishReason, Handle, LoadOptions, Request,
+    RequestStats, Speculate,
 };
 use quarrel_formats::{Array, Source, Value as MetaValue};
 use quarrel_hub::LocalModel;
@@ -16,7 +16,7 @@ use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::args::{Device, EngineArgs, GuessArgs, ModelArgs};
+use crate::args::{Device, EngineArgs, EvictArgs, GuessArgs, ModelArgs};
 use crate::interrupt::Answering;
 use crate::memory::{self, Planner, Use};
 use crate::settings::Settings;
@@ -192,6 +192,7 @@ pub(crate) struct Running {
 pub(crate) struct Ask<'a> {
     pub(crate) prompt: Vec<u32>,
     pub(crate) settings: &'a Settings,
+    pub(crate) evict: EvictArgs,
     pub(crate) leading: Leading,
     pub(crate) logprobs: Option<u32>,
 }
@@ -233,6 +234,8 @@ impl Running {
             stop_ids: tokenizer.end_of_generation().to_vec(),
             logprobs: ask.logprobs.map(|n| n as u8), // the flag allows what the engine does
             speculate: self.speculate,
+            eviction: ask.evict.policy(),
+            kv_tokens: ask.evict.kv_tokens,
             ..Request::new(ask.prompt)
         };
         let answering = Answering::begin();
@@ -263,7 +266,10 @@ impl Running {
                         self.handle.cancel(id);
                     }
                 }
-                Event::Prefill { .. } | Event::Token { .. } | Event::Finished { .. } => {}
+                Event::Prefill { .. }
+                | Event::Token { .. }
+                | Event::Finished { .. }
+                | Event::Evicted { .. } => {}
                 Event::Failed(e) => return Err(self.explain(e)),
                 Event::Done { reason, stats } => {
                     if end != Some(End::Stop) {
@@ -342,6 +348,11 @@ impl Answer {
         })
     }
 
+    /// What was dropped from the cache, in one line.
+    pub(crate) fn evicted(&self) -> Option<String> {
+        evicted(&self.stats.eviction)
+    }
+
     /// The same in one line for people.
     pub(crate) fn figures(&self) -> String {
         let per_s = |v: Option<f64>| v.map(|v| format!(" at {v:.1}/s")).unwrap_or_default();
@@ -363,6 +374,28 @@ impl Answer {
             per_s(self.decode_speed()),
             memory.map(|m| format!("; memory {m}")).unwrap_or_default()
         )
+    }
+}
+
+/// What was dropped from the cache, in one line, if anything was.
+pub(crate) fn evicted(e: &EvictionStats) -> Option<String> {
+    let times = if e.evictions == 1 { "once" } else { "each time, on average" };
+    (e.evictions > 0).then(|| {
+        format!(
+            "{} tokens were dropped from the full cache, in {} evictions; {:.1}% of attention was on them {times}",
+            e.evicted_tokens,
+            e.evictions,
+            100.0 * e.mass_lost
+        )
+    })
+}
+
+/// The same for scripts.
+pub(crate) fn evicted_json(e: &EvictionStats, into: &mut Value) {
+    if e.evictions > 0 {
+        into["evictions"] = e.evictions.into();
+        into["evicted_tokens"] = e.evicted_tokens.into();
+        into["attention_lost"] = e.mass_lost.into();
     }
 }
 

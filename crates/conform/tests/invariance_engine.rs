@@ -250,7 +250,7 @@ fn answer(stream: Stream) -> Answer {
             }
             Event::Done { reason, .. } => answer.reason = reason,
             Event::Failed(error) => panic!("{error}"),
-            Event::Prefill { .. } | Event::Finished { .. } => {}
+            Event::Prefill { .. } | Event::Finished { .. } | Event::Evicted { .. } => {}
         }
     }
     answer

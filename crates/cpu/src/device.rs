@@ -1,8 +1,9 @@
 //! The CPU as a [`Device`]: loads weights, prepares Programs and runs steps on its threads.
 
-use crate::exec::{self, Memory, Run, Scratch, Tile};
+use crate::exec::{self, Memory, Run, Scratch, Tile, Watched};
 use crate::footprint::{Footprint, TABLE_TOKENS};
 use crate::kv::{KvPool, KvType, huge_pages};
+use crate::kv_edit::Compaction;
 use crate::linear;
 use crate::lora::Adapters;
 use crate::plan;
@@ -11,11 +12,14 @@ use crate::simd::Isa;
 use crate::weights::{Held, uses};
 use memmap2::MmapMut;
 use quarrel_ir::arena::{ALIGN, Arena, Slot};
+use quarrel_ir::evict::{check_compact, key_rotations};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
-    Adapter, AdapterPart, AttendSpec, Device, DeviceInfo, Error, HostWeight, Limits, Op, OpTime, Prepared,
-    Program, Readout, Result, Rows, StepInputs, View, Weight, WeightDecl, WeightId, check_adapter,
+    Adapter, AdapterPart, AttendSpec, BLOCK_TOKENS, Device, DeviceInfo, Error, HostWeight, Keep, Limits,
+    Mass, Op, OpTime, Prepared, Program, Readout, Result, Rows, StepInputs, View, Weight, WeightDecl,
+    WeightId, check_adapter,
 };
+use std::collections::HashMap;
 use std::io::Read as _;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
@@ -71,6 +75,17 @@ struct Ready {
     times: Mutex<Vec<OpTime>>,
     outputs: usize,
     rows: usize,
+    /// Attention received, by slot.
+    mass: HashMap<u32, Sums>,
+}
+
+/// The sums of one slot.
+#[derive(Clone, Default)]
+struct Sums {
+    rows: usize,
+    tokens: usize,
+    /// `[page][head][16]`: a sequence that grows adds pages.
+    sums: Vec<f32>,
 }
 
 impl Cpu {
@@ -101,6 +116,7 @@ impl Cpu {
             f.working_memory(&r.program, &kinds, &r.limits, &self.options, self.info.threads);
             f.tables += r.tables.iter().map(|t| self.held[*t].table_bytes()).sum::<usize>();
             f.kv += r.kv.resident();
+            f.kv += 4 * r.mass.values().map(|m| m.sums.len()).sum::<usize>();
         }
         f
     }
@@ -268,6 +284,7 @@ impl Device for Cpu {
             times: Mutex::new(vec![OpTime::default(); n]),
             outputs: 0,
             rows: 0,
+            mass: HashMap::new(),
             program,
         });
         Ok(Prepared(self.ready.len() as u32 - 1))
@@ -276,17 +293,17 @@ impl Device for Cpu {
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
         let r = &mut self.ready[prepared.0 as usize];
         step.check(&r.limits, vocab(&r.program))?;
+        let heads = r.heads();
         let lora = r.adapters.step(step.seqs)?;
         (r.rows, r.outputs) = (step.tokens.len(), step.outputs.len());
         r.places.clear();
         r.places.extend(step.places());
         for seq in step.seqs {
-            let written = seq.start / quarrel_ir::BLOCK_TOKENS
-                ..(seq.start + seq.rows).div_ceil(quarrel_ir::BLOCK_TOKENS);
+            let written = seq.start / BLOCK_TOKENS..(seq.start + seq.rows).div_ceil(BLOCK_TOKENS);
             r.kv.touch(&seq.blocks[written]);
         }
         for copy in step.copies {
-            let block = r.places[copy.row as usize].1 / quarrel_ir::BLOCK_TOKENS;
+            let block = r.places[copy.row as usize].1 / BLOCK_TOKENS;
             r.kv.touch(&step.seqs[copy.seq as usize].blocks[block..=block]);
         }
         let group = r.attends.iter().map(|a| (a.heads / a.kv_heads) as usize).max().unwrap_or(1);
@@ -299,6 +316,8 @@ impl Device for Cpu {
             let nan = f32::NAN.to_ne_bytes();
             r.arena.chunks_exact_mut(4).for_each(|b| b.copy_from_slice(&nan));
         }
+        let before = if step.stop.is_some() { watched_now(&r.mass, step) } else { Vec::new() };
+        let watched = watch(&mut r.mass, heads, step);
         let stopped = AtomicUsize::new(usize::MAX);
         let run = Run {
             isa: self.isa,
@@ -314,6 +333,7 @@ impl Device for Cpu {
             step,
             places: &r.places,
             tiles: &r.tiles,
+            watched: &watched,
             counters: &r.counters,
             stopped: &stopped,
             parts: Memory(r.parts.as_mut_ptr()),
@@ -327,6 +347,7 @@ impl Device for Cpu {
             why: format!("a step failed: {why}; this is a bug, please report it"),
         })?;
         if stopped.into_inner() != usize::MAX {
+            r.mass.extend(before);
             return Err(Error::Stopped);
         }
         // Each row of a mapped table brings its neighbourhood in; over a long time that would be the table.
@@ -364,6 +385,37 @@ impl Device for Cpu {
 
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
         self.ready[prepared.0 as usize].kv.copy(pairs)
+    }
+
+    fn compact(
+        &mut self,
+        prepared: Prepared,
+        from: &[u32],
+        tokens: usize,
+        to: &[u32],
+        keep: &Keep,
+    ) -> Result<()> {
+        let r = &mut self.ready[prepared.0 as usize];
+        check_compact(&r.program, r.limits.kv_blocks, from, tokens, to, keep)?;
+        let rotations = key_rotations(&r.program)?;
+        r.kv.touch(&to[..keep.len().div_ceil(BLOCK_TOKENS)]);
+        let (isa, layers, kv) = (self.isa, &r.program.kv[..], r.kv.share());
+        let compaction = Compaction { isa, kv, layers, rotations: &rotations, from, to, keep };
+        self.pool.run(&|team| compaction.thread(team)).map_err(|why| Error::Device {
+            device: self.info.name.clone(),
+            why: format!("shortening a sequence failed: {why}; this is a bug, please report it"),
+        })
+    }
+
+    fn take_mass(&mut self, prepared: Prepared, slot: u32) -> Result<Mass> {
+        let r = &mut self.ready[prepared.0 as usize];
+        let Sums { rows, tokens, sums } = r.mass.remove(&slot).unwrap_or_default();
+        let heads = r.heads();
+        let at = |(head, token): (usize, usize)| {
+            sums[(token / BLOCK_TOKENS * heads + head) * BLOCK_TOKENS + token % BLOCK_TOKENS]
+        };
+        let places = (0..heads).flat_map(|head| (0..tokens).map(move |token| (head, token)));
+        Ok(Mass { rows, tokens, sums: places.map(at).collect() })
     }
 
     fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
@@ -408,10 +460,34 @@ impl Device for Cpu {
 }
 
 impl Ready {
+    /// Key/value heads of all layers.
+    fn heads(&self) -> usize {
+        self.program.kv.iter().map(|l| l.kv_heads as usize).sum()
+    }
+
     fn row_count(&self, v: View) -> usize {
         match self.program.rows_of(v) {
             Rows::Tokens => self.rows,
             Rows::Outputs => self.outputs,
         }
     }
+}
+
+/// The sums that a step will change, as they are.
+fn watched_now(mass: &HashMap<u32, Sums>, step: &StepInputs) -> Vec<(u32, Sums)> {
+    let slots = step.seqs.iter().filter_map(|s| s.observe).map(|o| o.slot);
+    slots.map(|slot| (slot, mass.get(&slot).cloned().unwrap_or_default())).collect()
+}
+
+/// Makes room for what a step's observed rows will add.
+fn watch(mass: &mut HashMap<u32, Sums>, heads: usize, step: &StepInputs) -> Vec<Watched> {
+    let watched = step.seqs.iter().enumerate().filter_map(|(i, seq)| {
+        let observe = seq.observe.filter(|o| o.rows > 0)?;
+        let mass = mass.entry(observe.slot).or_default();
+        (mass.rows, mass.tokens) = (mass.rows + observe.rows, seq.start + seq.rows);
+        let pages = mass.tokens.div_ceil(BLOCK_TOKENS);
+        mass.sums.resize((pages * heads * BLOCK_TOKENS).max(mass.sums.len()), 0.0);
+        Some(Watched::new(step, i, &mut mass.sums, heads))
+    });
+    watched.collect()
 }

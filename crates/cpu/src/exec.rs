@@ -6,6 +6,7 @@
 use crate::kernels::attention::{self, Cached, Queries};
 use crate::kernels::elementwise::{Each, map};
 use crate::kernels::norm::{Norm, norm};
+use crate::kernels::observe::{self, Observed, ReadKeys, Sums};
 use crate::kernels::{embed::embed, rope::rope};
 use crate::kv::{KvHead, KvShare, Stored, by_type};
 use crate::linear::{self, Lines};
@@ -16,7 +17,8 @@ use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::weights::Held;
 use quarrel_ir::arena::Slot;
 use quarrel_ir::{
-    AttendSpec, BLOCK_TOKENS, Limits, NormSpec, Op, OpTime, Program, Rows, StepInputs, View, Weight, WeightId,
+    AttendSpec, BLOCK_TOKENS, KvLayer, Limits, NormSpec, Op, OpTime, Program, Rows, StepInputs, View, Weight,
+    WeightId,
 };
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -97,6 +99,30 @@ pub(crate) struct Tile {
     position: usize,
 }
 
+/// The last rows of a sequence's part of a step, whose attention is added up.
+pub(crate) struct Watched {
+    seq: usize,
+    /// First row of the step.
+    row: usize,
+    rows: usize,
+    /// Position of the first row.
+    position: usize,
+    /// `[page][head of any layer][16]`.
+    sums: Memory,
+    pages: usize,
+}
+
+impl Watched {
+    /// The observed rows of sequence `seq`, with sums for so many `heads`.
+    pub(crate) fn new(step: &StepInputs, seq: usize, sums: &mut [f32], heads: usize) -> Watched {
+        let s = &step.seqs[seq];
+        let rows = s.observe.map_or(0, |o| o.rows);
+        let row = step.seqs[..=seq].iter().map(|s| s.rows).sum::<usize>() - rows;
+        let pages = sums.len() / (heads * BLOCK_TOKENS);
+        Watched { seq, row, rows, position: s.start + s.rows - rows, sums: Memory(sums.as_mut_ptr()), pages }
+    }
+}
+
 /// Cuts the step into tiles.
 pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
     out.clear();
@@ -112,24 +138,14 @@ pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
 }
 
 /// What a thread needs for itself.
+#[derive(Default)]
 pub(crate) struct Scratch {
     pub(crate) lines: Lines,
     queries: Queries,
     attention: Box<attention::Scratch>,
     states: Vec<f32>,
     parts: Vec<f32>,
-}
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Scratch {
-            lines: Lines::default(),
-            queries: Queries::default(),
-            attention: Box::default(),
-            states: Vec::new(),
-            parts: Vec::new(),
-        }
-    }
+    observed: observe::Scratch,
 }
 
 /// Everything a step reads, and the memory it writes.
@@ -149,6 +165,7 @@ pub(crate) struct Run<'a> {
     /// Sequence and position of each row.
     pub(crate) places: &'a [(usize, usize)],
     pub(crate) tiles: &'a [Tile],
+    pub(crate) watched: &'a [Watched],
     /// Next piece of work, by op.
     pub(crate) counters: &'a [AtomicUsize],
     /// Op before which every thread leaves the step.
@@ -285,7 +302,10 @@ impl Run<'_> {
                 self.isa.run(Store::<T>(self, team, k, v, kv_layer, &mut scratch.states, PhantomData))
             }),
             Op::Attend { out, q, ref spec } => {
-                by_type!(self.kv.kind(), T, self.attend::<T>(team, scratch, i, out, q, spec))
+                by_type!(self.kv.kind(), T, {
+                    self.attend::<T>(team, scratch, i, out, q, spec);
+                    self.observe::<T>(team, scratch, q, spec);
+                })
             }
             Op::Glu { out, gate, up, act } => self.each(team, op, Each::Glu(act), out, Some(gate), Some(up)),
             Op::Activate { out, x, act } => self.each(team, op, Each::Activate(act), out, Some(x), None),
@@ -349,6 +369,32 @@ impl Run<'_> {
             }
             // All tiles of a head in turn, so that its keys and values stay near; the last see the most and go first.
             self.attend_whole::<T>(scratch, out, q, spec, tiles - 1 - unit % tiles, unit / tiles);
+        }
+    }
+
+    /// Adds up the attention of the observed rows, a sequence and kv head at a time.
+    fn observe<T: ReadKeys>(&self, team: &Team, scratch: &mut Scratch, q: View, spec: &AttendSpec) {
+        let (q, heads) = (self.mat(q), spec.kv_heads as usize);
+        let columns = q.cols / heads;
+        let heads_of = |layers: &[KvLayer]| layers.iter().map(|l| l.kv_heads as usize).sum::<usize>();
+        let (before, all) =
+            (heads_of(&self.program.kv[..spec.kv_layer as usize]), heads_of(&self.program.kv));
+        for task in team.share(self.watched.len() * heads) {
+            let (w, head) = (&self.watched[task / heads], task % heads);
+            let kv = self.kv.head(spec.kv_layer as usize, head, self.step.seqs[w.seq].blocks);
+            // SAFETY: a page of the sums has a line for each head; this one is within the first.
+            let base = unsafe { w.sums.0.add((before + head) * BLOCK_TOKENS) };
+            let sums = Sums { base, stride: all * BLOCK_TOKENS, pages: w.pages };
+            for at in (0..w.rows).step_by(observe::ROWS) {
+                let rows = (at..w.rows.min(at + observe::ROWS)).map(|r| {
+                    // SAFETY: queries are only read here, behind a barrier.
+                    let q = unsafe { q.row(w.row + r) };
+                    (&q[head * columns..(head + 1) * columns], attention::span(spec, w.position + r))
+                });
+                let rows: Vec<_> = rows.collect();
+                let scratch = &mut scratch.observed;
+                self.isa.run(Observed::<T> { spec, kv, rows: &rows, sums, scratch, stored: PhantomData });
+            }
         }
     }
 

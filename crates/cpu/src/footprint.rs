@@ -42,7 +42,8 @@ pub struct Footprint {
     pub prepared: usize,
     /// What threads need for themselves and for attention over a full cache.
     pub scratch: usize,
-    /// The KV cache: all blocks when computed ahead, those that were written when reported by a device.
+    /// The KV cache: all blocks when computed ahead, those that were written when reported by a device, with the
+    /// attention that is added up over them.
     pub kv: usize,
 }
 

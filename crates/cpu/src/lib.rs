@@ -8,6 +8,7 @@ mod exec;
 mod footprint;
 mod kernels;
 mod kv;
+mod kv_edit;
 mod linear;
 mod lora;
 pub mod matmul;

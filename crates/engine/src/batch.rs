@@ -2,7 +2,7 @@
 
 use crate::scheduler::{Ahead, Chunk};
 use crate::sequence::Sequence;
-use quarrel_ir::{Device, KvCopy, Prepared, SeqStep, StepInputs, Stop};
+use quarrel_ir::{Device, KvCopy, Observe, Prepared, SeqStep, StepInputs, Stop};
 
 /// The step's tables, reused from step to step.
 #[derive(Debug, Default)]
@@ -40,7 +40,10 @@ impl Batch {
             let Some((a, tables)) = ahead.iter().zip(&tables).find(|(a, _)| a.id == s.id) else {
                 self.outputs.extend(chunk.outputs.clone().map(|o| (first + o - chunk.rows.start) as u32));
                 self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
-                seqs.push(SeqStep::new(chunk.rows.len(), chunk.rows.start, &s.blocks));
+                let (rows, start) = (chunk.rows.len(), chunk.rows.start - s.dropped);
+                let observed = s.evictor.as_ref().map_or(0, |e| e.observe(start, rows));
+                let observe = (observed > 0).then_some(Observe { slot: s.slot(), rows: observed });
+                seqs.push(SeqStep { observe, ..SeqStep::new(rows, start, &s.blocks) });
                 continue;
             };
             let copy = |(row, branch): &(usize, usize)| KvCopy {

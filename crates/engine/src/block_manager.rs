@@ -204,6 +204,13 @@ impl BlockManager {
         }
     }
 
+    /// Makes a block private to its only user: it is not found any more.
+    pub(crate) fn withdraw(&mut self, b: u32) {
+        if let Some(p) = self.blocks[b as usize].published.take() {
+            self.index.remove(&p.digest);
+        }
+    }
+
     /// Forgets the cache, as after a device error that may have spoiled its contents.
     pub(crate) fn forget(&mut self) {
         self.index.clear();

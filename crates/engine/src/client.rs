@@ -2,7 +2,8 @@
 
 use crate::beam::{Move, Search};
 use crate::events::{Event, FinishReason, RequestStats};
-use crate::handle::Place;
+use crate::evict::{Evicted, Eviction, EvictionStats};
+use crate::handle::{Place, Scores};
 use crate::request::Request;
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
@@ -32,7 +33,7 @@ pub(crate) struct Client {
 
 pub(crate) enum Task {
     Generate(Box<Generation>),
-    Score { from: usize, scores: Vec<f64>, reply: SyncSender<Result<Vec<f64>>> },
+    Score { from: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
     Logits { reply: SyncSender<Result<Vec<f32>>> },
 }
 
@@ -89,6 +90,11 @@ pub(crate) struct Generation {
     accepted: u64,
     made: usize,
     cached: usize,
+    /// Most tokens of the sequence, if fewer than the context or more.
+    most: Option<usize>,
+    eviction: EvictionStats,
+    /// Tokens that had been computed at the last eviction.
+    evicted_at: usize,
     admitted: Option<Instant>,
     first: Option<Instant>,
     last: Option<Instant>,
@@ -126,6 +132,10 @@ impl Generation {
     /// Of a request whose first sequence is `sequence`.
     pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Sender<Event>) -> Generation {
         let width = request.width() as usize;
+        let most = match request.eviction {
+            Eviction::Refuse => request.kv_tokens.map(|n| n as usize),
+            _ => Some(usize::MAX),
+        };
         let Request {
             prompt, sampling, max_tokens, stop_ids, ignore_eos, logprobs, n, beams, speculate, ..
         } = request;
@@ -149,6 +159,9 @@ impl Generation {
             accepted: 0,
             made: 0,
             cached: 0,
+            most,
+            eviction: EvictionStats::default(),
+            evicted_at: 0,
             admitted: None,
             first: None,
             last: None,
@@ -239,7 +252,7 @@ impl Generation {
             } else {
                 send(&self.events, b, choice);
             }
-            let (branch, full) = (&self.branches[b], length + 1 >= tools.context);
+            let (branch, full) = (&self.branches[b], length + 1 >= self.most.unwrap_or(tools.context));
             match (branch.made >= self.max_tokens, full) {
                 (true, _) => Some(FinishReason::Length),
                 (_, true) => Some(FinishReason::ContextFull),
@@ -275,7 +288,7 @@ impl Generation {
             return Vec::new();
         }
         let made = search.length() + 1;
-        let full = made >= self.max_tokens || s.tokens.len() + 1 >= tools.context;
+        let full = made >= self.max_tokens || s.tokens.len() + 1 >= self.most.unwrap_or(tools.context);
         let stop_ids = &self.stop_ids;
         let moves = search.advance(|t| stop_ids.contains(&t), full, || tools.new_id());
         let mut acts: Vec<Act> = moves
@@ -305,6 +318,15 @@ impl Generation {
     pub(crate) fn guessed(&mut self, drafted: u64, accepted: u64) {
         self.drafted += drafted;
         self.accepted += accepted;
+    }
+
+    /// Counts and tells of an eviction; one that a preemption made the sequence repeat is known.
+    fn evicted(&mut self, at: usize, evicted: Evicted) {
+        if at > self.evicted_at {
+            self.evicted_at = at;
+            self.eviction.add(&evicted);
+            let _ = self.events.send(Event::Evicted { at, evicted });
+        }
     }
 
     pub(crate) fn report_progress(&self, done: usize, total: usize) {
@@ -373,6 +395,7 @@ impl Generation {
             ttft: between(Some(submitted), self.first),
             prefill: between(self.admitted, self.first),
             decode: between(self.first, self.last),
+            eviction: self.eviction,
         }
     }
 }
@@ -397,12 +420,21 @@ impl Client {
                 Ok(max) => {
                     let next = s.tokens[at + 1];
                     let lse = softmax::log_sum_exp(tools.row, max);
-                    scores[at + 1 - *from] = f64::from(tools.row[next as usize]) - lse;
+                    scores.log_probs[at + 1 - *from] = f64::from(tools.row[next as usize]) - lse;
                     if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
                 }
                 Err(error) => vec![Act::Fail(error)],
             },
             Task::Logits { .. } => vec![Act::Finish],
+        }
+    }
+
+    /// Notes that its sequence was shortened when `at` tokens had been computed.
+    pub(crate) fn evicted(&mut self, at: usize, evicted: Evicted) {
+        match &mut self.task {
+            Task::Generate(g) => g.evicted(at, evicted),
+            Task::Score { scores, .. } => scores.eviction.add(&evicted),
+            Task::Logits { .. } => {}
         }
     }
 

@@ -5,7 +5,7 @@ use crate::batch::Batch;
 use crate::block_manager::Digest;
 use crate::client::{Act, Client, Generation, Task, Tools};
 use crate::events::FinishReason;
-use crate::handle::{Command, Handle, Job, Shared, Work};
+use crate::handle::{Command, Handle, Job, Scores, Shared, Work};
 use crate::sampler::Scratch;
 use crate::scheduler::{self, Ahead, BlockOp, Chunk, Nothing, Scheduler};
 use crate::sequence::{Goal, Sequence, Standing};
@@ -138,6 +138,8 @@ pub struct EngineInfo {
     pub kv_blocks: usize,
     /// Most sequences that run at once.
     pub max_running: usize,
+    /// Whether a sequence can be shortened in the cache.
+    pub evicts: bool,
     /// Whether there is a draft model.
     pub draft: bool,
     /// Bytes that the device holds, and that of a draft model: weights, activations, KV.
@@ -173,6 +175,8 @@ impl Engine {
         if let Some(d) = draft.as_ref().filter(|d| d.vocab() != vocab) {
             return Err(Error::DraftVocabulary { draft: d.vocab(), vocab });
         }
+        let evicts = quarrel_ir::evict::key_rotations(&program).is_ok();
+        let heads = program.kv.iter().map(|l| l.kv_heads as usize).sum();
         let prepared = device.prepare(
             program,
             weights,
@@ -190,6 +194,7 @@ impl Engine {
             vocab,
             kv_blocks: limits.blocks,
             max_running: limits.running,
+            evicts,
             draft: draft.is_some(),
             device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
         };
@@ -206,6 +211,7 @@ impl Engine {
             scratch: Scratch::default(),
             speculation: Speculation::new(&config, draft),
             context: config.context,
+            heads,
             root,
             tier,
             fetching: HashMap::new(),
@@ -237,6 +243,8 @@ struct Worker {
     scratch: Scratch,
     speculation: Speculation,
     context: usize,
+    /// Key/value heads of all layers.
+    heads: usize,
     /// The digest before every sequence's first block.
     root: Digest,
     tier: Option<Tier>,
@@ -314,17 +322,22 @@ impl Worker {
         self.next_id += 1;
         let sequence = self.next_id;
         let mut standing = Standing { arrived: submitted - self.epoch, ..Standing::default() };
+        let mut evictor = None;
         let (tokens, goal, task, deadline, retention) = match work {
             Work::Generate { request, events } => {
                 let seed = request.sampling.seed.unwrap_or_else(random_seed);
                 let (tokens, deadline, retention) =
                     (request.prompt.clone(), request.deadline, request.retention);
                 (standing.class, standing.key) = (request.class, request.key.clone());
+                // It was checked when it was submitted.
+                evictor = request.evictor(self.context).unwrap_or_default();
                 let g = Box::new(Generation::new(request, seed, sequence, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
-            Work::Score { tokens, from, reply } => {
-                let scores = vec![0.0; tokens.len() - from];
+            Work::Score { tokens, from, evictor: e, reply } => {
+                evictor = e;
+                let log_probs = vec![0.0; tokens.len() - from];
+                let scores = Scores { log_probs, ..Scores::default() };
                 (tokens, Goal::Score { from }, Task::Score { from, scores, reply }, None, Default::default())
             }
             Work::Logits { tokens, reply } => {
@@ -335,8 +348,13 @@ impl Worker {
         self.stats.requests[standing.class as usize] += 1;
         let client =
             Client { submitted, cancelled, place: Some(place), deadline, sequences: vec![sequence], task };
-        let sequence =
-            Sequence { request: id, standing, retention, ..Sequence::new(sequence, self.root, tokens, goal) };
+        let sequence = Sequence {
+            request: id,
+            standing,
+            retention,
+            evictor,
+            ..Sequence::new(sequence, self.root, tokens, goal)
+        };
         self.clients.insert(id, client);
         self.admit(sequence);
     }
@@ -345,7 +363,7 @@ impl Worker {
     fn admit(&mut self, mut sequence: Sequence) {
         let request = sequence.request;
         if let Some(tier) = &self.tier {
-            let n = sequence.output_rows().start / BLOCK_TOKENS;
+            let n = sequence.first_needed() / BLOCK_TOKENS;
             let digests = sequence.digests(n);
             let here = self.scheduler.count_prefix(digests);
             if tier.fetch(request, &digests[here..]) {
@@ -470,6 +488,26 @@ impl Worker {
             self.act(request, act);
         }
         self.speculation.learn(&self.scheduler);
+        for sequence in self.scheduler.full() {
+            self.shorten(sequence)?;
+        }
+        Ok(())
+    }
+
+    /// Shortens a sequence that has outgrown its budget.
+    fn shorten(&mut self, sequence: u64) -> Result<()> {
+        let Some(s) = self.scheduler.running().iter().find(|s| s.id == sequence) else { return Ok(()) };
+        let mass = self.device.take_mass(self.prepared, s.slot())?;
+        let shortened = match &self.tier {
+            Some(tier) => self.scheduler.shorten(sequence, &mass, self.heads, &tier.view(true)),
+            None => self.scheduler.shorten(sequence, &mass, self.heads, &Nothing),
+        };
+        let Some(s) = shortened else { return Ok(()) };
+        self.apply_ops(&HashMap::new())?;
+        self.device.compact(self.prepared, &s.from, s.evicted.before, &s.to, &s.keep)?;
+        if let Some(client) = self.clients.get_mut(&s.request) {
+            client.evicted(s.computed, s.evicted);
+        }
         Ok(())
     }
 
@@ -565,6 +603,7 @@ impl Worker {
         for op in self.scheduler.take_ops() {
             let began = Instant::now();
             match op {
+                BlockOp::Forget { slot } => drop(self.device.take_mass(self.prepared, slot)?),
                 BlockOp::Copy { from, to } => self.device.copy_blocks(self.prepared, &[(from, to)])?,
                 BlockOp::Save { block, digest } => {
                     let tier = self.tier.as_ref().ok_or_else(missing)?;
@@ -657,6 +696,7 @@ impl Worker {
         (s.draft_steps, s.draft_errors) = self.speculation.draft_counts();
         (s.preemptions, s.preempted_tokens) = (counts.preemptions, counts.given_up);
         s.looked_up_tokens = counts.looked_up;
+        (s.evictions, s.evicted_tokens) = (counts.evictions, counts.evicted);
         (s.cached_tokens, s.cached_below_tokens) = (counts.hits, counts.hits_below);
         (s.copied_blocks, s.saved_blocks, s.loaded_blocks) = (counts.copies, counts.saves, counts.loads);
         let by_class = |sequences: &[Sequence]| {

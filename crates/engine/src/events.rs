@@ -1,6 +1,7 @@
 //! What comes back while a request runs.
 
 use crate::Error;
+use crate::evict::{Evicted, EvictionStats};
 use std::time::Duration;
 
 /// One thing that happened to a request. `Done` or `Failed` is the last.
@@ -23,6 +24,13 @@ pub enum Event {
         logprob: f32,
         /// The model's best tokens, best first, if the request wants them.
         top: Vec<(u32, f32)>,
+    },
+    /// The sequence outgrew its budget and was shortened in the cache, as [`crate::Request::eviction`] says.
+    Evicted {
+        /// Tokens of prompt and answer that had been computed.
+        at: usize,
+        /// What it lost.
+        evicted: Evicted,
     },
     /// One of several answers is complete.
     Finished {
@@ -58,7 +66,7 @@ pub enum FinishReason {
 }
 
 /// Counts and durations of one request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct RequestStats {
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
@@ -80,4 +88,6 @@ pub struct RequestStats {
     pub prefill: Duration,
     /// From the first token to the last: the time of `completion_tokens - 1` of them.
     pub decode: Duration,
+    /// What was dropped from the cache.
+    pub eviction: EvictionStats,
 }

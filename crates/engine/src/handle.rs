@@ -2,7 +2,8 @@
 
 use crate::engine::EngineInfo;
 use crate::events::Event;
-use crate::request::{Class, Request, check_tokens};
+use crate::evict::{Eviction, EvictionStats, Evictor};
+use crate::request::{Class, Request, check_budget, check_tokens};
 use crate::speculate::Speculate;
 use crate::statistics::EngineStats;
 use crate::watchdog::{Pulse, Watchdog};
@@ -23,9 +24,18 @@ pub(crate) enum Work {
     /// Make tokens. The channel of events needs no bound of its own: `max_tokens` and the context bound it.
     Generate { request: Request, events: Sender<Event> },
     /// Log-probabilities of the tokens from position `from` on.
-    Score { tokens: Vec<u32>, from: usize, reply: SyncSender<Result<Vec<f64>>> },
+    Score { tokens: Vec<u32>, from: usize, evictor: Option<Evictor>, reply: SyncSender<Result<Scores>> },
     /// The row of logits after the tokens.
     Logits { tokens: Vec<u32>, reply: SyncSender<Result<Vec<f32>>> },
+}
+
+/// What scoring a text gives.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Scores {
+    /// Natural logarithms of the probabilities of the tokens that were asked for.
+    pub log_probs: Vec<f64>,
+    /// What was dropped from the cache meanwhile.
+    pub eviction: EvictionStats,
 }
 
 /// Work with what the engine needs to keep beside it.
@@ -161,6 +171,7 @@ impl Handle {
     /// waiting; the refusal says when to try again. Dropping the stream aborts the request, also in the middle of its prompt.
     pub fn submit(&self, request: Request) -> Result<Stream> {
         request.check(self.0.info.vocab, self.0.info.context)?;
+        self.check_evicts(request.eviction)?;
         self.check_width(&request)?;
         if request.speculate == Speculate::Draft && !self.0.info.draft {
             let (value, range) =
@@ -191,13 +202,33 @@ impl Handle {
     /// The natural logarithm of the probability of each `tokens[i]`, `i >= from`, given all tokens before it: an exact
     /// log-softmax in f64. `from` is at least 1, for nothing precedes the first token. Waits for the result.
     pub fn score(&self, tokens: Vec<u32>, from: usize) -> Result<Vec<f64>> {
-        self.check_length(&tokens)?;
+        Ok(self.score_evicting(tokens, from, Eviction::Refuse, None)?.log_probs)
+    }
+
+    /// The same with at most `kv_tokens` tokens in the cache (the context if not given) and what happens then, as for
+    /// [`Request::eviction`]; SnapKV takes the tokens for an answer without a prompt.
+    pub fn score_evicting(
+        &self,
+        tokens: Vec<u32>,
+        from: usize,
+        eviction: Eviction,
+        kv_tokens: Option<u32>,
+    ) -> Result<Scores> {
+        let context = self.0.info.context;
+        check_budget(kv_tokens, context)?;
+        let budget = kv_tokens.map_or(context, |n| n as usize);
+        let evictor = Evictor::new(eviction, budget, 0)?;
+        self.check_evicts(eviction)?;
+        check_tokens(&tokens, self.0.info.vocab)?;
+        if evictor.is_none() && tokens.len() > budget {
+            return Err(Error::PromptTooLong { prompt: tokens.len(), context: budget });
+        }
         if from == 0 || from >= tokens.len() {
             let value = format!("{from} of {} tokens", tokens.len());
             return Err(Error::Field { field: "from", value, range: "1 or more, and a token's position" });
         }
         let (reply, answer) = sync_channel(1);
-        self.send(Work::Score { tokens, from, reply }, Class::Interactive)?;
+        self.send(Work::Score { tokens, from, evictor, reply }, Class::Interactive)?;
         self.0.shared.wait(&answer)?
     }
 
@@ -226,6 +257,14 @@ impl Handle {
             return Err(Error::PromptTooLong { prompt: tokens.len(), context });
         }
         Ok(())
+    }
+
+    fn check_evicts(&self, eviction: Eviction) -> Result<()> {
+        if eviction == Eviction::Refuse || self.0.info.evicts {
+            return Ok(());
+        }
+        let range = "refuse: keys of this model cannot be moved in its cache";
+        Err(Error::Field { field: "eviction", value: format!("{eviction:?}"), range })
     }
 
     /// A request that follows several sequences must find room for all of them.

@@ -11,6 +11,7 @@ mod block_manager;
 mod client;
 mod engine;
 mod events;
+mod evict;
 mod handle;
 mod load;
 pub mod memory;
@@ -26,7 +27,8 @@ mod watchdog;
 
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
-pub use handle::{Handle, Stream};
+pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
+pub use handle::{Handle, Scores, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
 pub use request::{Beams, Class, DynamicTemperature, LOGPROBS_MAX, Request, Retention, Sampling, WIDTH_MAX};
 pub use speculate::{DraftConfig, DraftModel, Speculate};

@@ -1,5 +1,6 @@
 //! What a caller asks for: a prompt of token ids, how to sample, when to stop, and how urgent it is.
 
+use crate::evict::{Eviction, Evictor};
 use crate::speculate::Speculate;
 use crate::{Error, Result};
 use std::{sync::Arc, time::Duration};
@@ -193,6 +194,11 @@ pub struct Request {
     pub retention: Retention,
     /// How its tokens are guessed ahead: changes its speed, never its answer.
     pub speculate: Speculate,
+    /// What happens when it outgrows `kv_tokens`. With anything but [`Eviction::Refuse`] prompt and answer may be longer than
+    /// the context, and one answer can be asked for.
+    pub eviction: Eviction,
+    /// Most tokens in the cache; the engine's context if not given.
+    pub kv_tokens: Option<u32>,
 }
 
 /// Largest [`Request::logprobs`].
@@ -216,7 +222,19 @@ impl Request {
             deadline: None,
             retention: Retention::default(),
             speculate: Speculate::Off,
+            eviction: Eviction::default(),
+            kv_tokens: None,
         }
+    }
+
+    /// Most tokens in the cache of an engine with this context.
+    pub(crate) fn budget(&self, context: usize) -> usize {
+        self.kv_tokens.map_or(context, |n| n as usize)
+    }
+
+    /// What shortens its sequence, if anything does.
+    pub(crate) fn evictor(&self, context: usize) -> Result<Option<Evictor>> {
+        Evictor::new(self.eviction, self.budget(context), self.prompt.len())
     }
 
     /// Sequences that are followed at once.
@@ -228,9 +246,7 @@ impl Request {
     pub(crate) fn check(&self, vocab: usize, context: usize) -> Result<()> {
         self.sampling.check()?;
         check_tokens(&self.prompt, vocab)?;
-        if self.prompt.len() >= context {
-            return Err(Error::PromptTooLong { prompt: self.prompt.len(), context });
-        }
+        self.check_eviction(context)?;
         if self.max_tokens == Some(0) {
             return Err(Error::Field { field: "max_tokens", value: "0".into(), range: "1 or more" });
         }
@@ -246,6 +262,25 @@ impl Request {
 }
 
 impl Request {
+    fn check_eviction(&self, context: usize) -> Result<()> {
+        let budget = self.budget(context);
+        check_budget(self.kv_tokens, context)?;
+        let most = match self.eviction {
+            Eviction::Refuse => budget,
+            // They are shortened while the prompt comes in.
+            Eviction::Slide { .. } | Eviction::H2o { .. } => usize::MAX,
+            Eviction::SnapKv { .. } => context,
+        };
+        if self.prompt.len() >= most {
+            return Err(Error::PromptTooLong { prompt: self.prompt.len(), context: most });
+        }
+        if self.evictor(context)?.is_some() && self.width() > 1 {
+            let range = "1 where the cache is shortened: eviction follows one sequence";
+            return Err(Error::Field { field: "n", value: self.width().to_string(), range });
+        }
+        Ok(())
+    }
+
     fn check_width(&self) -> Result<()> {
         let field = |field, value: &dyn std::fmt::Display, range| {
             Err(Error::Field { field, value: value.to_string(), range })
@@ -269,6 +304,17 @@ impl Request {
             return field("best_of", &beams.width, "not given with beams, which are compared anyway");
         }
         Ok(())
+    }
+}
+
+/// Checks that a budget of the cache fits into the context.
+pub(crate) fn check_budget(kv_tokens: Option<u32>, context: usize) -> Result<()> {
+    match kv_tokens.filter(|n| *n < 2 || *n as usize > context) {
+        Some(n) => {
+            let range = "2 to the context of the engine";
+            Err(Error::Field { field: "kv_tokens", value: n.to_string(), range })
+        }
+        None => Ok(()),
     }
 }
 
@@ -339,6 +385,21 @@ mod tests {
             ("beams.length_penalty", Request { beams: beams(4, f32::NAN), ..ok.clone() }),
         ] {
             let error = wrong.check(4, 4).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+        let evicting = |eviction, kv_tokens| Request { eviction, kv_tokens: Some(kv_tokens), ..ok.clone() };
+        evicting(Eviction::SLIDE, 16).check(4, 32).unwrap();
+        assert!(matches!(evicting(Eviction::Refuse, 3).check(4, 32), Err(Error::PromptTooLong { .. })));
+        let long = Request { prompt: vec![1; 50], ..evicting(Eviction::H2O, 16) };
+        long.check(4, 32).unwrap();
+        let snap = Request { eviction: Eviction::SnapKv { window: 8, kernel: 3 }, ..long.clone() };
+        assert!(matches!(snap.check(4, 32), Err(Error::PromptTooLong { context: 32, .. })));
+        for (field, wrong) in [
+            ("kv_tokens", evicting(Eviction::SLIDE, 33)),
+            ("kv_tokens", evicting(Eviction::SLIDE, 15)),
+            ("n", Request { n: 2, ..evicting(Eviction::SLIDE, 16) }),
+        ] {
+            let error = wrong.check(4, 32).unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");
         }
         let sampling = Sampling { logit_bias: vec![(4, 1.0)], ..Sampling::default() };

@@ -2,6 +2,7 @@
 //! among the others.
 
 use crate::block_manager::{Digest, chain};
+use crate::evict::Evictor;
 use crate::request::{Class, Retention};
 use quarrel_ir::BLOCK_TOKENS;
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -39,8 +40,12 @@ pub(crate) struct Sequence {
     pub(crate) tokens: Vec<u32>,
     /// Why it is computed.
     pub(crate) goal: Goal,
-    /// Tokens whose keys and values the cache holds.
+    /// Tokens whose keys and values were computed; the cache holds those that were not dropped since.
     pub(crate) computed: usize,
+    /// Tokens that were dropped from the cache: a token's position there is its index less these.
+    pub(crate) dropped: usize,
+    /// Shortens it when it outgrows its budget.
+    pub(crate) evictor: Option<Evictor>,
     /// Tokens that the prefix cache had at the first admission.
     pub(crate) cached: usize,
     /// When it first left the queue.
@@ -68,6 +73,8 @@ impl Sequence {
             tokens,
             goal,
             computed: 0,
+            dropped: 0,
+            evictor: None,
             cached: 0,
             admitted: None,
             blocks: Vec::new(),
@@ -87,6 +94,40 @@ impl Sequence {
             Goal::Next => self.tokens.len(),
             Goal::Score { .. } => self.tokens.len() - 1,
         }
+    }
+
+    /// Tokens that the cache holds.
+    pub(crate) fn held(&self) -> usize {
+        self.computed - self.dropped
+    }
+
+    /// Tokens that the cache holds at most on the way to the end of its rows.
+    pub(crate) fn extent(&self) -> usize {
+        let rows = self.rows() - self.dropped;
+        self.evictor.as_ref().map_or(rows, |e| rows.min(e.most()))
+    }
+
+    /// Whether it must be shortened before its next row.
+    pub(crate) fn is_full(&self) -> bool {
+        self.left() > 0 && self.evictor.as_ref().is_some_and(|e| e.room(self.held()) == 0)
+    }
+
+    /// The first row that must be computed, whatever caches have: that of the first logits, or one whose attention counts.
+    pub(crate) fn first_needed(&self) -> usize {
+        let first = self.output_rows().start;
+        self.evictor.as_ref().map_or(first, |e| first.min(e.first_observed()))
+    }
+
+    /// Where the device adds up the attention of its rows.
+    pub(crate) fn slot(&self) -> u32 {
+        self.id as u32
+    }
+
+    /// Forgets what was computed.
+    pub(crate) fn restart(&mut self) {
+        (self.computed, self.published, self.dropped) = (0, 0, 0);
+        self.blocks.clear();
+        self.evictor.iter_mut().for_each(Evictor::restart);
     }
 
     /// Rows that are left to compute.

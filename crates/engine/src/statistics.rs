@@ -93,6 +93,10 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// Tokens whose keys and values they gave up.
     pub preempted_tokens: u64,
+    /// Times that a sequence that outgrew its budget was shortened in the cache.
+    pub evictions: u64,
+    /// Tokens that were dropped by that.
+    pub evicted_tokens: u64,
     /// Blocks copied because two sequences shared them and one went on.
     pub copied_blocks: u64,
     /// Blocks kept below the device.

@@ -42,7 +42,7 @@ fn choices(handle: &Handle, request: Request) -> Choices {
             }
             Event::Finished { choice, reason } => out.entry(choice).or_default().2 = Some(reason),
             Event::Failed(e) => panic!("{e}"),
-            Event::Prefill { .. } | Event::Done { .. } => {}
+            Event::Prefill { .. } | Event::Evicted { .. } | Event::Done { .. } => {}
         }
     }
     assert_eq!(handle.stats().blocks_used, 0);

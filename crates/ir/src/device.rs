@@ -1,5 +1,6 @@
 //! The seam between a Program and hardware: one virtual call per step, so `Box<dyn Device>` and no generics.
 
+use crate::evict::{Keep, Mass, Observe};
 use crate::op::{Op, View};
 use crate::program::{Program, WeightDecl, WeightId};
 use crate::{Error, Result};
@@ -152,6 +153,8 @@ pub struct SeqStep<'a> {
     pub start: usize,
     /// Block numbers that cover positions `0..start + rows`.
     pub blocks: &'a [u32],
+    /// Rows whose attention is added up for [`Device::take_mass`].
+    pub observe: Option<Observe>,
     /// What is added to the products of its rows.
     pub adapter: Option<Adapter>,
 }
@@ -159,7 +162,7 @@ pub struct SeqStep<'a> {
 impl<'a> SeqStep<'a> {
     /// `rows` rows from position `start` on, in `blocks`, without an adapter.
     pub fn new(rows: usize, start: usize, blocks: &'a [u32]) -> SeqStep<'a> {
-        SeqStep { rows, start, blocks, adapter: None }
+        SeqStep { rows, start, blocks, observe: None, adapter: None }
     }
 }
 
@@ -252,7 +255,21 @@ impl<'a> StepInputs<'a> {
                 return Err(Error::Step(format!("block {b} of {}", limits.kv_blocks)));
             }
         }
+        self.check_observed()?;
         self.check_copies()
+    }
+
+    fn check_observed(&self) -> Result<()> {
+        for (i, s) in self.seqs.iter().enumerate() {
+            let Some(o) = s.observe else { continue };
+            if o.rows > s.rows {
+                return Err(Error::Step(format!("{} observed rows of {}", o.rows, s.rows)));
+            }
+            if self.seqs[..i].iter().any(|s| s.observe.is_some_and(|p| p.slot == o.slot)) {
+                return Err(Error::Step(format!("two sequences are observed in slot {}", o.slot)));
+            }
+        }
+        Ok(())
     }
 
     fn check_copies(&self) -> Result<()> {
@@ -318,6 +335,31 @@ pub trait Device: Send {
 
     /// Copies whole KV blocks `(from, to)`, all layers.
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()>;
+
+    /// Shortens a sequence of `tokens` tokens in `from` to those of `keep`, moved to the front of `to` with their keys
+    /// rotated to where they are then. A block of `to` is not in `from`, or is at the same place there.
+    fn compact(
+        &mut self,
+        _prepared: Prepared,
+        _from: &[u32],
+        _tokens: usize,
+        _to: &[u32],
+        _keep: &Keep,
+    ) -> Result<()> {
+        Err(self.no_eviction())
+    }
+
+    /// What the observed rows of a slot have given since it was last taken; empties the slot. A step that ends with
+    /// [`Error::Stopped`] adds nothing.
+    fn take_mass(&mut self, _prepared: Prepared, _slot: u32) -> Result<Mass> {
+        Err(self.no_eviction())
+    }
+
+    /// Why [`Device::compact`] is refused by default.
+    fn no_eviction(&self) -> Error {
+        let why = "this device cannot shorten a sequence in its cache".to_string();
+        Error::Device { device: self.info().name.clone(), why }
+    }
 
     /// Takes an adapter in, for sequences of a prepared Program; see [`AdapterPart`] for what it does. An error where the
     /// device cannot.

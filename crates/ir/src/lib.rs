@@ -10,6 +10,7 @@ pub mod arena;
 pub mod cost;
 pub mod device;
 mod display;
+pub mod evict;
 pub mod fuse;
 pub mod op;
 pub mod program;
@@ -20,6 +21,7 @@ pub use device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
     RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, no_adapter,
 };
+pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
 pub use op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};
 pub use rope::{RopeId, RopeStyle, RopeTable};

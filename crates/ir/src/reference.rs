@@ -5,11 +5,13 @@ use crate::device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
     StepInputs, Weight, check_adapter, no_adapter,
 };
+use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
 use crate::op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
-use crate::rope::{RopeStyle, RopeTable};
+use crate::rope::RopeTable;
 use crate::{Error, Result};
 use quarrel_formats::quant;
+use std::collections::HashMap;
 
 /// A gate's nonlinearity in f64; `quarrel` never clamps, so NaN stays NaN.
 pub fn activate(act: Activation, x: f64) -> f64 {
@@ -96,10 +98,7 @@ fn rotate(table: &RopeTable, head_dim: usize, position: u32, x: &mut [f32]) {
     table.angles(position, &mut cos, &mut sin);
     for head in x.chunks_exact_mut(head_dim) {
         for i in 0..half {
-            let (a, b) = match table.style {
-                RopeStyle::Neox => (i, i + half),
-                RopeStyle::Interleaved => (2 * i, 2 * i + 1),
-            };
+            let (a, b) = table.columns(i);
             let (x0, x1) = (head[a], head[b]);
             head[a] = x0 * cos[i] - x1 * sin[i];
             head[b] = x0 * sin[i] + x1 * cos[i];
@@ -120,6 +119,29 @@ impl Cache {
     }
 }
 
+impl Cache {
+    /// Moves a head's key and value from one place of a sequence to another; the key turns with its position.
+    fn shift(
+        &mut self,
+        head: usize,
+        from: (&[u32], usize),
+        to: (&[u32], usize),
+        rotation: Option<&KeyRotation>,
+    ) {
+        let KvLayer { kv_heads, head_dim, v_dim, .. } = self.layer;
+        let (old, new) = (self.row(from.0, from.1), self.row(to.0, to.1));
+        let at = |row: usize, dim: u32| (row * kv_heads as usize + head) * dim as usize;
+        let mut key = self.k[at(old, head_dim)..][..head_dim as usize].to_vec();
+        for Turn { a, b, cos, sin } in rotation.iter().flat_map(|r| r.turns(from.1 as u32, to.1 as u32)) {
+            let (x, y) = (f64::from(key[a]), f64::from(key[b]));
+            (key[a], key[b]) = ((x * cos - y * sin) as f32, (x * sin + y * cos) as f32);
+        }
+        self.k[at(new, head_dim)..][..head_dim as usize].copy_from_slice(&key);
+        let value = at(old, v_dim)..at(old, v_dim) + v_dim as usize;
+        self.v.copy_within(value, at(new, v_dim));
+    }
+}
+
 /// A prepared Program: values as plain vectors, caches in f32.
 struct Ready {
     program: Program,
@@ -127,10 +149,19 @@ struct Ready {
     limits: Limits,
     values: Vec<Vec<f32>>,
     caches: Vec<Cache>,
+    mass: HashMap<u32, Observed>,
     /// By handle; the places of unloaded ones stay empty.
     adapters: Vec<Option<Vec<AdapterPart>>>,
     rows: usize,
     outputs: usize,
+}
+
+/// The sums of one slot, by head and token.
+#[derive(Clone, Default)]
+struct Observed {
+    rows: usize,
+    tokens: usize,
+    sums: Vec<Vec<f64>>,
 }
 
 /// The reference device.
@@ -153,6 +184,11 @@ impl Default for Reference {
 }
 
 impl Ready {
+    /// Key/value heads of all layers.
+    fn heads(&self) -> usize {
+        self.program.kv.iter().map(|l| l.kv_heads as usize).sum()
+    }
+
     fn row_count(&self, v: View) -> usize {
         match self.program.rows_of(v) {
             Rows::Tokens => self.rows,
@@ -183,6 +219,35 @@ impl Ready {
         out
     }
 
+    /// The first position that query head `h` of a row sees, and the weights from there to the row's own position, before
+    /// they are divided by their sum.
+    fn weights_of(
+        &self,
+        spec: &AttendSpec,
+        h: usize,
+        q: &[f32],
+        blocks: &[u32],
+        position: usize,
+    ) -> (usize, Vec<f64>) {
+        let cache = &self.caches[spec.kv_layer as usize];
+        let hd = spec.head_dim as usize;
+        let kvh = h / (spec.heads / spec.kv_heads) as usize;
+        let first = spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+        let scores: Vec<f64> = (first..=position)
+            .map(|p| {
+                let k = cache.row(blocks, p) * cache.layer.kv_heads as usize * hd + kvh * hd;
+                let dot: f64 = (0..hd).map(|i| f64::from(q[h * hd + i]) * f64::from(cache.k[k + i])).sum();
+                let s = dot * f64::from(spec.scale);
+                spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+            })
+            .collect();
+        // `f64::max` drops NaN; a NaN score must reach the output instead.
+        let max = scores
+            .iter()
+            .fold(f64::NEG_INFINITY, |m, s| if s.is_nan() || m.is_nan() { f64::NAN } else { m.max(*s) });
+        (first, scores.iter().map(|s| (s - max).exp()).collect())
+    }
+
     /// `scale * B (A x)` of every part of a weight, as long as the weight has rows.
     fn adapter_delta(&self, adapter: Adapter, weight: WeightId, x: &[f32]) -> Vec<f64> {
         let mut delta = vec![0.0; self.program.weights[weight.0 as usize].rows() as usize];
@@ -199,26 +264,11 @@ impl Ready {
 
     fn attend_row(&self, spec: &AttendSpec, q: &[f32], blocks: &[u32], position: usize) -> Vec<f32> {
         let cache = &self.caches[spec.kv_layer as usize];
-        let (hd, vd) = (spec.head_dim as usize, spec.v_dim as usize);
-        let group = (spec.heads / spec.kv_heads) as usize;
-        let first = spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+        let vd = spec.v_dim as usize;
         let mut out = vec![0.0; spec.heads as usize * vd];
         for h in 0..spec.heads as usize {
-            let kvh = h / group;
-            let scores: Vec<f64> = (first..=position)
-                .map(|p| {
-                    let k = cache.row(blocks, p) * cache.layer.kv_heads as usize * hd + kvh * hd;
-                    let dot: f64 =
-                        (0..hd).map(|i| f64::from(q[h * hd + i]) * f64::from(cache.k[k + i])).sum();
-                    let s = dot * f64::from(spec.scale);
-                    spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
-                })
-                .collect();
-            // `f64::max` drops NaN; a NaN score must reach the output instead.
-            let max = scores
-                .iter()
-                .fold(f64::NEG_INFINITY, |m, s| if s.is_nan() || m.is_nan() { f64::NAN } else { m.max(*s) });
-            let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+            let kvh = h / (spec.heads / spec.kv_heads) as usize;
+            let (first, weights) = self.weights_of(spec, h, q, blocks, position);
             let total: f64 = weights.iter().sum();
             for i in 0..vd {
                 let sum: f64 = weights
@@ -233,6 +283,27 @@ impl Ready {
             }
         }
         out
+    }
+
+    /// Adds the weights of the rows that the step wants observed.
+    fn observe(&mut self, spec: &AttendSpec, q: View, step: &StepInputs) {
+        let group = (spec.heads / spec.kv_heads) as usize;
+        let before: u32 = self.program.kv[..spec.kv_layer as usize].iter().map(|l| l.kv_heads).sum();
+        let mut row = 0;
+        for seq in step.seqs {
+            row += seq.rows;
+            let Some(o) = seq.observe.filter(|o| o.rows > 0) else { continue };
+            for back in (1..=o.rows).rev() {
+                let (q, position) = (self.read_row(q, row - back), seq.start + seq.rows - back);
+                for h in 0..spec.heads as usize {
+                    let (first, weights) = self.weights_of(spec, h, &q, seq.blocks, position);
+                    let total: f64 = weights.iter().sum();
+                    let heads = &mut self.mass.get_mut(&o.slot).expect("made before the step").sums;
+                    let sums = &mut heads[before as usize + h / group][first..];
+                    sums.iter_mut().zip(weights).for_each(|(s, w)| *s += w / total / group as f64);
+                }
+            }
+        }
     }
 
     fn run_op(&mut self, all: &[Vec<f32>], op: &Op, step: &StepInputs) {
@@ -313,6 +384,7 @@ impl Ready {
                     let y = self.attend_row(spec, &self.read_row(q, r), step.seqs[*s].blocks, *position);
                     self.write_row(out, r, &y);
                 }
+                self.observe(spec, q, step);
             }
             Op::Glu { out, gate, up, act } => {
                 for r in 0..self.row_count(out) {
@@ -394,6 +466,7 @@ impl Device for Reference {
             })
             .collect();
         self.ready.push(Ready {
+            mass: HashMap::new(),
             program,
             weights: weights.to_vec(),
             limits,
@@ -414,8 +487,17 @@ impl Device for Reference {
             return Err(no_adapter(a));
         }
         (ready.rows, ready.outputs) = (step.tokens.len(), step.outputs.len());
+        let before = ready.mass.clone();
+        for (seq, o) in step.seqs.iter().filter_map(|s| Some((s, s.observe.filter(|o| o.rows > 0)?))) {
+            let heads = ready.heads();
+            let mass = ready.mass.entry(o.slot).or_default();
+            (mass.rows, mass.tokens) = (mass.rows + o.rows, seq.start + seq.rows);
+            mass.sums.resize(heads, Vec::new());
+            mass.sums.iter_mut().for_each(|s| s.resize(mass.tokens, 0.0));
+        }
         for node in ready.program.ops.clone() {
             if matches!(node.op, Op::Attend { .. }) && step.stop.is_some_and(|s| s.0()) {
+                ready.mass = before;
                 return Err(Error::Stopped);
             }
             ready.run_op(&self.weights, &node.op, step);
@@ -448,6 +530,35 @@ impl Device for Reference {
             }
         }
         Ok(())
+    }
+
+    fn compact(
+        &mut self,
+        prepared: Prepared,
+        from: &[u32],
+        tokens: usize,
+        to: &[u32],
+        keep: &Keep,
+    ) -> Result<()> {
+        let ready = &mut self.ready[prepared.0 as usize];
+        check_compact(&ready.program, ready.limits.kv_blocks, from, tokens, to, keep)?;
+        let rotations = key_rotations(&ready.program)?;
+        let mut head = 0;
+        for (cache, rotation) in ready.caches.iter_mut().zip(&rotations) {
+            for h in 0..cache.layer.kv_heads as usize {
+                for (new, old) in keep.head(head).iter().enumerate() {
+                    cache.shift(h, (from, *old as usize), (to, new), rotation.as_ref());
+                }
+                head += 1;
+            }
+        }
+        Ok(())
+    }
+
+    fn take_mass(&mut self, prepared: Prepared, slot: u32) -> Result<Mass> {
+        let Observed { rows, tokens, sums } =
+            self.ready[prepared.0 as usize].mass.remove(&slot).unwrap_or_default();
+        Ok(Mass { rows, tokens, sums: sums.iter().flatten().map(|x| *x as f32).collect() })
     }
 
     fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {

@@ -39,6 +39,14 @@ impl RopeTable {
         RopeTable { style, rot_dims, inv_freq, mscale: 1.0 }
     }
 
+    /// The columns of pair `i` in a head.
+    pub fn columns(&self, i: usize) -> (usize, usize) {
+        match self.style {
+            RopeStyle::Neox => (i, i + self.rot_dims as usize / 2),
+            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+        }
+    }
+
     /// Writes cosine and sine of every pair at `position` into `cos` and `sin`, each of length `rot_dims / 2`.
     pub fn angles(&self, position: u32, cos: &mut [f32], sin: &mut [f32]) {
         for (i, f) in self.inv_freq.iter().enumerate() {

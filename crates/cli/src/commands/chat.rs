@@ -14,7 +14,7 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Config, Editor, Helper};
 use serde_json::{Value, json};
 
-use crate::args::Chat;
+use crate::args::{Chat, EvictArgs};
 use crate::render::{self, Out};
 use crate::session::{Ask, End, Opened, Running};
 use crate::settings::{NAMES, Settings};
@@ -54,6 +54,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
         opened: &opened,
         running: &running,
         settings,
+        evict: args.evict,
         out: Out::new(),
     };
     chat.set_system(args.system.as_ref().or(opened.local.system.as_ref()).map(String::as_str));
@@ -124,6 +125,7 @@ struct Conversation<'a> {
     opened: &'a Opened,
     running: &'a Running,
     settings: Settings,
+    evict: EvictArgs,
     out: Out,
 }
 
@@ -235,7 +237,8 @@ impl Conversation<'_> {
         let prompt = chat_format::encode_chat(&self.opened.tokenizer, template, &self.messages)?;
         let mut settings = self.settings.clone();
         settings.seed = settings.seed.map(|s| s.wrapping_add(self.answers));
-        let ask = Ask { prompt, settings: &settings, leading: Leading::Strip, logprobs: None };
+        let (evict, leading) = (self.evict, Leading::Strip);
+        let ask = Ask { prompt, settings: &settings, evict, leading, logprobs: None };
         let out = &mut self.out;
         let answer =
             self.running.answer(&self.opened.tokenizer, ask, |text| Ok(out.text(text)?)).map_err(|e| {
@@ -253,6 +256,7 @@ impl Conversation<'_> {
             End::Length => render::note("stopped at max-tokens; /set max-tokens none lifts it"),
             End::Stop => {}
         }
+        answer.evicted().into_iter().for_each(render::note);
         render::detail(answer.figures());
         if answer.end == End::Interrupted && answer.text.is_empty() {
             bail!("the message was given up");

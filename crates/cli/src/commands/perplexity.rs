@@ -4,6 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use quarrel_engine::EvictionStats;
 use quarrel_text::{Ends, Special};
 use serde_json::json;
 
@@ -11,7 +12,7 @@ use crate::args::{Device, EngineArgs, Kv, Perplexity};
 use crate::failure::Usage;
 use crate::memory::Use;
 use crate::render::{self, Out};
-use crate::session::Opened;
+use crate::session::{self, Opened, evicted_json};
 use crate::{input, interrupt};
 
 /// Windows where the model's context allows, and nothing else is said.
@@ -47,18 +48,23 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
     let running = opened.load_for(&engine, Use::SCORE)?;
     let bar = render::steps(ids.len() as u64, "perplexity");
     let mut scores = Vec::with_capacity(ids.len());
+    let mut evicted = EvictionStats::default();
     for window in windows(ids.len(), context, stride, usize::from(bos.is_some())) {
         let tokens: Vec<u32> = bos.iter().chain(&ids[window.start..window.end]).copied().collect();
-        scores.extend(running.handle.score(tokens, window.from)?);
+        let (policy, most) = (args.evict.policy(), args.evict.kv_tokens);
+        let part = running.handle.score_evicting(tokens, window.from, policy, most)?;
+        scores.extend(part.log_probs);
+        evicted.merge(&part.eviction);
         bar.set_position(window.end as u64);
     }
     bar.finish_and_clear();
     let s = Summary::of(&scores);
     let mut out = Out::new();
     if args.json {
-        return out.json(
-            &json!({ "perplexity": s.perplexity(), "nll": s.nll, "tokens": s.tokens, "ci95": s.ci95() }),
-        );
+        let mut object =
+            json!({ "perplexity": s.perplexity(), "nll": s.nll, "tokens": s.tokens, "ci95": s.ci95() });
+        evicted_json(&evicted, &mut object);
+        return out.json(&object);
     }
     let [low, high] = s.ci95();
     let line = format!(
@@ -70,6 +76,7 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
     if std::io::stdout().is_terminal() {
         render::detail(format!("windows of {context} tokens, one every {stride}"));
     }
+    session::evicted(&evicted).into_iter().for_each(render::note);
     Ok(out.line(&line)?)
 }
 

@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::args::Run;
 use crate::failure::{Interrupted, Usage};
 use crate::render::{self, Out};
-use crate::session::{Answer, Ask, End, Opened, Running};
+use crate::session::{Answer, Ask, End, Opened, Running, evicted_json};
 use crate::settings::Settings;
 use crate::{chat_format, input, interrupt};
 
@@ -26,7 +26,7 @@ pub(crate) fn run(args: Run) -> Result<()> {
     }
     let running = opened.load_to_guess(&args.engine, &args.guess, &args.model)?;
     render::detail(format!("sampling {}", serde_json::Value::from(settings.values())));
-    let ask = Ask { prompt: ids, settings: &settings, leading, logprobs: args.logprobs };
+    let ask = Ask { prompt: ids, settings: &settings, evict: args.evict, leading, logprobs: args.logprobs };
     let mut out = Out::new();
     let live = !args.json && !args.no_stream;
     let answer =
@@ -45,6 +45,7 @@ fn finish(args: &Run, running: &Running, answer: &Answer, out: &mut Out) -> Resu
             "completion_tokens": answer.tokens,
             "timings": answer.timings(running.load),
         });
+        evicted_json(&answer.stats.eviction, &mut object);
         if args.logprobs.is_some() {
             object["logprobs"] = answer.logprobs.clone().into();
         }
@@ -56,10 +57,11 @@ fn finish(args: &Run, running: &Running, answer: &Answer, out: &mut Out) -> Resu
     out.end_line()?;
     if answer.end == End::Full {
         render::note(format!(
-            "the context of {} tokens is full; --ctx gives more",
+            "the context of {} tokens is full; --ctx gives more, --evict slide goes on",
             running.handle.info().context
         ));
     }
+    answer.evicted().into_iter().for_each(render::note);
     render::note(answer.figures());
     render::detail(format!("seed {}", answer.stats.seed));
     if interrupted { Err(Interrupted.into()) } else { Ok(()) }

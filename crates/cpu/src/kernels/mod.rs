@@ -7,4 +7,5 @@ mod attention_codes;
 pub(crate) mod elementwise;
 pub(crate) mod embed;
 pub(crate) mod norm;
+pub(crate) mod observe;
 pub(crate) mod rope;

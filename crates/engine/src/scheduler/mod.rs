@@ -13,10 +13,11 @@ mod turn;
 pub(crate) use ahead::Ahead;
 
 use crate::block_manager::{BlockManager, Digest};
+use crate::evict::Evicted;
 use crate::pace::Pace;
 use crate::sequence::Sequence;
 use crate::{Error, Result};
-use quarrel_ir::BLOCK_TOKENS;
+use quarrel_ir::{BLOCK_TOKENS, Keep, Mass};
 use std::{cmp::Reverse, ops::Range, time::Duration};
 use turn::{Shares, level};
 
@@ -62,6 +63,21 @@ pub(crate) enum BlockOp {
     Load { block: u32, digest: Digest },
     /// Copy a block whose sequence is about to write to it while others read it.
     Copy { from: u32, to: u32 },
+    /// Forget the attention that was added up for a sequence that has left its blocks.
+    Forget { slot: u32 },
+}
+
+/// A sequence that is to be shortened in the cache before the next step.
+#[derive(Debug)]
+pub(crate) struct Shortened {
+    pub(crate) request: u64,
+    pub(crate) evicted: Evicted,
+    pub(crate) keep: Keep,
+    /// Its blocks until now, and those that take what stays.
+    pub(crate) from: Vec<u32>,
+    pub(crate) to: Vec<u32>,
+    /// Tokens of it that have been computed.
+    pub(crate) computed: usize,
 }
 
 /// A larger and slower store of blocks below the device's.
@@ -102,6 +118,9 @@ pub(crate) struct Counts {
     pub(crate) copies: u64,
     pub(crate) saves: u64,
     pub(crate) loads: u64,
+    /// Times that a sequence was shortened, and the tokens that it lost.
+    pub(crate) evictions: u64,
+    pub(crate) evicted: u64,
 }
 
 /// The state machine.
@@ -289,7 +308,8 @@ impl Scheduler {
     fn publish(&mut self, running: usize, below: &dyn Below) {
         let s = &mut self.running[running];
         let full = s.computed / BLOCK_TOKENS;
-        if !self.limits.prefix_cache || full == s.published {
+        // A shortened sequence is no prefix of anything.
+        if !self.limits.prefix_cache || s.dropped > 0 || full == s.published {
             return;
         }
         s.digests(full);
@@ -328,10 +348,60 @@ impl Scheduler {
             s.blocks.iter().for_each(|b| self.blocks.share(*b));
             self.running.push(s);
         } else {
-            (s.computed, s.published) = (0, 0);
-            s.blocks.clear();
+            s.restart();
             self.waiting.push(s);
         }
+    }
+
+    /// The sequences that must be shortened before they can go on.
+    pub(crate) fn full(&self) -> Vec<u64> {
+        self.running.iter().filter(|s| s.is_full()).map(|s| s.id).collect()
+    }
+
+    /// Shortens a sequence that is full, given what its rows attended to; none if it had to give its blocks back. Blocks that
+    /// others use, or may find, stay as they are: it gets others in their place. Between steps only.
+    pub(crate) fn shorten(
+        &mut self,
+        id: u64,
+        mass: &Mass,
+        heads: usize,
+        below: &dyn Below,
+    ) -> Option<Shortened> {
+        let mut i = self.index(id)?;
+        let need = self.running[i].evictor.as_ref()?.kept().div_ceil(BLOCK_TOKENS);
+        let (mut to, mut new) = (Vec::with_capacity(need), Vec::new());
+        while to.len() < need {
+            let held = self.running[i].blocks[to.len()];
+            if !self.blocks.is_shared(held) {
+                to.push(held);
+            } else if let Some(block) = self.allocate(below) {
+                to.push(block);
+                new.push(block);
+            } else if self.blocks.is_last_user(held) {
+                // Nobody reads it now, and there is nothing else to write to.
+                self.blocks.withdraw(held);
+            } else {
+                let victim = self.victim(i);
+                self.preempt(victim, &mut Budget { rows: 0, outputs: 0 });
+                match self.index(id) {
+                    Some(now) => i = now,
+                    None => {
+                        self.blocks.release(&new);
+                        return None;
+                    }
+                }
+            }
+        }
+        let s = &mut self.running[i];
+        let (keep, evicted) = s.evictor.as_mut()?.shorten(mass, heads);
+        s.dropped += evicted.dropped;
+        let from = std::mem::replace(&mut s.blocks, to.clone());
+        let (request, computed) = (s.request, s.computed);
+        let left: Vec<u32> = from.iter().copied().filter(|b| !to.contains(b)).collect();
+        self.blocks.release(&left);
+        self.counts.evictions += 1;
+        self.counts.evicted += evicted.dropped as u64;
+        Some(Shortened { request, evicted, keep, from, to, computed })
     }
 
     /// Takes a sequence out, wherever it is; its blocks are free at once. Not between `schedule` and `commit`.
@@ -367,8 +437,8 @@ impl Scheduler {
         if let Some(s) = self.waiting.iter().find(|s| !s.blocks.is_empty() || s.computed > 0) {
             return Err(format!("sequence {} waits with {} blocks", s.id, s.blocks.len()));
         }
-        if let Some(s) = self.running.iter().find(|s| s.blocks.len() < s.computed.div_ceil(BLOCK_TOKENS)) {
-            return Err(format!("sequence {} has {} tokens in {} blocks", s.id, s.computed, s.blocks.len()));
+        if let Some(s) = self.running.iter().find(|s| s.blocks.len() < s.held().div_ceil(BLOCK_TOKENS)) {
+            return Err(format!("sequence {} has {} tokens in {} blocks", s.id, s.held(), s.blocks.len()));
         }
         if self.is_idle() && self.shares.len() > 0 {
             return Err(format!("{} keys have something to do, but there is nothing", self.shares.len()));
@@ -390,7 +460,7 @@ impl Scheduler {
     /// Blocks that those which run will need for the tokens that they have, and a spare one for each; of those that are at
     /// least so urgent.
     fn reserved(&self, urgency: u8) -> usize {
-        let need = |s: &Sequence| 1 + s.rows().div_ceil(BLOCK_TOKENS).saturating_sub(s.blocks.len());
+        let need = |s: &Sequence| 1 + s.extent().div_ceil(BLOCK_TOKENS).saturating_sub(s.blocks.len());
         self.running.iter().filter(|s| s.level <= urgency).map(need).sum()
     }
 
@@ -414,10 +484,10 @@ impl Scheduler {
         }
         let s = &mut self.waiting[at];
         // The first row with logits has to be computed, cached or not.
-        let most = if self.limits.prefix_cache { s.output_rows().start / BLOCK_TOKENS } else { 0 };
+        let most = if self.limits.prefix_cache { s.first_needed() / BLOCK_TOKENS } else { 0 };
         let digests = s.digests(most).to_vec();
         let found = self.blocks.take_prefix(&digests, s.tokens.as_chunks().0);
-        let needed = s.rows().div_ceil(BLOCK_TOKENS) - found.len();
+        let needed = s.extent().div_ceil(BLOCK_TOKENS) - found.len();
         if needed + self.reserved(urgency) > self.blocks.free() + self.could_free(urgency) {
             self.blocks.release(&found);
             return false;
@@ -476,12 +546,14 @@ impl Scheduler {
         let wanted = s.output_rows();
         // Rows past the first `left.outputs` wanted ones have to wait for another step.
         let end_by_outputs = wanted.start.max(start) + left.outputs;
-        let end = s.rows().min(start + left.rows.min(most)).min(end_by_outputs);
+        let room = s.evictor.as_ref().map_or(usize::MAX, |e| e.room(start - s.dropped));
+        let end = s.rows().min(start + left.rows.min(most).min(room)).min(end_by_outputs);
         if end <= start {
             return;
         }
-        let mut at = start / BLOCK_TOKENS;
-        while at < end.div_ceil(BLOCK_TOKENS) {
+        let (first, past) = (start - s.dropped, end - s.dropped);
+        let mut at = first / BLOCK_TOKENS;
+        while at < past.div_ceil(BLOCK_TOKENS) {
             let held = self.running[i].blocks.get(at).copied();
             if held.is_some_and(|b| !self.blocks.is_shared(b)) {
                 at += 1;
@@ -498,7 +570,7 @@ impl Scheduler {
             };
             match held {
                 Some(old) => {
-                    if at * BLOCK_TOKENS < start {
+                    if at * BLOCK_TOKENS < first {
                         self.counts.copies += 1;
                         self.ops.push(BlockOp::Copy { from: old, to: block });
                     }
@@ -526,7 +598,8 @@ impl Scheduler {
         let s = &self.running[i];
         // What others hold too stays, and is found again.
         let own = s.blocks.iter().filter(|b| self.blocks.is_last_user(**b)).count();
-        (own > 0).then(|| s.computed.saturating_sub((s.blocks.len() - own) * BLOCK_TOKENS))
+        let found = if s.dropped > 0 { 0 } else { (s.blocks.len() - own) * BLOCK_TOKENS };
+        (own > 0).then(|| s.computed.saturating_sub(found))
     }
 
     /// Who gives its blocks to a sequence that needs one: of those that are junior to it and would free some, the one that
@@ -567,8 +640,10 @@ impl Scheduler {
 
     fn release(&mut self, s: &mut Sequence) {
         self.blocks.release(&s.blocks);
-        s.blocks.clear();
-        (s.computed, s.published) = (0, 0);
+        if s.evictor.is_some() {
+            self.ops.push(BlockOp::Forget { slot: s.slot() });
+        }
+        s.restart();
     }
 }
 

@@ -261,6 +261,7 @@ impl Model {
                 BlockOp::Copy { from, to } => drop(self.blocks.insert(to, self.blocks[&from])),
                 BlockOp::Save { block, digest } => drop(below.held.insert(digest, self.blocks[&block])),
                 BlockOp::Load { block, digest } => drop(self.blocks.insert(block, below.held[&digest])),
+                BlockOp::Forget { .. } => {}
             }
         }
     }

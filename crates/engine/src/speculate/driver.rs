@@ -85,6 +85,10 @@ impl Speculation {
         let cost = move |rows| seconds(fixed, &pace, rows);
         for chunk in scheduler.plan().iter().filter(|c| scheduler.is_decode(c.running)) {
             let s = &scheduler.running()[chunk.running];
+            // A sequence that may be shortened counts its attention row by row.
+            if s.evictor.is_some() {
+                continue;
+            }
             let Some(g) = generation(clients, s.request).and_then(|g| g.guessing(s.id)) else { continue };
             if g.mode == Speculate::Off {
                 continue;

@@ -1,12 +1,14 @@
 //! A tiny random decoder made in memory, on the reference device, and a wrapper that makes the device misbehave.
 #![allow(dead_code, unreachable_pub)] // each test binary uses its part
 
-use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, Request, RequestStats, Stream};
+use quarrel_engine::{
+    Engine, EngineConfig, Event, Evicted, FinishReason, Handle, Request, RequestStats, Stream,
+};
 use quarrel_formats::{Bytes, DType, Tensor};
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{
-    Device, DeviceInfo, HostWeight, Limits, Prepared, Program, Readout, Result, RopeStyle, RopeTable,
-    StepInputs, Weight, WeightDecl,
+    Device, DeviceInfo, HostWeight, Keep, Limits, Mass, Prepared, Program, Readout, Result, RopeStyle,
+    RopeTable, StepInputs, Weight, WeightDecl,
 };
 use quarrel_model::{LayerSpec, ModelSpec, arch, decoder};
 
@@ -88,8 +90,11 @@ pub fn start(config: EngineConfig) -> Handle {
     start_on(Reference::default(), config)
 }
 
-pub fn start_on(mut device: impl Device + 'static, config: EngineConfig) -> Handle {
-    let program = program();
+pub fn start_on(device: impl Device + 'static, config: EngineConfig) -> Handle {
+    start_program(device, program(), config)
+}
+
+pub fn start_program(mut device: impl Device + 'static, program: Program, config: EngineConfig) -> Handle {
     let weights = load(&mut device, &program, false);
     Engine::start(Box::new(device), program, &weights, config).unwrap()
 }
@@ -104,12 +109,13 @@ pub fn prompt(n: usize, salt: u32) -> Vec<u32> {
 pub struct Answer {
     pub tokens: Vec<u32>,
     pub logprobs: Vec<f32>,
+    pub evictions: Vec<Evicted>,
     pub reason: FinishReason,
     pub stats: RequestStats,
 }
 
 pub fn collect(stream: Stream) -> std::result::Result<Answer, quarrel_engine::Error> {
-    let (mut tokens, mut logprobs) = (Vec::new(), Vec::new());
+    let (mut tokens, mut logprobs, mut evictions) = (Vec::new(), Vec::new(), Vec::new());
     for event in stream {
         match event {
             Event::Prefill { done, total } => assert!(done <= total),
@@ -119,9 +125,10 @@ pub fn collect(stream: Stream) -> std::result::Result<Answer, quarrel_engine::Er
             }
             Event::Done { reason, stats } => {
                 assert_eq!(stats.completion_tokens, tokens.len());
-                return Ok(Answer { tokens, logprobs, reason, stats });
+                return Ok(Answer { tokens, logprobs, evictions, reason, stats });
             }
             Event::Finished { .. } => {}
+            Event::Evicted { evicted, .. } => evictions.push(evicted),
             Event::Failed(error) => return Err(error),
         }
     }
@@ -180,6 +187,21 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
 
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
         self.inner.copy_blocks(prepared, pairs)
+    }
+
+    fn compact(
+        &mut self,
+        prepared: Prepared,
+        from: &[u32],
+        tokens: usize,
+        to: &[u32],
+        keep: &Keep,
+    ) -> Result<()> {
+        self.inner.compact(prepared, from, tokens, to, keep)
+    }
+
+    fn take_mass(&mut self, prepared: Prepared, slot: u32) -> Result<Mass> {
+        self.inner.take_mass(prepared, slot)
     }
 
     fn block_bytes(&self, prepared: Prepared) -> usize {
