@@ -29,7 +29,8 @@ impl Batch {
             let first = self.tokens.len();
             self.outputs.extend(chunk.outputs.clone().map(|o| (first + o - chunk.rows.start) as u32));
             self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
-            seqs.push(SeqStep::new(chunk.rows.len(), chunk.rows.start, &s.blocks));
+            let adapter = s.adapter;
+            seqs.push(SeqStep { adapter, ..SeqStep::new(chunk.rows.len(), chunk.rows.start, &s.blocks) });
         }
         device.run(prepared, &StepInputs { stop, ..StepInputs::new(&self.tokens, &seqs, &self.outputs) })
     }

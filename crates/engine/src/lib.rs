@@ -5,6 +5,7 @@
 //! share of each step, `batch` makes the step, the device runs it, `sampler` draws a token, and `events` go back.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod batch;
 mod beam;
 mod block_manager;
@@ -22,6 +23,7 @@ mod sequence;
 mod statistics;
 mod watchdog;
 
+pub use adapters::{AdapterInfo, AdapterLimits};
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use handle::{Handle, Stream};
@@ -148,6 +150,14 @@ pub enum Error {
         vocab: usize,
         /// The largest other one.
         max: f32,
+    },
+    /// An adapter that cannot be loaded, or is not.
+    #[error("adapter {name:?}: {why}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// What is wrong and what to do.
+        why: String,
     },
     /// The model could not be loaded.
     #[error(transparent)]

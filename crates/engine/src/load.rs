@@ -50,7 +50,7 @@ impl Engine {
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
         configure(&mut config);
-        let handle = Engine::start(device, program, &loaded, config)?;
+        let handle = Engine::start_model(device, program, &loaded, config, Some(spec.clone()))?;
         Ok(Loaded { handle, spec })
     }
 }

@@ -190,6 +190,8 @@ pub struct Request {
     pub deadline: Option<Duration>,
     /// What the prefix cache should do with it.
     pub retention: Retention,
+    /// Name of a loaded adapter to compute it with; see [`crate::Handle::load_adapter`].
+    pub adapter: Option<String>,
 }
 
 /// Largest [`Request::logprobs`].
@@ -212,6 +214,7 @@ impl Request {
             key: "".into(),
             deadline: None,
             retention: Retention::default(),
+            adapter: None,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use crate::block_manager::{Digest, chain};
 use crate::request::{Class, Retention};
-use quarrel_ir::BLOCK_TOKENS;
+use quarrel_ir::{Adapter, BLOCK_TOKENS};
 use std::{ops::Range, sync::Arc, time::Duration};
 
 /// Which rows of a sequence need logits.
@@ -56,6 +56,8 @@ pub(crate) struct Sequence {
     pub(crate) level: u8,
     /// The digest before its first block: of the model and what else changes keys and values.
     pub(crate) root: Digest,
+    /// What its rows are computed with; the root tells it apart.
+    pub(crate) adapter: Option<Adapter>,
     /// Of its full blocks, as far as they were needed.
     pub(crate) digests: Vec<Digest>,
 }
@@ -77,6 +79,7 @@ impl Sequence {
             order: 0,
             level: 0,
             root,
+            adapter: None,
             digests: Vec::new(),
         }
     }

@@ -5,8 +5,8 @@ use quarrel_engine::{Engine, EngineConfig, Event, FinishReason, Handle, Request,
 use quarrel_formats::{Bytes, DType, Tensor};
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{
-    Device, DeviceInfo, HostWeight, Limits, Prepared, Program, Readout, Result, RopeStyle, RopeTable,
-    StepInputs, Weight, WeightDecl,
+    Adapter, AdapterPart, Device, DeviceInfo, HostWeight, Limits, Prepared, Program, Readout, Result,
+    RopeStyle, RopeTable, StepInputs, Weight, WeightDecl,
 };
 use quarrel_model::{LayerSpec, ModelSpec, arch, decoder};
 
@@ -160,6 +160,14 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
 
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
         self.inner.copy_blocks(prepared, pairs)
+    }
+
+    fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
+        self.inner.load_adapter(prepared, parts)
+    }
+
+    fn unload_adapter(&mut self, prepared: Prepared, adapter: Adapter) -> Result<()> {
+        self.inner.unload_adapter(prepared, adapter)
     }
 
     fn memory(&self) -> usize {
