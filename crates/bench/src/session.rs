@@ -228,7 +228,7 @@ pub(crate) fn made_up(n: usize, vocab: usize) -> Vec<u32> {
 }
 
 /// The token with the largest logit, as sixteen maxima side by side, so that it costs little beside the step.
-fn best(logits: &[f32]) -> u32 {
+pub(crate) fn best(logits: &[f32]) -> u32 {
     const LANES: usize = 16;
     let mut largest = [f32::NEG_INFINITY; LANES];
     let chunks = logits.chunks_exact(LANES);

@@ -1,9 +1,10 @@
 //! The speed of attention alone, at any depth: the bytes of keys and values that it reads and the multiplications it does.
 //!
 //! `attention_bench [--heads 9] [--kv-heads 3] [--dim 64] [--layers 30] [--depth 2048] [--rows 1] [--threads 1] [--n 20]`;
-//! `--rows 512` is a part of a prompt. Prints the median and the best of `n` steps; `--isa avx2` and the like choose kernels.
+//! `--rows 512` is a part of a prompt. Prints the median and the best of `n` steps; `--isa avx2` and the like choose
+//! kernels, `--kv q8_0` and the like the cache.
 
-use quarrel_cpu::{Cpu, CpuOptions, Isa};
+use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_formats::{Bytes, DType, Tensor};
 use quarrel_ir::{
     AttendSpec, BLOCK_TOKENS, Device, HostWeight, KvLayer, Limits, Op, Program, Rows, SeqStep, StepInputs,
@@ -25,8 +26,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (dim, layers) = (number("--dim", 64)? as u32, number("--layers", 30)? as u32);
     let (depth, rows) = (number("--depth", 2048)?, number("--rows", 1)?);
     let (threads, n) = (number("--threads", 1)?, number("--n", 20)?);
-    let wanted = args.iter().position(|a| a == "--isa").and_then(|i| args.get(i + 1));
-    let isa = Isa::available().into_iter().find(|i| wanted.is_none_or(|w| *w == i.name()));
+    let wanted = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1));
+    let isa = Isa::available().into_iter().find(|i| wanted("--isa").is_none_or(|w| *w == i.name()));
+    let kv =
+        KvType::ALL.into_iter().find(|k| wanted("--kv").is_some_and(|w| *w == k.name())).unwrap_or_default();
 
     let mut p = Program::new();
     let (q_cols, kv_cols) = (heads * dim, kv_heads * dim);
@@ -50,7 +53,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         };
         p.logits = Some(p.attend(x.slice(0, q_cols), spec));
     }
-    let mut cpu = Cpu::new(CpuOptions { threads: Some(threads), isa, ..CpuOptions::default() })?;
+    let mut cpu = Cpu::new(CpuOptions { threads: Some(threads), isa, kv, ..CpuOptions::default() })?;
     let cols = p.weights[0].cols as usize;
     let values = (0..VOCAB * cols).map(|i| ((i * 2_654_435_761) >> 7) % 1000);
     let bytes: Vec<u8> = values.flat_map(|v| (v as f32 / 500.0 - 1.0).to_le_bytes()).collect();
@@ -80,7 +83,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut times = (0..n).map(|_| feed(depth.max(1), rows)).collect::<Result<Vec<f64>, _>>()?;
     times.sort_by(f64::total_cmp);
     let seen = (depth * rows + rows * (rows + 1) / 2) as f64;
-    let read = (2 * 2 * kv_cols * layers) as f64 * (depth + rows) as f64;
+    let read = kv.bits() / 8.0 * f64::from(2 * kv_cols * layers) * (depth + rows) as f64;
     let products = seen * f64::from(2 * q_cols * layers);
     for (name, t) in [("median", times[n / 2]), ("best", times[0])] {
         println!(

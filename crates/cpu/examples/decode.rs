@@ -1,11 +1,11 @@
 //! Greedy decoding of a GGUF model from token ids, with the speed of prompt and generation.
 //!
-//! `decode MODEL.gguf --ids 1,2,3 [--n 32] [--threads 2] [--prompt 512] [--depth 2048] [--repeat 3] [--ops]
-//! [--lora ADAPTER]`; `--prompt` feeds
+//! `decode MODEL.gguf --ids 1,2,3 [--n 32] [--threads 2] [--prompt 512] [--depth 2048] [--repeat 3] [--kv q8_0]
+//! [--ops] [--lora ADAPTER]`; `--prompt` feeds
 //! so many tokens made up from the ids instead of the ids themselves, `--depth` generates behind so many tokens, most of them
 //! copies of one block of the cache (for its speed, not for its sense), and `--ops` prints the time of each kind of op.
 
-use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_cpu::{Cpu, CpuOptions, KvType};
 use quarrel_formats::Source;
 use quarrel_ir::{BLOCK_TOKENS, Device, Limits, Prepared, Program, Readout, SeqStep, StepInputs};
 use quarrel_model::decoder::{Options, decoder};
@@ -25,6 +25,7 @@ struct Args {
     prompt: usize,
     depth: usize,
     repeat: usize,
+    kv: KvType,
     ops: bool,
     lora: Option<String>,
 }
@@ -38,6 +39,7 @@ fn args() -> Result<Args, Box<dyn Error>> {
         prompt: 0,
         depth: 0,
         repeat: 1,
+        kv: KvType::F16,
         ops: false,
         lora: None,
     };
@@ -51,6 +53,11 @@ fn args() -> Result<Args, Box<dyn Error>> {
             "--prompt" => a.prompt = value()?.parse()?,
             "--depth" => a.depth = value()?.parse()?,
             "--repeat" => a.repeat = value()?.parse()?,
+            "--kv" => {
+                let name = value()?;
+                let kind = KvType::ALL.into_iter().find(|k| k.name() == name);
+                a.kv = kind.ok_or(format!("{name} is no type of a cache"))?;
+            }
             "--ops" => a.ops = true,
             "--lora" => a.lora = Some(value()?),
             _ => a.model = arg,
@@ -71,7 +78,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let source = Source::open(&args.model)?;
     let spec = quarrel_model::spec(&source)?;
     let program = decoder(&spec, &Options::default());
-    let mut cpu = Cpu::new(CpuOptions { threads: args.threads, ..CpuOptions::default() })?;
+    let mut cpu = Cpu::new(CpuOptions { threads: args.threads, kv: args.kv, ..CpuOptions::default() })?;
     let ids = weights::load(&source, &spec, &program, &mut cpu, |_| ())?;
     let depth = args.depth.max(args.ids.len());
     let tokens = depth + args.n;

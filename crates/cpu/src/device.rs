@@ -82,8 +82,14 @@ impl Cpu {
             device: "cpu".into(),
             why: format!("cannot start {threads} threads: {e}"),
         })?;
-        let info = DeviceInfo { name: "cpu".into(), description: describe(isa), threads };
+        let info =
+            DeviceInfo { name: "cpu".into(), description: describe(isa), threads, cache: options.kv.name() };
         Ok(Cpu { info, options, isa, pool, held: Vec::new(), ready: Vec::new(), profile: false })
+    }
+
+    /// The number type of the caches of Programs that are prepared from now on.
+    pub fn set_kv(&mut self, kv: KvType) {
+        self.options.kv = kv;
     }
 
     /// Bytes by part: weights and working memory as they are, and of the KV cache what has been written.

@@ -121,6 +121,11 @@ impl BlockManager {
         found
     }
 
+    /// How many of these blocks are published, from the first on.
+    pub(crate) fn count_prefix(&self, digests: &[Digest]) -> usize {
+        digests.iter().take_while(|d| self.index.contains_key(*d)).count()
+    }
+
     /// One user more.
     pub(crate) fn share(&mut self, b: u32) {
         if self.blocks[b as usize].users == 0 {

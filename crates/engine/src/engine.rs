@@ -11,10 +11,12 @@ use crate::sampler::Scratch;
 use crate::scheduler::{self, BlockOp, Chunk, Nothing, Scheduler};
 use crate::sequence::{Goal, Sequence, Standing};
 use crate::statistics::EngineStats;
+use crate::tier::{Bytes, DiskCache, MoveCost, Tier};
 use crate::watchdog::Watchdog;
 use crate::{Error, Result};
 use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, Weight};
 use quarrel_model::ModelSpec;
+use sha2::{Digest as _, Sha256};
 use std::{
     any::Any,
     collections::HashMap,
@@ -55,6 +57,12 @@ pub struct EngineConfig {
     pub step_limit: Duration,
     /// Bounds on the adapters that are loaded at once.
     pub adapters: AdapterLimits,
+    /// Bytes of ordinary memory for blocks that the device has no room for: of preempted sequences and of the prefix cache.
+    pub host_cache: usize,
+    /// A directory in which the prefix cache survives the process. Needs `identity`.
+    pub disk_cache: Option<DiskCache>,
+    /// What tells the model from all others; [`Engine::load`] finds it out where it is needed.
+    pub identity: Option<[u8; 32]>,
 }
 
 impl EngineConfig {
@@ -71,6 +79,9 @@ impl EngineConfig {
             target_itl: None,
             step_limit: Duration::from_secs(300),
             adapters: AdapterLimits::default(),
+            host_cache: 0,
+            disk_cache: None,
+            identity: None,
         }
     }
 
@@ -157,6 +168,12 @@ impl Engine {
             weights,
             Limits { rows: limits.rows, outputs: limits.outputs, kv_blocks: limits.blocks },
         )?;
+        let block_bytes = device.block_bytes(prepared);
+        let tier = match (config.host_cache, &config.disk_cache) {
+            (0, None) => None,
+            (memory, disk) => Some(Tier::open(memory, disk.as_ref(), block_bytes)?),
+        };
+        let root = root(&config, device.info(), block_bytes)?;
         let info = EngineInfo {
             device: device.info().clone(),
             context: config.context,
@@ -178,7 +195,11 @@ impl Engine {
             row: vec![0.0; vocab],
             scratch: Scratch::default(),
             context: config.context,
-            root: [0; 32],
+            root,
+            tier,
+            fetching: HashMap::new(),
+            block: vec![0; block_bytes],
+            moves: MoveCost::default(),
             next_id: 0,
             stopped: false,
             epoch: Instant::now(),
@@ -208,6 +229,12 @@ struct Worker {
     context: usize,
     /// The digest before every sequence's first block.
     root: Digest,
+    tier: Option<Tier>,
+    /// Sequences whose blocks come from the disk, by request.
+    fetching: HashMap<u64, Sequence>,
+    /// A block's bytes on their way.
+    block: Vec<u8>,
+    moves: MoveCost,
     next_id: u64,
     /// Whether the last step was left; the next one runs to its end, so that cancellations cannot hold the others up.
     stopped: bool,
@@ -233,8 +260,10 @@ impl Worker {
     fn run(&mut self, commands: &Receiver<Command>) {
         loop {
             self.free_adapters();
+            self.take_fetched();
             if self.clients.is_empty() {
                 debug_assert_eq!(self.scheduler.check_integrity(), Ok(()));
+                self.rest();
                 match commands.recv() {
                     Ok(command) => self.take(command),
                     Err(_) => return,
@@ -322,9 +351,50 @@ impl Worker {
             adapter: handle,
             ..Sequence::new(sequence, root, tokens, goal)
         };
-        match self.scheduler.add(sequence) {
-            Ok(()) => drop(self.clients.insert(id, client)),
-            Err(error) => client.fail(error),
+        self.clients.insert(id, client);
+        self.admit(sequence);
+    }
+
+    /// Gives a sequence to the scheduler, or first to the disk, if that has more of it.
+    fn admit(&mut self, mut sequence: Sequence) {
+        let request = sequence.request;
+        if let Some(tier) = &self.tier {
+            let n = sequence.output_rows().start / BLOCK_TOKENS;
+            let digests = sequence.digests(n);
+            let here = self.scheduler.count_prefix(digests);
+            if tier.fetch(request, &digests[here..]) {
+                self.fetching.insert(request, sequence);
+                return;
+            }
+        }
+        if let Err(error) = self.scheduler.add(sequence) {
+            self.finish(request, Err(error));
+        }
+    }
+
+    /// Takes the sequences on whose blocks have come; waits a moment for them if there is nothing else to do.
+    fn take_fetched(&mut self) {
+        let Some(tier) = self.tier.as_ref().filter(|_| !self.fetching.is_empty()) else { return };
+        let mut come = Vec::new();
+        if self.scheduler.is_idle() {
+            come.extend(tier.fetched.recv_timeout(Duration::from_millis(2)));
+        }
+        come.extend(tier.fetched.try_iter());
+        for request in come {
+            if let Some(sequence) = self.fetching.remove(&request)
+                && let Err(error) = self.scheduler.add(sequence)
+            {
+                self.finish(request, Err(error));
+            }
+        }
+    }
+
+    /// Before the thread sleeps: blocks that are to survive are kept.
+    fn rest(&mut self) {
+        if let Err(error) = self.apply_ops(&HashMap::new()) {
+            self.stats.device_errors += 1;
+            self.scheduler.clear();
+            self.fail_all(&error.into());
         }
     }
 
@@ -351,8 +421,7 @@ impl Worker {
 
     /// One step: plan, run, book, then an output for each sequence that has one.
     fn step(&mut self) -> Result<()> {
-        let below = &Nothing;
-        self.scheduler.schedule(self.epoch.elapsed(), below);
+        let loads = self.plan();
         if self.scheduler.plan().is_empty() {
             // Every sequence waits for another: a bug, and better an error than a standstill.
             return Err(Error::Panicked("no sequence can go on".into()));
@@ -368,7 +437,7 @@ impl Worker {
         }
         self.shared.pulse.begin();
         let began = Instant::now();
-        let outcome = self.run_step();
+        let outcome = self.run_step(&loads);
         let elapsed = began.elapsed();
         if self.shared.pulse.end() {
             // The callers have given up; the device has not, so new ones are welcome.
@@ -385,7 +454,10 @@ impl Worker {
             other => other?,
         }
         self.stopped = false;
-        let plan = self.scheduler.commit(elapsed, below);
+        let plan = match &self.tier {
+            Some(tier) => self.scheduler.commit(elapsed, &tier.view(true)),
+            None => self.scheduler.commit(elapsed, &Nothing),
+        };
         self.stats.steps += 1;
         self.stats.last_step = elapsed;
         self.stats.step.observe(elapsed);
@@ -426,9 +498,27 @@ impl Worker {
         Ok(())
     }
 
+    /// Plans the step; gives the blocks that it wants from below.
+    fn plan(&mut self) -> HashMap<Digest, Bytes> {
+        let now = self.epoch.elapsed();
+        let Some(tier) = &self.tier else {
+            self.scheduler.schedule(now, &Nothing);
+            return HashMap::new();
+        };
+        let compute = self.scheduler.pace().per_row() * BLOCK_TOKENS as u32;
+        // Nothing that was at hand while it was planned may go before it is used.
+        let mut view = tier.view(self.moves.pays(compute));
+        self.scheduler.schedule(now, &view);
+        let wanted = self.scheduler.ops().iter().filter_map(|op| match op {
+            BlockOp::Load { digest, .. } => Some(*digest),
+            _ => None,
+        });
+        wanted.filter_map(|d| Some((d, view.get(&d)?))).collect()
+    }
+
     /// The device's part of a step.
-    fn run_step(&mut self) -> quarrel_ir::Result<()> {
-        self.apply_ops()?;
+    fn run_step(&mut self, loads: &HashMap<Digest, Bytes>) -> quarrel_ir::Result<()> {
+        self.apply_ops(loads)?;
         let (plan, running) = (self.scheduler.plan(), self.scheduler.running());
         // A step that is mostly for nobody is left.
         let watched: Vec<(&AtomicBool, usize)> = plan
@@ -448,18 +538,27 @@ impl Worker {
         self.batch.run(&mut *self.device, self.prepared, plan, running, stop)
     }
 
-    /// Copies blocks, as the scheduler wants it before a step.
-    fn apply_ops(&mut self) -> quarrel_ir::Result<()> {
-        let mut copies = Vec::new();
+    /// Moves blocks as the scheduler wants it before a step, one after the other.
+    fn apply_ops(&mut self, loads: &HashMap<Digest, Bytes>) -> quarrel_ir::Result<()> {
+        let missing = || quarrel_ir::Error::Step("a block from below is not there".into());
         for op in self.scheduler.take_ops() {
+            let began = Instant::now();
             match op {
-                BlockOp::Copy { from, to } => copies.push((from, to)),
-                BlockOp::Save { .. } | BlockOp::Load { .. } => {
-                    return Err(quarrel_ir::Error::Step("a block from below, where nothing is".into()));
+                BlockOp::Copy { from, to } => self.device.copy_blocks(self.prepared, &[(from, to)])?,
+                BlockOp::Save { block, digest } => {
+                    let tier = self.tier.as_ref().ok_or_else(missing)?;
+                    self.device.save_block(self.prepared, block, &mut self.block)?;
+                    tier.put(digest, self.block.as_slice().into());
+                    self.moves.saved(began.elapsed());
+                }
+                BlockOp::Load { block, digest } => {
+                    let data = loads.get(&digest).ok_or_else(missing)?;
+                    self.device.load_block(self.prepared, block, data)?;
+                    self.moves.loaded(began.elapsed());
                 }
             }
         }
-        if copies.is_empty() { Ok(()) } else { self.device.copy_blocks(self.prepared, &copies) }
+        Ok(())
     }
 
     /// Carries out what became of a sequence.
@@ -482,6 +581,7 @@ impl Worker {
     /// Ends a request and frees its blocks.
     fn finish(&mut self, request: u64, outcome: Result<FinishReason>) {
         let Some(client) = self.clients.remove(&request) else { return };
+        self.fetching.remove(&request);
         for id in &client.sequences {
             drop(self.scheduler.remove(*id));
         }
@@ -518,6 +618,7 @@ impl Worker {
 
     fn fail_all(&mut self, error: &Error) {
         self.stats.failed += self.clients.len() as u64;
+        self.fetching.clear();
         self.publish_stats();
         for (_, client) in self.clients.drain() {
             client.fail(error.clone());
@@ -543,10 +644,34 @@ impl Worker {
         (s.keys, s.last_budget) = (scheduler.keys(), scheduler.budget());
         (s.step_time, s.row_time) = (scheduler.pace().predict(1), scheduler.pace().per_row());
         (s.adapters, s.adapter_bytes) = self.adapters.lock().held();
+        if let Some(figures) = self.tier.as_ref().map(Tier::figures) {
+            (s.host_blocks, s.host_bytes) = (figures.host_blocks, figures.host_bytes);
+            (s.disk_blocks, s.disk_bytes) = (figures.disk_blocks, figures.disk_bytes);
+            (s.disk_damaged, s.disk_dropped) = (figures.damaged, figures.dropped);
+        }
         let backlog = u64::try_from(scheduler.clear_time().as_nanos()).unwrap_or(u64::MAX);
         self.shared.backlog.store(backlog, Ordering::Relaxed);
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = *s;
     }
+}
+
+/// The digest before the first block of every sequence: of all that decides what a block's bytes are beside its tokens.
+fn root(config: &EngineConfig, device: &DeviceInfo, block_bytes: usize) -> Result<Digest> {
+    let identity = match (config.identity, &config.disk_cache) {
+        (None, Some(disk)) => {
+            let why = "cannot be used for a model without an identity; load it from a file".into();
+            return Err(Error::Store { path: disk.dir.clone(), why });
+        }
+        (identity, _) => identity.unwrap_or_default(),
+    };
+    let mut hash = Sha256::new();
+    hash.update(identity);
+    for part in [env!("CARGO_PKG_VERSION"), &device.name, &device.description, device.cache] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.update((block_bytes as u64).to_le_bytes());
+    Ok(hash.finalize().into())
 }
 
 /// A seed from the system's randomness, by way of the standard library's hasher keys.

@@ -21,6 +21,7 @@ mod sampler;
 mod scheduler;
 mod sequence;
 mod statistics;
+mod tier;
 mod watchdog;
 
 pub use adapters::{AdapterInfo, AdapterLimits};
@@ -30,8 +31,9 @@ pub use handle::{Handle, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
 pub use request::{Beams, Class, DynamicTemperature, LOGPROBS_MAX, Request, Retention, Sampling, WIDTH_MAX};
 pub use statistics::{EngineStats, Histogram};
+pub use tier::DiskCache;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 /// Why a request, or the engine, cannot go on.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -156,6 +158,14 @@ pub enum Error {
     Adapter {
         /// Its name.
         name: String,
+        /// What is wrong and what to do.
+        why: String,
+    },
+    /// A store of the prefix cache that cannot be used.
+    #[error("prefix cache {}: {why}", .path.display())]
+    Store {
+        /// The directory.
+        path: PathBuf,
         /// What is wrong and what to do.
         why: String,
     },

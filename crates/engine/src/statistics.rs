@@ -91,6 +91,18 @@ pub struct EngineStats {
     pub saved_blocks: u64,
     /// Blocks fetched from below.
     pub loaded_blocks: u64,
+    /// Blocks in memory below the device, and their bytes.
+    pub host_blocks: usize,
+    /// See [`Self::host_blocks`].
+    pub host_bytes: usize,
+    /// Blocks on disk, and the bytes of their files.
+    pub disk_blocks: usize,
+    /// See [`Self::disk_blocks`].
+    pub disk_bytes: u64,
+    /// Files that were damaged and deleted.
+    pub disk_damaged: u64,
+    /// Blocks that were not written because the disk was too slow or failed.
+    pub disk_dropped: u64,
     /// Requests that came, by [`Class`].
     pub requests: [u64; Class::ALL.len()],
     /// Requests that ended by themselves.

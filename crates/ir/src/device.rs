@@ -20,6 +20,8 @@ pub struct DeviceInfo {
     pub description: String,
     /// Worker threads, where that means something.
     pub threads: usize,
+    /// Number type of the KV cache.
+    pub cache: &'static str,
 }
 
 /// The tensors of one [`WeightDecl`], in the order of its parts.

@@ -142,8 +142,12 @@ pub struct Reference {
 
 impl Default for Reference {
     fn default() -> Self {
-        let info =
-            DeviceInfo { name: "reference".into(), description: "scalar interpreter".into(), threads: 1 };
+        let info = DeviceInfo {
+            name: "reference".into(),
+            description: "scalar interpreter".into(),
+            threads: 1,
+            cache: "f32",
+        };
         Reference { info, weights: Vec::new(), ready: Vec::new() }
     }
 }

@@ -95,14 +95,14 @@ impl Kernel for Code<'_> {
         let Code { x, dim, words, starts, stride } = self;
         rotate(s, x, dim);
         x.resize(dim.next_multiple_of(LANES), 0.0);
-        let (mut top, mut wrong) = (s.zero(), s.zero());
+        let (mut top, mut all) = (s.zero(), s.zero());
         for x in x.chunks_exact(LANES) {
             let x = s.load(x);
             top = top.max(x.abs());
-            wrong = wrong + x * s.zero();
+            all = all + x;
         }
         // NaN where one of the numbers is, or infinite.
-        let (top, wrong) = (top.largest(), wrong.sum());
+        let (top, wrong) = (top.largest(), all.sum() * 0.0);
         let by = s.splat(if top > TINY { TOP / top } else { 0.0 });
         let ones = s.words(0x0001_0001);
         for (group, x) in x.chunks(GROUP).enumerate() {
@@ -289,24 +289,31 @@ impl<C: Codes, const R: usize> Scores<'_, C, R> {
         let lines = Part::Keys.lines::<C>(self.dim);
         let in_group = GROUP / (2 * C::PAIRS);
         let mut total = [[s.zero(); B]; R];
+        // Without checks in the inner loops, which would keep sums in memory.
+        let keys: [*const u8; B] = std::array::from_fn(|j| self.keys.at[b + j]);
+        let fetch: [*const u8; B] = std::array::from_fn(|j| self.fetch.at[b + j]);
+        let fetched = self.fetch.len / LINE;
         let mut q = self.group.words.as_ptr();
         for g in 0..self.dim.div_ceil(GROUP) {
+            let starts = &self.group.starts[g * R..(g + 1) * R];
             let mut acc = [[s.words(0); B]; R];
             for r in 0..R {
-                let start = s.words(self.group.starts[g * R + r] * C::CENTRE);
-                acc[r] = [start; B];
+                acc[r] = [s.words(starts[r] * C::CENTRE); B];
             }
             for line in g * in_group..lines.min((g + 1) * in_group) {
-                for j in 0..B {
-                    // SAFETY: a line of a page.
-                    let codes = unsafe { s.load_words(self.keys.at[b + j].add(line * LINE)) };
-                    prefetch_line(self.fetch, b + j, line);
-                    for p in 0..C::PAIRS {
-                        let pair = C::pair(s, codes, p);
-                        for r in 0..R {
-                            // SAFETY: `q` has `R` words for each pair of a line.
-                            let x = s.words(unsafe { *q.add(p * R + r) });
-                            acc[r][j] = s.dot_halves(acc[r][j], pair, x);
+                if line < fetched {
+                    fetch.iter().for_each(|p| prefetch(p.wrapping_add(line * LINE)));
+                }
+                // SAFETY: a line of each page.
+                let codes: [S::I; B] =
+                    std::array::from_fn(|j| unsafe { s.load_words(keys[j].add(line * LINE)) });
+                for p in 0..C::PAIRS {
+                    let pairs: [S::I; B] = std::array::from_fn(|j| C::pair(s, codes[j], p));
+                    for r in 0..R {
+                        // SAFETY: `q` has `R` words for each pair of a line.
+                        let x = s.words(unsafe { *q.add(p * R + r) });
+                        for j in 0..B {
+                            acc[r][j] = s.dot_halves(acc[r][j], pairs[j], x);
                         }
                     }
                 }
@@ -314,29 +321,20 @@ impl<C: Codes, const R: usize> Scores<'_, C, R> {
             }
             for j in 0..B {
                 // SAFETY: the scales of a group follow the lines.
-                let scale =
-                    unsafe { s.load_f16_ptr(self.keys.at[b + j].add(lines * LINE + g * SCALES).cast()) };
+                let scale = unsafe { s.load_f16_ptr(keys[j].add(lines * LINE + g * SCALES).cast()) };
                 for r in 0..R {
                     total[r][j] = scale.fma(s.to_floats(acc[r][j]), total[r][j]);
                 }
             }
         }
         for j in 0..B {
-            (lines..self.fetch.len.div_ceil(LINE)).for_each(|line| prefetch_line(self.fetch, b + j, line));
+            (lines..fetched).for_each(|line| prefetch(fetch[j].wrapping_add(line * LINE)));
             for r in 0..R {
                 let score = total[r][j] * s.splat(self.group.scales[r]);
                 score.store(&mut self.weights[r][(b + j) * BLOCK_TOKENS..]);
             }
         }
         B
-    }
-}
-
-/// Asks for a line of a page, if there is one.
-#[inline(always)]
-fn prefetch_line(pages: &Pages<u8>, block: usize, line: usize) {
-    if line * LINE < pages.len {
-        prefetch(pages.at[block].wrapping_add(line * LINE));
     }
 }
 
@@ -361,7 +359,7 @@ impl Kernel for Weigh<'_> {
         let ones = s.words(0x0001_0001);
         for (r, span) in spans.iter().enumerate() {
             let mut products = [s.zero(); BLOCKS];
-            let (mut top, mut wrong) = (s.zero(), s.zero());
+            let (mut top, mut all) = (s.zero(), s.zero());
             for b in blocks.clone() {
                 // SAFETY: inside the page, as asserted.
                 let scale = unsafe { s.load_f16_ptr(values.at[b].add(scales).cast()) };
@@ -369,11 +367,11 @@ impl Kernel for Weigh<'_> {
                 // A stale scale may be NaN.
                 let x = seen(s, *span, start + b * BLOCK_TOKENS, x, s.zero());
                 top = top.max(x.abs());
-                wrong = wrong + x * s.zero();
+                all = all + x;
                 products[b] = x;
             }
             // NaN where one of the products is, or infinite.
-            let (top, wrong) = (top.largest(), wrong.sum());
+            let (top, wrong) = (top.largest(), all.sum() * 0.0);
             let by = s.splat(if top > TINY { TOP / top } else { 0.0 });
             let mut sum = s.words(0);
             for b in blocks.clone() {
@@ -442,22 +440,31 @@ impl<C: Codes, const R: usize> Values<'_, C, R> {
             }
         }
         let odd = usize::from(R <= 4);
+        let steps = BLOCK_TOKENS / 4;
         let groups = self.v_dim.div_ceil(GROUP);
-        let fetched = self.fetch.len.div_ceil(LINE).div_ceil(groups * BLOCK_TOKENS / 4);
+        let fetched = (self.fetch.len / LINE).div_ceil(groups * steps);
         for b in self.blocks.clone() {
-            for t in 0..BLOCK_TOKENS / 4 {
-                let ahead = (self.column * BLOCK_TOKENS / 4 + t) * fetched;
-                (ahead..ahead + fetched).for_each(|line| prefetch_line(self.fetch, b, line));
+            let page = self.values.at[b].wrapping_add(offset);
+            let mut fetch = self.fetch.at[b].wrapping_add(self.column * steps * fetched * LINE);
+            let words = self.weights.words.as_ptr().cast::<i32>().wrapping_add(b * BLOCK_TOKENS);
+            for t in 0..steps {
+                for _ in 0..fetched {
+                    prefetch(fetch);
+                    fetch = fetch.wrapping_add(LINE);
+                }
                 for n in 0..N {
-                    let line = offset + (t * lines + if C::BITS == 8 { first + n } else { 0 }) * LINE;
+                    let line = (t * lines + if C::BITS == 8 { first + n } else { 0 }) * LINE;
                     // SAFETY: four tokens of this group's columns.
-                    let codes = unsafe { s.load_words(self.values.at[b].add(line)) };
+                    let codes = unsafe { s.load_words(page.add(line)) };
                     let pair = if C::BITS == 8 { 0 } else { 2 * (first + n) };
                     let pairs = [C::pair(s, codes, pair), C::pair(s, codes, pair + 1)];
                     for r in 0..R {
-                        let words = &self.weights.words[r][b * BLOCK_TOKENS + 4 * t..][..2];
-                        acc[r][n][0] = s.dot_halves(acc[r][n][0], pairs[0], s.words(words[0]));
-                        acc[r][n][odd] = s.dot_halves(acc[r][n][odd], pairs[1], s.words(words[1]));
+                        // SAFETY: of four words of each row the first two.
+                        let w = unsafe { words.add(r * CHUNK + 4 * t) };
+                        // SAFETY: as above.
+                        let (even, other) = unsafe { (s.words(*w), s.words(*w.add(1))) };
+                        acc[r][n][0] = s.dot_halves(acc[r][n][0], pairs[0], even);
+                        acc[r][n][odd] = s.dot_halves(acc[r][n][odd], pairs[1], other);
                     }
                 }
             }

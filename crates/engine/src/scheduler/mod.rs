@@ -199,6 +199,16 @@ impl Scheduler {
         &self.plan
     }
 
+    /// See [`Self::take_ops`].
+    pub(crate) fn ops(&self) -> &[BlockOp] {
+        &self.ops
+    }
+
+    /// How many of these blocks the prefix cache has on the device, from the first on.
+    pub(crate) fn count_prefix(&self, digests: &[Digest]) -> usize {
+        self.blocks.count_prefix(digests)
+    }
+
     /// What is to be done to the cache before the step, or before the device rests.
     pub(crate) fn take_ops(&mut self) -> Vec<BlockOp> {
         std::mem::take(&mut self.ops)
@@ -207,7 +217,8 @@ impl Scheduler {
     /// About how long it takes to compute the prompts that wait or come in.
     pub(crate) fn clear_time(&self) -> Duration {
         let rows: usize = self.waiting.iter().chain(&self.running).map(Sequence::left).sum();
-        self.pace.per_row().saturating_mul(rows.min(1 << 30) as u32)
+        let each = if self.budget == 0 { self.limits.rows } else { self.budget };
+        self.pace.predict(each.min(rows)).saturating_mul(rows.div_ceil(each).min(1 << 30) as u32)
     }
 
     /// Sequences whose deadline has passed.
@@ -221,6 +232,18 @@ impl Scheduler {
     pub(crate) fn schedule(&mut self, now: Duration, below: &dyn Below) {
         self.plan.clear();
         while self.admit(now, below) {}
+        self.share_out(below);
+        // All that run wait for siblings which have no room to run: the most junior make it.
+        while self.plan.is_empty() && !self.waiting.is_empty() {
+            let Some(last) = (0..self.running.len()).max_by_key(|i| self.rank(*i)) else { break };
+            self.preempt(last, &mut Budget { rows: 0, outputs: 0 });
+            while self.admit(now, below) {}
+            self.share_out(below);
+        }
+    }
+
+    /// Gives the rows of a step to those that run.
+    fn share_out(&mut self, below: &dyn Below) {
         let mut left = Budget { rows: self.limits.rows, outputs: self.limits.outputs };
         let ids = |s: &Scheduler, keep: &dyn Fn(usize) -> bool| -> Vec<u64> {
             s.running.iter().filter(|s| keep(s.left())).map(|s| s.id).collect()
