@@ -44,12 +44,12 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
         device: Device::Cpu,
         isa: args.isa,
     };
-    let running = opened.load_for(&engine, Use::SCORE)?;
+    let running = opened.load_for(&engine, Use::SCORE, args.adapter.lora.as_ref())?;
     let bar = render::steps(ids.len() as u64, "perplexity");
     let mut scores = Vec::with_capacity(ids.len());
     for window in windows(ids.len(), context, stride, usize::from(bos.is_some())) {
         let tokens: Vec<u32> = bos.iter().chain(&ids[window.start..window.end]).copied().collect();
-        scores.extend(running.handle.score(tokens, window.from)?);
+        scores.extend(running.handle.score_with(tokens, window.from, running.adapter.as_deref())?);
         bar.set_position(window.end as u64);
     }
     bar.finish_and_clear();
