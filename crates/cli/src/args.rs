@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::Eviction;
 
+use crate::adapter::{self, Lora};
 use crate::instructions;
 use crate::memory::parse_bytes;
 
@@ -173,6 +174,14 @@ pub(crate) enum Evict {
     Snapkv,
 }
 
+/// What is added to the model.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LoraArgs {
+    /// Answer with a LoRA adapter: PEFT's directory or a GGUF file, and a factor on its strength
+    #[arg(long, value_name = "PATH[=SCALE]", value_parser = adapter::parse, help_heading = "Model")]
+    pub(crate) lora: Option<Lora>,
+}
+
 /// A number type of the cache.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kv {
@@ -268,6 +277,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
+    pub(crate) adapter: LoraArgs,
+    #[command(flatten)]
     pub(crate) sample: SampleArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
@@ -301,6 +312,8 @@ pub(crate) struct Chat {
     pub(crate) load: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: LoraArgs,
     #[command(flatten)]
     pub(crate) sample: SampleArgs,
     #[command(flatten)]
@@ -452,6 +465,8 @@ pub(crate) struct Perplexity {
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: LoraArgs,
     /// Tokens of a window [default: 512, or the model's context if that is less]
     #[arg(short, long, value_name = "TOKENS", visible_alias = "context", value_parser = clap::value_parser!(u32).range(2..=CONTEXT_MAX))]
     pub(crate) ctx: Option<u32>,

@@ -15,6 +15,7 @@ use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
 use serde_json::{Value, json};
 
+use crate::adapter::Lora;
 use crate::args::{Device, EngineArgs, EvictArgs, ModelArgs};
 use crate::interrupt::Answering;
 use crate::memory::{self, Planner, Use};
@@ -59,13 +60,16 @@ impl Opened {
     }
 
     /// Loads the weights, for one conversation at a time.
-    pub(crate) fn load(&self, args: &EngineArgs) -> Result<Running> {
-        self.load_for(args, Use::ONE)
+    pub(crate) fn load(&self, args: &EngineArgs, lora: Option<&Lora>) -> Result<Running> {
+        self.load_for(args, Use::ONE, lora)
     }
 
     /// Loads the weights, with the sizes that flags and memory allow.
-    pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use) -> Result<Running> {
+    pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use, lora: Option<&Lora>) -> Result<Running> {
         let started = Instant::now();
+        let extra = lora.map(Lora::bytes).transpose()?.unwrap_or(0);
+        let memory_budget = args.memory_budget.map(|b| b.saturating_sub(extra));
+        let args = &EngineArgs { memory_budget, ..args.clone() };
         let planner = Planner::new(self, args)?;
         let sizes = memory::sizes(self, &planner, args, usage)?;
         let trained = planner.spec.context as usize;
@@ -99,7 +103,8 @@ impl Opened {
             quarrel_hub::human_bytes(handle.info().device_bytes as u64),
             started.elapsed().as_secs_f64()
         ));
-        Ok(Running { handle, trained, load: started.elapsed() })
+        let adapter = lora.map(|l| l.load(&handle)).transpose()?;
+        Ok(Running { handle, trained, adapter, load: started.elapsed() })
     }
 }
 
@@ -134,6 +139,8 @@ pub(crate) struct Running {
     pub(crate) handle: Handle,
     /// Context that the model was trained for, in tokens.
     pub(crate) trained: usize,
+    /// Name of the adapter to answer with.
+    pub(crate) adapter: Option<String>,
     pub(crate) load: Duration,
 }
 
@@ -184,6 +191,7 @@ impl Running {
             logprobs: ask.logprobs.map(|n| n as u8), // the flag allows what the engine does
             eviction: ask.evict.policy(),
             kv_tokens: ask.evict.kv_tokens,
+            adapter: self.adapter.clone(),
             ..Request::new(ask.prompt)
         };
         let answering = Answering::begin();

@@ -76,7 +76,7 @@ impl Engine {
         if config.disk_cache.is_some() && config.identity.is_none() {
             config.identity = Some(identity(source));
         }
-        let handle = Engine::start(device, program, &loaded, config)?;
+        let handle = Engine::start_model(device, program, &loaded, config, Some(spec.clone()))?;
         Ok(Loaded { handle, spec })
     }
 }

@@ -196,6 +196,8 @@ pub struct Request {
     pub eviction: Eviction,
     /// Most tokens in the cache; the engine's context if not given.
     pub kv_tokens: Option<u32>,
+    /// Name of a loaded adapter to compute it with; see [`crate::Handle::load_adapter`].
+    pub adapter: Option<String>,
 }
 
 /// Largest [`Request::logprobs`].
@@ -220,6 +222,7 @@ impl Request {
             retention: Retention::default(),
             eviction: Eviction::default(),
             kv_tokens: None,
+            adapter: None,
         }
     }
 

@@ -411,7 +411,7 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         device: Device::Cpu,
         isa: args.isa,
     };
-    let running = opened.load(&engine)?;
+    let running = opened.load(&engine, None)?;
     let request = Request {
         sampling: Sampling::greedy(),
         max_tokens: Some(max_tokens),

@@ -46,7 +46,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
         );
     }
     let settings = Settings::new(Settings::default(), &args.sample, &opened.local, &opened.source)?;
-    let running = opened.load(&args.engine)?;
+    let running = opened.load(&args.engine, args.adapter.lora.as_ref())?;
     let mut chat = Conversation {
         messages: Vec::new(),
         used: 0,

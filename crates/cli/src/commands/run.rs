@@ -24,7 +24,7 @@ pub(crate) fn run(args: Run) -> Result<()> {
     if ids.is_empty() {
         bail!("the prompt is empty, and this model has no token to begin with; give it a text");
     }
-    let running = opened.load(&args.engine)?;
+    let running = opened.load(&args.engine, args.adapter.lora.as_ref())?;
     render::detail(format!("sampling {}", serde_json::Value::from(settings.values())));
     let ask = Ask { prompt: ids, settings: &settings, evict: args.evict, leading, logprobs: args.logprobs };
     let mut out = Out::new();
