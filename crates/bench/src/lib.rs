@@ -1,7 +1,8 @@
 //! Measures the machine and a model on it.
 //!
 //! [`Machine`] is the fingerprint with the measured peaks; [`Work`] says what to measure; [`Session`] holds the model and
-//! measures below the engine; `serve` measures through it; [`kv`] compares the types of the cache; `child` looks at fresh processes; [`Report`] is what comes out,
+//! measures below the engine; `serve` measures through it; [`kv`] compares the types of
+//! the cache; [`load`] puts the engine under load; `child` looks at fresh processes; [`Report`] is what comes out,
 //! as JSON, as text ([`text`]), as a plot ([`plot`]), or compared with an earlier one ([`check`]).
 #![forbid(unsafe_code)]
 
@@ -11,6 +12,7 @@ pub mod child;
 mod chosen;
 mod kept;
 pub mod kv;
+pub mod load;
 mod machine;
 pub mod ops;
 pub mod plan;

@@ -44,7 +44,7 @@ pub fn latency(session: Session, work: &Work, progress: Progress<'_>) -> Result<
                     }
                 }
                 Event::Failed(e) => return Err(e.into()),
-                Event::Prefill { .. } | Event::Done { .. } => {}
+                Event::Prefill { .. } | Event::Finished { .. } | Event::Done { .. } => {}
             }
         }
     }

@@ -487,6 +487,11 @@ pub(crate) struct Bench {
     /// The text for --kv [default: the beginning of Alice's Adventures in Wonderland]
     #[arg(short, long, value_name = "FILE", requires = "kv", help_heading = "What to measure")]
     pub(crate) file: Option<PathBuf>,
+    /// Put the engine under load instead: streams side by side, random arrivals, a long prompt among streams, short requests
+    #[arg(long, conflicts_with_all = ["kv", "batch", "depth", "speeds_only", "ops", "against", "check", "plot"], help_heading = "What to measure")]
+    pub(crate) serve: bool,
+    #[command(flatten)]
+    pub(crate) load: ServeLoad,
     /// Measure the machine again: its peaks, and which instructions are the fastest
     #[arg(long, help_heading = "What to measure")]
     pub(crate) fresh: bool,
@@ -509,6 +514,38 @@ pub(crate) struct Bench {
     // What a process does that this command starts to measure it.
     #[arg(long, value_enum, hide = true)]
     pub(crate) child: Option<BenchChild>,
+}
+
+/// The load of `bench --serve`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServeLoad {
+    /// Numbers of streams that each send a request when the last one is answered
+    #[arg(long, value_name = "LIST", requires = "serve", value_parser = batch_sizes, default_value = "1,2,4,8,16", help_heading = "With --serve")]
+    pub(crate) streams: BatchSizes,
+    /// Requests per second that arrive at random, such as 2,4.5 [default: 0.5, 0.75 and 0.9 of what the streams reach]
+    #[arg(long, value_name = "LIST", requires = "serve", value_delimiter = ',', value_parser = above_zero, help_heading = "With --serve")]
+    pub(crate) rates: Option<Vec<f32>>,
+    /// Seconds of arrivals at each rate; 0 leaves them out
+    #[arg(long, value_name = "S", requires = "serve", default_value_t = 10.0, value_parser = at_least_zero, help_heading = "With --serve")]
+    pub(crate) seconds: f32,
+    /// A request counts as good if its first token comes within this time
+    #[arg(long, value_name = "MS", requires = "serve", default_value_t = 1000.0, value_parser = above_zero, help_heading = "With --serve")]
+    pub(crate) slo_ttft_ms: f32,
+    /// ... and its tokens take no longer than this on average
+    #[arg(long, value_name = "MS", requires = "serve", default_value_t = 50.0, value_parser = above_zero, help_heading = "With --serve")]
+    pub(crate) slo_itl_ms: f32,
+    /// Tokens of a prompt that comes while four streams run; 0 leaves it out
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 2048, value_parser = clap::value_parser!(u32).range(0..=CONTEXT_MAX), help_heading = "With --serve")]
+    pub(crate) long_prompt: u32,
+    /// Short requests on eight streams, with the memory before and after
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 0, help_heading = "With --serve")]
+    pub(crate) soak: u32,
+    /// How long a step may take while somebody waits for its next token [default: 1.8 times what it takes without prompts]
+    #[arg(long, value_name = "MS", requires = "serve", value_parser = above_zero, help_heading = "With --serve")]
+    pub(crate) target_itl_ms: Option<f32>,
+    /// Seed of the arrivals
+    #[arg(long, value_name = "N", requires = "serve", default_value_t = 1, help_heading = "With --serve")]
+    pub(crate) seed: u64,
 }
 
 /// An engine to compare with.

@@ -175,12 +175,11 @@ impl Running {
         mut show: impl FnMut(&str) -> Result<()>,
     ) -> Result<Answer> {
         let request = Request {
-            prompt: ask.prompt,
             sampling: ask.settings.sampling(),
             max_tokens: ask.settings.max_tokens,
             stop_ids: tokenizer.end_of_generation().to_vec(),
-            ignore_eos: false,
             logprobs: ask.logprobs.map(|n| n as u8), // the flag allows what the engine does
+            ..Request::new(ask.prompt)
         };
         let answering = Answering::begin();
         let stream = self.handle.submit(request).map_err(|e| self.explain(e))?;
@@ -198,7 +197,7 @@ impl Running {
                 self.handle.cancel(id);
             }
             match event {
-                Event::Token { id: token, logprob, top } if end.is_none() => {
+                Event::Token { id: token, logprob, top, .. } if end.is_none() => {
                     tokens += 1;
                     if ask.logprobs.is_some() {
                         logprobs.push(token_logprobs(tokenizer, token, logprob, &top)?);
@@ -210,7 +209,7 @@ impl Running {
                         self.handle.cancel(id);
                     }
                 }
-                Event::Prefill { .. } | Event::Token { .. } => {}
+                Event::Prefill { .. } | Event::Token { .. } | Event::Finished { .. } => {}
                 Event::Failed(e) => return Err(self.explain(e)),
                 Event::Done { reason, stats } => {
                     if end != Some(End::Stop) {
@@ -221,7 +220,7 @@ impl Running {
                         FinishReason::Stop => End::Stop,
                         FinishReason::Length => End::Length,
                         FinishReason::ContextFull => End::Full,
-                        FinishReason::Aborted => End::Interrupted,
+                        FinishReason::Aborted | FinishReason::Deadline => End::Interrupted,
                     });
                     return Ok(Answer { text, end, tokens, stats, logprobs });
                 }

@@ -2,8 +2,8 @@
 
 use crate::{Tensors, prepare};
 use quarrel_ir::{
-    BLOCK_TOKENS, Device, KvCopy, Limits, Prepared, Program, Readout, Result, Rows, SeqStep, StepInputs,
-    Stop, View,
+    Adapter, AdapterPart, BLOCK_TOKENS, Device, KvCopy, Limits, Prepared, Program, Readout, Result, Rows,
+    SeqStep, StepInputs, Stop, View,
 };
 
 /// Rows of one sequence in a step.
@@ -67,9 +67,24 @@ impl Rig {
         copies: &[KvCopy],
         stop: Option<Stop>,
     ) -> Result<Vec<Vec<u32>>> {
-        let tokens: Vec<u32> = parts.iter().flat_map(|p| p.tokens.to_vec()).collect();
-        let seqs: Vec<SeqStep> =
-            parts.iter().map(|p| SeqStep::new(p.tokens.len(), p.start, &self.blocks[p.seq])).collect();
+        let parts: Vec<_> = parts.iter().map(|p| (*p, None)).collect();
+        self.step_adapted(&parts, outputs, copies, stop)
+    }
+
+    /// The same, with adapters.
+    pub fn step_adapted(
+        &mut self,
+        parts: &[(Part, Option<Adapter>)],
+        outputs: &[u32],
+        copies: &[KvCopy],
+        stop: Option<Stop>,
+    ) -> Result<Vec<Vec<u32>>> {
+        let tokens: Vec<u32> = parts.iter().flat_map(|(p, _)| p.tokens.to_vec()).collect();
+        let seq = |(p, adapter): &(Part, Option<Adapter>)| SeqStep {
+            adapter: *adapter,
+            ..SeqStep::new(p.tokens.len(), p.start, &self.blocks[p.seq])
+        };
+        let seqs: Vec<SeqStep> = parts.iter().map(seq).collect();
         let step = StepInputs { copies, stop, ..StepInputs::new(&tokens, &seqs, outputs) };
         self.device.run(self.prepared, &step)?;
         let rows = if self.kind == Rows::Tokens { tokens.len() } else { outputs.len() };
@@ -79,6 +94,21 @@ impl Rig {
             .expect("a value of the program");
         let bits = |r: &[f32]| r.iter().map(|x| x.to_bits()).collect();
         Ok(values.chunks_exact(self.logits.cols as usize).map(bits).collect())
+    }
+
+    /// Loads an adapter.
+    pub fn load_adapter(&mut self, parts: &[AdapterPart]) -> Result<Adapter> {
+        self.device.load_adapter(self.prepared, parts)
+    }
+
+    /// Frees it.
+    pub fn unload_adapter(&mut self, adapter: Adapter) -> Result<()> {
+        self.device.unload_adapter(self.prepared, adapter)
+    }
+
+    /// Bytes that the device holds.
+    pub fn memory(&self) -> usize {
+        self.device.memory()
     }
 
     /// Copies the cache of one sequence to another.

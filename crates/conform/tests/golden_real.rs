@@ -143,7 +143,7 @@ fn greedy_text(name: &str, eos: &[u32]) {
                 Event::Token { id, .. } => ids.push(id),
                 Event::Done { reason: r, .. } => reason = Some(r),
                 Event::Failed(e) => panic!("{e}"),
-                Event::Prefill { .. } => {}
+                Event::Prefill { .. } | Event::Finished { .. } => {}
             }
         }
         assert_eq!(ids, case.ids, "{name}: {:?}", case.prompt);

@@ -241,7 +241,7 @@ fn answer(stream: Stream) -> Answer {
             }
             Event::Done { reason, .. } => answer.reason = reason,
             Event::Failed(error) => panic!("{error}"),
-            Event::Prefill { .. } => {}
+            Event::Prefill { .. } | Event::Finished { .. } => {}
         }
     }
     answer

@@ -1,7 +1,7 @@
 //! Greedy decoding of a GGUF model from token ids, with the speed of prompt and generation.
 //!
 //! `decode MODEL.gguf --ids 1,2,3 [--n 32] [--threads 2] [--prompt 512] [--depth 2048] [--repeat 3] [--kv q8_0]
-//! [--ops]`; `--prompt` feeds
+//! [--ops] [--lora ADAPTER]`; `--prompt` feeds
 //! so many tokens made up from the ids instead of the ids themselves, `--depth` generates behind so many tokens, most of them
 //! copies of one block of the cache (for its speed, not for its sense), and `--ops` prints the time of each kind of op.
 
@@ -9,7 +9,7 @@ use quarrel_cpu::{Cpu, CpuOptions, KvType};
 use quarrel_formats::Source;
 use quarrel_ir::{BLOCK_TOKENS, Device, Limits, Prepared, Program, Readout, SeqStep, StepInputs};
 use quarrel_model::decoder::{Options, decoder};
-use quarrel_model::weights;
+use quarrel_model::{lora, weights};
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::time::Instant;
@@ -27,6 +27,7 @@ struct Args {
     repeat: usize,
     kv: KvType,
     ops: bool,
+    lora: Option<String>,
 }
 
 fn args() -> Result<Args, Box<dyn Error>> {
@@ -40,6 +41,7 @@ fn args() -> Result<Args, Box<dyn Error>> {
         repeat: 1,
         kv: KvType::F16,
         ops: false,
+        lora: None,
     };
     let mut it = std::env::args().skip(1);
     while let Some(arg) = it.next() {
@@ -57,6 +59,7 @@ fn args() -> Result<Args, Box<dyn Error>> {
                 a.kv = kind.ok_or(format!("{name} is no type of a cache"))?;
             }
             "--ops" => a.ops = true,
+            "--lora" => a.lora = Some(value()?),
             _ => a.model = arg,
         }
     }
@@ -81,6 +84,13 @@ fn main() -> Result<(), Box<dyn Error>> {
     let tokens = depth + args.n;
     let limits = Limits { rows: STEP, outputs: 1, kv_blocks: tokens.div_ceil(BLOCK_TOKENS) };
     let prepared = cpu.prepare(program.clone(), &ids, limits)?;
+    let adapter = match &args.lora {
+        None => None,
+        Some(path) => {
+            let parts = lora::read(&Source::open_adapter(path)?)?.parts(&spec, &program, 1.0)?;
+            Some(cpu.load_adapter(prepared, &parts)?)
+        }
+    };
     println!(
         "{}; {} threads; ready after {:.3} s",
         cpu.info().description,
@@ -92,7 +102,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut logits = vec![0.0; spec.vocab as usize];
     for _ in 0..args.repeat {
         let feed = |cpu: &mut Cpu, at: usize, tokens: &[u32], outputs: &[u32]| {
-            let seq = SeqStep::new(tokens.len(), at, &blocks);
+            let seq = SeqStep { adapter, ..SeqStep::new(tokens.len(), at, &blocks) };
             cpu.run(prepared, &StepInputs::new(tokens, &[seq], outputs))
         };
         cpu.profile(args.ops)?;

@@ -4,6 +4,7 @@ use crate::exec::{self, Memory, Run, Scratch, Tile};
 use crate::footprint::{Footprint, TABLE_TOKENS};
 use crate::kv::{KvPool, KvType, huge_pages};
 use crate::linear;
+use crate::lora::Adapters;
 use crate::plan;
 use crate::pool::{Pool, physical_cores};
 use crate::simd::Isa;
@@ -12,8 +13,8 @@ use memmap2::MmapMut;
 use quarrel_ir::arena::{ALIGN, Arena, Slot};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
-    AttendSpec, Device, DeviceInfo, Error, HostWeight, Limits, Op, OpTime, Prepared, Program, Readout,
-    Result, Rows, StepInputs, View, Weight, WeightDecl,
+    Adapter, AdapterPart, AttendSpec, Device, DeviceInfo, Error, HostWeight, Limits, Op, OpTime, Prepared,
+    Program, Readout, Result, Rows, StepInputs, View, Weight, WeightDecl, WeightId, check_adapter,
 };
 use std::io::Read as _;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -58,6 +59,7 @@ struct Ready {
     arena: MmapMut,
     kv: KvPool,
     shared: linear::Shared,
+    adapters: Adapters,
     scratch: Vec<Mutex<Scratch>>,
     counters: Vec<AtomicUsize>,
     /// The weights whose rows are looked up, and the tokens since their pages were given back.
@@ -80,7 +82,8 @@ impl Cpu {
             device: "cpu".into(),
             why: format!("cannot start {threads} threads: {e}"),
         })?;
-        let info = DeviceInfo { name: "cpu".into(), description: describe(isa), threads };
+        let info =
+            DeviceInfo { name: "cpu".into(), description: describe(isa), threads, cache: options.kv.name() };
         Ok(Cpu { info, options, isa, pool, held: Vec::new(), ready: Vec::new(), profile: false })
     }
 
@@ -254,6 +257,7 @@ impl Device for Cpu {
             attends,
             arena: memory,
             shared,
+            adapters: Adapters::default(),
             scratch: (0..threads).map(|_| Mutex::new(Scratch::default())).collect(),
             counters: (0..n).map(|_| AtomicUsize::new(0)).collect(),
             tables,
@@ -272,6 +276,7 @@ impl Device for Cpu {
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
         let r = &mut self.ready[prepared.0 as usize];
         step.check(&r.limits, vocab(&r.program))?;
+        let lora = r.adapters.step(step.seqs)?;
         (r.rows, r.outputs) = (step.tokens.len(), step.outputs.len());
         r.places.clear();
         r.places.extend(step.places());
@@ -313,6 +318,7 @@ impl Device for Cpu {
             stopped: &stopped,
             parts: Memory(r.parts.as_mut_ptr()),
             shared: r.shared.share(),
+            lora: lora.as_ref(),
             scratch: &r.scratch,
             times: self.profile.then_some(&r.times),
         };
@@ -360,6 +366,18 @@ impl Device for Cpu {
         self.ready[prepared.0 as usize].kv.copy(pairs)
     }
 
+    fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
+        let r = &mut self.ready[prepared.0 as usize];
+        check_adapter(&r.program, parts)?;
+        let pieces = |w: WeightId| &self.held[r.ids[w.0 as usize].0 as usize].pieces[..];
+        r.adapters.load(&r.program, parts, pieces, r.limits.rows.max(r.limits.outputs))
+    }
+
+    fn unload_adapter(&mut self, prepared: Prepared, adapter: Adapter) -> Result<()> {
+        let r = &mut self.ready[prepared.0 as usize];
+        r.adapters.unload(adapter, r.limits.rows.max(r.limits.outputs))
+    }
+
     fn block_bytes(&self, prepared: Prepared) -> usize {
         self.ready[prepared.0 as usize].kv.page_bytes()
     }
@@ -373,7 +391,7 @@ impl Device for Cpu {
     }
 
     fn memory(&self) -> usize {
-        self.footprint().total()
+        self.footprint().total() + self.ready.iter().map(|r| r.adapters.bytes()).sum::<usize>()
     }
 
     fn profile(&mut self, on: bool) -> Result<()> {

@@ -9,6 +9,7 @@ use crate::kernels::norm::{Norm, norm};
 use crate::kernels::{embed::embed, rope::rope};
 use crate::kv::{KvHead, KvShare, Stored, by_type};
 use crate::linear::{self, Lines};
+use crate::lora;
 use crate::plan;
 use crate::pool::Team;
 use crate::simd::{Isa, Kernel, LANES, Simd};
@@ -155,6 +156,8 @@ pub(crate) struct Run<'a> {
     /// Parts of attention that is split over threads.
     pub(crate) parts: Memory,
     pub(crate) shared: linear::Sharing,
+    /// Adapters, if a sequence has one.
+    pub(crate) lora: Option<&'a lora::Step<'a>>,
     pub(crate) scratch: &'a [Mutex<Scratch>],
     /// Times by op, when they are wanted.
     pub(crate) times: Option<&'a Mutex<Vec<OpTime>>>,

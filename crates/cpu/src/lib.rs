@@ -9,6 +9,7 @@ mod footprint;
 mod kernels;
 mod kv;
 mod linear;
+mod lora;
 pub mod matmul;
 pub mod pack;
 mod peaks;

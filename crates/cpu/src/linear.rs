@@ -6,7 +6,7 @@
 use crate::exec::{Mat, Run};
 use crate::kernels::norm::norm;
 use crate::kv::huge_pages;
-use crate::matmul::{self, Epilogue, Input, Line, PackedFloats, Quantized, Rows, room};
+use crate::matmul::{self, Epilogue, Input, Line, PackedFloats, Quantized, Rows, Side, room};
 use crate::pack::{InputKind, PackedBuilder, PackedWeight, STEP, memory::Slab, packed_bytes};
 use crate::pool::{Pool, Team};
 use crate::simd::Isa;
@@ -31,6 +31,16 @@ pub(crate) struct Piece {
 }
 
 impl Piece {
+    /// Its first row in the weight.
+    pub(crate) fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Its rows.
+    pub(crate) fn rows(&self) -> usize {
+        self.weight.rows()
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.weight.owned_bytes()
     }
@@ -265,6 +275,10 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
     if rows == 0 {
         return;
     }
+    let lora = run.lora.and_then(|l| {
+        let outputs = (run.program.rows_of(*x) == quarrel_ir::Rows::Outputs).then_some(run.step.outputs);
+        l.product(*weight, run.places, outputs)
+    });
     let x = run.mat(*x);
     let few = rows <= FEW;
     let prepared = if few { 0..rows } else { group_share(team, rows) };
@@ -301,9 +315,15 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
             if let Some(t) = &floats {
                 t.pack(row, r..r + 1);
             }
+            if let Some(lora) = &lora {
+                // A row that every thread prepares is shared by rank.
+                let ranks = lora.ranks(r);
+                let mine = if few { team.share(ranks) } else { 0..ranks };
+                lora.down(run.isa, r, std::slice::from_raw_parts(ptr, cols), mine);
+            }
         }
     }
-    if !few {
+    if !few || lora.is_some() {
         team.barrier();
     }
     let input = |w: &PackedWeight| match w.input() {
@@ -314,6 +334,7 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
     let bias = bias.map(|b| run.held(b).vector());
     let part = |p: &Piece| bias.map(|b| &b[p.first..p.first + p.weight.rows()]);
     let (out, add) = (run.mat(*out), add.map(|a| run.mat(a)));
+    let delta = |piece: usize| lora.map(|l| l.delta(piece));
     for (i, units) in &plan.shares[team.index] {
         let piece = &pieces[*i];
         // SAFETY: `x` is complete, units belong to one thread, and `prepare` refused an output that overlaps an input.
@@ -321,19 +342,22 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, i: usize, op: &O
             match glu {
                 Some(act) => {
                     // The second half is cut like the first.
-                    let partner = &pieces[i + pieces.len() / 2];
-                    let (gate, up) = ((&piece.weight, part(piece)), (&partner.weight, part(partner)));
+                    let second = i + pieces.len() / 2;
+                    let partner = &pieces[second];
+                    let gate = Side { weight: &piece.weight, bias: part(piece), delta: delta(*i) };
+                    let up = Side { weight: &partner.weight, bias: part(partner), delta: delta(second) };
                     matmul::matmul_glu(
                         gate,
                         up,
                         units.clone(),
-                        input(gate.0),
+                        input(gate.weight),
                         out.columns(piece.first),
                         activation(*act),
                     );
                 }
                 None => {
-                    let epilogue = Epilogue { bias: part(piece), add: add.map(|a| a.columns(piece.first)) };
+                    let add = add.map(|a| a.columns(piece.first));
+                    let epilogue = Epilogue { bias: part(piece), delta: delta(*i), add };
                     let x = input(&piece.weight);
                     matmul::matmul(&piece.weight, units.clone(), x, out.columns(piece.first), epilogue);
                 }

@@ -2,7 +2,7 @@
 
 use crate::scheduler::Chunk;
 use crate::sequence::Sequence;
-use quarrel_ir::{Device, Prepared, SeqStep, StepInputs};
+use quarrel_ir::{Device, Prepared, SeqStep, StepInputs, Stop};
 
 /// The step's tables, reused from step to step.
 #[derive(Debug, Default)]
@@ -19,6 +19,7 @@ impl Batch {
         prepared: Prepared,
         plan: &[Chunk],
         running: &[Sequence],
+        stop: Option<Stop>,
     ) -> quarrel_ir::Result<()> {
         self.tokens.clear();
         self.outputs.clear();
@@ -30,6 +31,6 @@ impl Batch {
             self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
             seqs.push(SeqStep::new(chunk.rows.len(), chunk.rows.start, &s.blocks));
         }
-        device.run(prepared, &StepInputs::new(&self.tokens, &seqs, &self.outputs))
+        device.run(prepared, &StepInputs { stop, ..StepInputs::new(&self.tokens, &seqs, &self.outputs) })
     }
 }

@@ -2,14 +2,19 @@
 //! this crate with a device in it; the clock is read here and at submission.
 
 use crate::batch::Batch;
-use crate::events::{EngineStats, Event, FinishReason, RequestStats};
-use crate::handle::{Command, Handle, Job, Place, Shared, Work};
-use crate::request::Request;
-use crate::sampler::{Sampler, Scratch, checked_max, softmax};
-use crate::scheduler::{self, Chunk, Scheduler};
-use crate::sequence::{Goal, Sequence};
+use crate::block_manager::Digest;
+use crate::client::{Act, Client, Generation, Task, Tools};
+use crate::events::FinishReason;
+use crate::handle::{Command, Handle, Job, Shared, Work};
+use crate::sampler::Scratch;
+use crate::scheduler::{self, BlockOp, Chunk, Nothing, Scheduler};
+use crate::sequence::{Goal, Sequence, Standing};
+use crate::statistics::EngineStats;
+use crate::tier::{Bytes, DiskCache, MoveCost, Tier};
+use crate::watchdog::Watchdog;
 use crate::{Error, Result};
-use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Weight};
+use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, Weight};
+use sha2::{Digest as _, Sha256};
 use std::{
     any::Any,
     collections::HashMap,
@@ -18,7 +23,7 @@ use std::{
     sync::{
         Arc, PoisonError,
         atomic::{AtomicBool, Ordering},
-        mpsc::{Receiver, SyncSender, TryRecvError, sync_channel},
+        mpsc::{Receiver, TryRecvError, sync_channel},
     },
     time::{Duration, Instant},
 };
@@ -43,6 +48,17 @@ pub struct EngineConfig {
     pub max_queue: usize,
     /// Share the blocks of equal prefixes. The output is the same bytes with and without.
     pub prefix_cache: bool,
+    /// How long a step may take while somebody waits for its next token; prompts come in with what is left of it. `None` is
+    /// 1.8 times what it takes without them.
+    pub target_itl: Option<Duration>,
+    /// A step that takes longer than this is one that hangs.
+    pub step_limit: Duration,
+    /// Bytes of ordinary memory for blocks that the device has no room for: of preempted sequences and of the prefix cache.
+    pub host_cache: usize,
+    /// A directory in which the prefix cache survives the process. Needs `identity`.
+    pub disk_cache: Option<DiskCache>,
+    /// What tells the model from all others; [`Engine::load`] finds it out where it is needed.
+    pub identity: Option<[u8; 32]>,
 }
 
 impl EngineConfig {
@@ -56,6 +72,11 @@ impl EngineConfig {
             max_running: 16,
             max_queue: 64,
             prefix_cache: true,
+            target_itl: None,
+            step_limit: Duration::from_secs(300),
+            host_cache: 0,
+            disk_cache: None,
+            identity: None,
         }
     }
 
@@ -89,6 +110,7 @@ impl EngineConfig {
             waiting: self.max_queue + self.max_running,
             blocks,
             prefix_cache: self.prefix_cache,
+            target: self.target_itl,
         })
     }
 }
@@ -104,6 +126,8 @@ pub struct EngineInfo {
     pub vocab: usize,
     /// KV blocks of 16 tokens.
     pub kv_blocks: usize,
+    /// Most sequences that run at once.
+    pub max_running: usize,
     /// Bytes that the device holds: weights, activations, KV.
     pub device_bytes: usize,
 }
@@ -127,11 +151,18 @@ impl Engine {
             weights,
             Limits { rows: limits.rows, outputs: limits.outputs, kv_blocks: limits.blocks },
         )?;
+        let block_bytes = device.block_bytes(prepared);
+        let tier = match (config.host_cache, &config.disk_cache) {
+            (0, None) => None,
+            (memory, disk) => Some(Tier::open(memory, disk.as_ref(), block_bytes)?),
+        };
+        let root = root(&config, device.info(), block_bytes)?;
         let info = EngineInfo {
             device: device.info().clone(),
             context: config.context,
             vocab,
             kv_blocks: limits.blocks,
+            max_running: limits.running,
             device_bytes: device.memory(),
         };
         // Waiting requests bound the channel; the slack is for cancellations.
@@ -146,51 +177,25 @@ impl Engine {
             row: vec![0.0; vocab],
             scratch: Scratch::default(),
             context: config.context,
+            root,
+            tier,
+            fetching: HashMap::new(),
+            block: vec![0; block_bytes],
+            moves: MoveCost::default(),
+            next_id: 0,
+            stopped: false,
             epoch: Instant::now(),
             stats: EngineStats { blocks_total: limits.blocks, ..EngineStats::default() },
             shared: shared.clone(),
         };
+        let watchdog =
+            Watchdog::start(shared.clone(), config.step_limit).map_err(|e| Error::Thread(e.to_string()))?;
         let thread = std::thread::Builder::new()
             .name("engine".into())
             .spawn(move || worker.supervise(commands))
             .map_err(|e| Error::Thread(e.to_string()))?;
-        Ok(Handle::new(info, config.max_queue, shared, sender, thread))
+        Ok(Handle::new(info, config.max_queue, shared, sender, thread, watchdog))
     }
-}
-
-/// A request in the engine, beside its [`Sequence`] in the scheduler.
-struct Client {
-    submitted: Instant,
-    cancelled: Arc<AtomicBool>,
-    /// Given back when the request is admitted.
-    place: Option<Place>,
-    task: Task,
-}
-
-enum Task {
-    Generate(Box<Generation>),
-    Score { from: usize, scores: Vec<f64>, reply: SyncSender<Result<Vec<f64>>> },
-    Logits { reply: SyncSender<Result<Vec<f32>>> },
-}
-
-struct Generation {
-    sampler: Sampler,
-    events: std::sync::mpsc::Sender<Event>,
-    prompt: usize,
-    made: usize,
-    max_tokens: usize,
-    stop_ids: Vec<u32>,
-    seed: u64,
-    first: Option<Instant>,
-    last: Option<Instant>,
-}
-
-/// Whether a client goes on after an output.
-enum Next {
-    Push(u32),
-    Wait,
-    Finish(FinishReason),
-    Fail(Error),
 }
 
 struct Worker {
@@ -202,6 +207,17 @@ struct Worker {
     row: Vec<f32>,
     scratch: Scratch,
     context: usize,
+    /// The digest before every sequence's first block.
+    root: Digest,
+    tier: Option<Tier>,
+    /// Sequences whose blocks come from the disk, by request.
+    fetching: HashMap<u64, Sequence>,
+    /// A block's bytes on their way.
+    block: Vec<u8>,
+    moves: MoveCost,
+    next_id: u64,
+    /// Whether the last step was left; the next one runs to its end, so that cancellations cannot hold the others up.
+    stopped: bool,
     epoch: Instant,
     stats: EngineStats,
     shared: Arc<Shared>,
@@ -213,6 +229,7 @@ impl Worker {
     fn supervise(&mut self, commands: Receiver<Command>) {
         let outcome = catch_unwind(AssertUnwindSafe(|| self.run(&commands)));
         let Err(panic) = outcome else { return };
+        self.shared.pulse.end();
         let error = Error::Panicked(panic_text(&*panic));
         *self.shared.down.lock().unwrap_or_else(PoisonError::into_inner) = Some(error.clone());
         self.fail_all(&error);
@@ -221,8 +238,10 @@ impl Worker {
 
     fn run(&mut self, commands: &Receiver<Command>) {
         loop {
+            self.take_fetched();
             if self.clients.is_empty() {
                 debug_assert_eq!(self.scheduler.check_integrity(), Ok(()));
+                self.rest();
                 match commands.recv() {
                     Ok(command) => self.take(command),
                     Err(_) => return,
@@ -232,13 +251,17 @@ impl Worker {
                 match commands.try_recv() {
                     Ok(command) => self.take(command),
                     Err(TryRecvError::Empty) => break,
-                    Err(TryRecvError::Disconnected) => return self.finish_where(|_| true),
+                    Err(TryRecvError::Disconnected) => return self.abort_where(|_| true),
                 }
             }
-            self.finish_where(|c| c.cancelled.load(Ordering::Acquire));
+            self.abort_where(|c| c.cancelled.load(Ordering::Acquire));
+            for sequence in self.scheduler.expired(self.epoch.elapsed()) {
+                self.expire(sequence);
+            }
             if !self.scheduler.is_idle()
                 && let Err(error) = self.step()
             {
+                self.stats.device_errors += u64::from(matches!(error, Error::Device(_)));
                 self.scheduler.clear();
                 self.fail_all(&error);
             }
@@ -257,218 +280,331 @@ impl Worker {
             }
         };
         let Job { id, work, submitted, cancelled, place } = *job;
-        let (tokens, goal, task) = match work {
+        self.next_id += 1;
+        let sequence = self.next_id;
+        let mut standing = Standing { arrived: submitted - self.epoch, ..Standing::default() };
+        let (tokens, goal, task, deadline, retention) = match work {
             Work::Generate { request, events } => {
-                let Request { prompt, sampling, max_tokens, stop_ids, ignore_eos, logprobs } = request;
-                let seed = sampling.seed.unwrap_or_else(random_seed);
-                let generation = Generation {
-                    sampler: Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt),
-                    events,
-                    prompt: prompt.len(),
-                    made: 0,
-                    max_tokens: max_tokens.map_or(usize::MAX, |n| n as usize),
-                    stop_ids: if ignore_eos { Vec::new() } else { stop_ids },
-                    seed,
-                    first: None,
-                    last: None,
-                };
-                (prompt, Goal::Next, Task::Generate(Box::new(generation)))
+                let seed = request.sampling.seed.unwrap_or_else(random_seed);
+                let (tokens, deadline, retention) =
+                    (request.prompt.clone(), request.deadline, request.retention);
+                (standing.class, standing.key) = (request.class, request.key.clone());
+                let g = Box::new(Generation::new(request, seed, sequence, events));
+                (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, reply } => {
                 let scores = vec![0.0; tokens.len() - from];
-                (tokens, Goal::Score { from }, Task::Score { from, scores, reply })
+                (tokens, Goal::Score { from }, Task::Score { from, scores, reply }, None, Default::default())
             }
-            Work::Logits { tokens, reply } => (tokens, Goal::Next, Task::Logits { reply }),
+            Work::Logits { tokens, reply } => {
+                (tokens, Goal::Next, Task::Logits { reply }, None, Default::default())
+            }
         };
-        let client = Client { submitted, cancelled, place: Some(place), task };
-        match self.scheduler.add(Sequence::new(id, tokens, goal)) {
-            Ok(()) => drop(self.clients.insert(id, client)),
-            Err(error) => client.fail(error),
+        standing.deadline = deadline.map(|d| standing.arrived.saturating_add(d));
+        self.stats.requests[standing.class as usize] += 1;
+        let client =
+            Client { submitted, cancelled, place: Some(place), deadline, sequences: vec![sequence], task };
+        let sequence =
+            Sequence { request: id, standing, retention, ..Sequence::new(sequence, self.root, tokens, goal) };
+        self.clients.insert(id, client);
+        self.admit(sequence);
+    }
+
+    /// Gives a sequence to the scheduler, or first to the disk, if that has more of it.
+    fn admit(&mut self, mut sequence: Sequence) {
+        let request = sequence.request;
+        if let Some(tier) = &self.tier {
+            let n = sequence.output_rows().start / BLOCK_TOKENS;
+            let digests = sequence.digests(n);
+            let here = self.scheduler.count_prefix(digests);
+            if tier.fetch(request, &digests[here..]) {
+                self.fetching.insert(request, sequence);
+                return;
+            }
+        }
+        if let Err(error) = self.scheduler.add(sequence) {
+            self.finish(request, Err(error));
+        }
+    }
+
+    /// Takes the sequences on whose blocks have come; waits a moment for them if there is nothing else to do.
+    fn take_fetched(&mut self) {
+        let Some(tier) = self.tier.as_ref().filter(|_| !self.fetching.is_empty()) else { return };
+        let mut come = Vec::new();
+        if self.scheduler.is_idle() {
+            come.extend(tier.fetched.recv_timeout(Duration::from_millis(2)));
+        }
+        come.extend(tier.fetched.try_iter());
+        for request in come {
+            if let Some(sequence) = self.fetching.remove(&request)
+                && let Err(error) = self.scheduler.add(sequence)
+            {
+                self.finish(request, Err(error));
+            }
+        }
+    }
+
+    /// Before the thread sleeps: blocks that are to survive are kept.
+    fn rest(&mut self) {
+        if let Err(error) = self.apply_ops(&HashMap::new()) {
+            self.stats.device_errors += 1;
+            self.scheduler.clear();
+            self.fail_all(&error.into());
         }
     }
 
     /// One step: plan, run, book, then an output for each sequence that has one.
     fn step(&mut self) -> Result<()> {
-        self.scheduler.schedule(self.epoch.elapsed());
+        let loads = self.plan();
+        if self.scheduler.plan().is_empty() {
+            // Every sequence waits for another: a bug, and better an error than a standstill.
+            return Err(Error::Panicked("no sequence can go on".into()));
+        }
+        let now = Instant::now();
         for chunk in self.scheduler.plan() {
             let s = &self.scheduler.running()[chunk.running];
-            if let Some(c) = self.clients.get_mut(&s.id)
+            if let Some(c) = self.clients.get_mut(&s.request)
                 && c.place.take().is_some()
             {
-                self.stats.cached_tokens += s.cached as u64;
+                self.stats.queue_time.observe(now.saturating_duration_since(c.submitted));
             }
         }
-        self.batch.run(&mut *self.device, self.prepared, self.scheduler.plan(), self.scheduler.running())?;
-        let plan = self.scheduler.commit();
+        self.shared.pulse.begin();
+        let began = Instant::now();
+        let outcome = self.run_step(&loads);
+        let elapsed = began.elapsed();
+        if self.shared.pulse.end() {
+            // The callers have given up; the device has not, so new ones are welcome.
+            let error = self.shared.down.lock().unwrap_or_else(PoisonError::into_inner).take();
+            return Err(error.unwrap_or(Error::Stuck(elapsed)));
+        }
+        match outcome {
+            Err(quarrel_ir::Error::Stopped) => {
+                self.stopped = true;
+                self.stats.steps_stopped += 1;
+                self.scheduler.abandon();
+                return Ok(());
+            }
+            other => other?,
+        }
+        self.stopped = false;
+        let plan = match &self.tier {
+            Some(tier) => self.scheduler.commit(elapsed, &tier.view(true)),
+            None => self.scheduler.commit(elapsed, &Nothing),
+        };
         self.stats.steps += 1;
-        let (mut output, mut over) = (0, Vec::new());
+        self.stats.last_step = elapsed;
+        self.stats.step.observe(elapsed);
+        self.stats.last_rows = plan.iter().map(|c| c.rows.len()).sum();
+        self.stats.rows += self.stats.last_rows as u64;
+        let mut acts = Vec::new();
+        let mut output = 0;
         for chunk in &plan {
-            self.stats.rows += chunk.rows.len() as u64;
-            let id = self.scheduler.running()[chunk.running].id;
+            let s = &self.scheduler.running()[chunk.running];
+            let Some(client) = self.clients.get_mut(&s.request) else { continue };
+            let prompt = chunk.rows.len() > 1 || chunk.outputs.is_empty();
+            if prompt {
+                self.stats.prompt_rows += chunk.rows.len() as u64;
+            }
+            if let Task::Generate(g) = &client.task
+                && (prompt || g.is_new())
+            {
+                g.report_progress(chunk.rows.end, s.tokens.len());
+            }
             for at in chunk.outputs.clone() {
                 self.device.read(self.prepared, Readout::Logits(output), &mut self.row)?;
                 output += 1;
-                match self.output(chunk, at) {
-                    Next::Push(token) => self.scheduler.push(chunk.running, token),
-                    Next::Wait => {}
-                    Next::Finish(reason) => over.push((id, Ok(reason))),
-                    Next::Fail(error) => over.push((id, Err(error))),
+                let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
+                let new = matches!(&client.task, Task::Generate(g) if g.is_new());
+                let tools = &mut Tools { row, scratch, context: self.context, next_id, epoch: self.epoch };
+                let between = |d| self.stats.between_tokens.observe(d);
+                let made = client.output(s, at, tools, between);
+                if new {
+                    self.stats.first_token.observe(client.submitted.elapsed());
                 }
-            }
-            if chunk.outputs.is_empty() {
-                self.report_progress(chunk);
+                self.stats.sampled_tokens += u64::from(s.goal == Goal::Next);
+                acts.extend(made.into_iter().map(|act| (s.request, act)));
             }
         }
-        for (id, outcome) in over {
-            self.finish(id, outcome);
+        for (request, act) in acts {
+            self.act(request, act);
         }
         Ok(())
     }
 
-    /// Uses `self.row`, the logits at position `at` of a chunk.
-    fn output(&mut self, chunk: &Chunk, at: usize) -> Next {
-        let s = &self.scheduler.running()[chunk.running];
-        let Some(client) = self.clients.get_mut(&s.id) else { return Next::Wait };
-        match &mut client.task {
-            Task::Generate(g) => {
-                if chunk.rows.len() > 1 || g.made == 0 {
-                    g.report_progress(chunk.rows.end, s.tokens.len());
-                }
-                self.stats.sampled_tokens += 1;
-                g.next(&mut self.row, s.tokens.len(), self.context, &mut self.scratch)
-            }
-            Task::Score { from, scores, .. } => match checked_max(&self.row, at + 1) {
-                Ok(max) => {
-                    let next = s.tokens[at + 1];
-                    let lse = softmax::log_sum_exp(&self.row, max);
-                    scores[at + 1 - *from] = f64::from(self.row[next as usize]) - lse;
-                    if at + 2 == s.tokens.len() { Next::Finish(FinishReason::Stop) } else { Next::Wait }
-                }
-                Err(error) => Next::Fail(error),
-            },
-            Task::Logits { .. } => Next::Finish(FinishReason::Stop),
-        }
+    /// Plans the step; gives the blocks that it wants from below.
+    fn plan(&mut self) -> HashMap<Digest, Bytes> {
+        let now = self.epoch.elapsed();
+        let Some(tier) = &self.tier else {
+            self.scheduler.schedule(now, &Nothing);
+            return HashMap::new();
+        };
+        let compute = self.scheduler.pace().per_row() * BLOCK_TOKENS as u32;
+        // Nothing that was at hand while it was planned may go before it is used.
+        let mut view = tier.view(self.moves.pays(compute));
+        self.scheduler.schedule(now, &view);
+        let wanted = self.scheduler.ops().iter().filter_map(|op| match op {
+            BlockOp::Load { digest, .. } => Some(*digest),
+            _ => None,
+        });
+        wanted.filter_map(|d| Some((d, view.get(&d)?))).collect()
     }
 
-    fn report_progress(&self, chunk: &Chunk) {
-        let s = &self.scheduler.running()[chunk.running];
-        if let Some(Client { task: Task::Generate(g), .. }) = self.clients.get(&s.id) {
-            g.report_progress(chunk.rows.end, s.tokens.len());
+    /// The device's part of a step.
+    fn run_step(&mut self, loads: &HashMap<Digest, Bytes>) -> quarrel_ir::Result<()> {
+        self.apply_ops(loads)?;
+        let (plan, running) = (self.scheduler.plan(), self.scheduler.running());
+        // A step that is mostly for nobody is left.
+        let watched: Vec<(&AtomicBool, usize)> = plan
+            .iter()
+            .filter_map(|c: &Chunk| {
+                let client = self.clients.get(&running[c.running].request)?;
+                Some((&*client.cancelled, c.rows.len()))
+            })
+            .collect();
+        let total: usize = watched.iter().map(|w| w.1).sum();
+        let shared = &*self.shared;
+        let unwanted = || {
+            let gone = watched.iter().filter(|w| w.0.load(Ordering::Acquire)).map(|w| w.1).sum::<usize>();
+            2 * gone > total || shared.closing.load(Ordering::Acquire)
+        };
+        let stop = (!self.stopped).then_some(Stop(&unwanted));
+        self.batch.run(&mut *self.device, self.prepared, plan, running, stop)
+    }
+
+    /// Moves blocks as the scheduler wants it before a step, one after the other.
+    fn apply_ops(&mut self, loads: &HashMap<Digest, Bytes>) -> quarrel_ir::Result<()> {
+        let missing = || quarrel_ir::Error::Step("a block from below is not there".into());
+        for op in self.scheduler.take_ops() {
+            let began = Instant::now();
+            match op {
+                BlockOp::Copy { from, to } => self.device.copy_blocks(self.prepared, &[(from, to)])?,
+                BlockOp::Save { block, digest } => {
+                    let tier = self.tier.as_ref().ok_or_else(missing)?;
+                    self.device.save_block(self.prepared, block, &mut self.block)?;
+                    tier.put(digest, self.block.as_slice().into());
+                    self.moves.saved(began.elapsed());
+                }
+                BlockOp::Load { block, digest } => {
+                    let data = loads.get(&digest).ok_or_else(missing)?;
+                    self.device.load_block(self.prepared, block, data)?;
+                    self.moves.loaded(began.elapsed());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Carries out what became of a sequence.
+    fn act(&mut self, request: u64, act: Act) {
+        match act {
+            Act::Push { sequence, token } => self.scheduler.push(sequence, token),
+            Act::Fork { from, id, token } => {
+                if let Some(client) = self.clients.get_mut(&request) {
+                    client.sequences.push(id);
+                    self.scheduler.fork(from, id);
+                    self.scheduler.push(id, token);
+                }
+            }
+            Act::End { sequence } => drop(self.scheduler.remove(sequence)),
+            Act::Finish => self.finish(request, Ok(FinishReason::Stop)),
+            Act::Fail(error) => self.finish(request, Err(error)),
         }
     }
 
     /// Ends a request and frees its blocks.
-    fn finish(&mut self, id: u64, outcome: Result<FinishReason>) {
-        let (Some(client), Some(sequence)) = (self.clients.remove(&id), self.scheduler.remove(id)) else {
-            return;
+    fn finish(&mut self, request: u64, outcome: Result<FinishReason>) {
+        let Some(client) = self.clients.remove(&request) else { return };
+        self.fetching.remove(&request);
+        for id in &client.sequences {
+            drop(self.scheduler.remove(*id));
+        }
+        let count = match &outcome {
+            Err(_) => &mut self.stats.failed,
+            Ok(FinishReason::Aborted) => &mut self.stats.cancelled,
+            Ok(FinishReason::Deadline) => &mut self.stats.expired,
+            Ok(_) => &mut self.stats.finished,
         };
+        *count += 1;
         // The figures are up to date before anyone can learn that the request is over.
         self.publish_stats();
         match outcome {
             Err(error) => client.fail(error),
-            Ok(reason) => client.finish(reason, &sequence, self.epoch, &self.row),
+            Ok(reason) => client.finish(reason, &self.row),
         }
     }
 
     /// Aborts the requests for which `condition` holds.
-    fn finish_where(&mut self, condition: impl Fn(&Client) -> bool) {
+    fn abort_where(&mut self, condition: impl Fn(&Client) -> bool) {
         let ids: Vec<u64> = self.clients.iter().filter(|(_, c)| condition(c)).map(|(id, _)| *id).collect();
         for id in ids {
             self.finish(id, Ok(FinishReason::Aborted));
         }
     }
 
+    /// Ends the request of a sequence whose deadline has passed.
+    fn expire(&mut self, sequence: u64) {
+        let request = self.clients.iter().find(|(_, c)| c.sequences.contains(&sequence)).map(|(id, _)| *id);
+        if let Some(id) = request {
+            self.finish(id, Ok(FinishReason::Deadline));
+        }
+    }
+
     fn fail_all(&mut self, error: &Error) {
+        self.stats.failed += self.clients.len() as u64;
+        self.fetching.clear();
+        self.publish_stats();
         for (_, client) in self.clients.drain() {
             client.fail(error.clone());
         }
     }
 
     fn publish_stats(&mut self) {
-        let s = &mut self.stats;
-        s.preemptions = self.scheduler.preemptions();
-        s.running = self.scheduler.running().len();
-        s.waiting = self.scheduler.waiting();
-        (s.blocks_used, s.blocks_total) = self.scheduler.blocks_used();
+        let (s, scheduler) = (&mut self.stats, &self.scheduler);
+        let counts = scheduler.counts();
+        (s.preemptions, s.preempted_tokens) = (counts.preemptions, counts.given_up);
+        s.looked_up_tokens = counts.looked_up;
+        (s.cached_tokens, s.cached_below_tokens) = (counts.hits, counts.hits_below);
+        (s.copied_blocks, s.saved_blocks, s.loaded_blocks) = (counts.copies, counts.saves, counts.loads);
+        let by_class = |sequences: &[Sequence]| {
+            let mut n = [0; 3];
+            sequences.iter().for_each(|s| n[s.standing.class as usize] += 1);
+            n
+        };
+        s.running_by_class = by_class(scheduler.running());
+        s.waiting_by_class = by_class(scheduler.waiting());
+        (s.running, s.waiting) = (scheduler.running().len(), scheduler.waiting().len());
+        (s.blocks_used, s.blocks_cached, s.blocks_total) = scheduler.blocks();
+        (s.keys, s.last_budget) = (scheduler.keys(), scheduler.budget());
+        (s.step_time, s.row_time) = (scheduler.pace().predict(1), scheduler.pace().per_row());
+        if let Some(figures) = self.tier.as_ref().map(Tier::figures) {
+            (s.host_blocks, s.host_bytes) = (figures.host_blocks, figures.host_bytes);
+            (s.disk_blocks, s.disk_bytes) = (figures.disk_blocks, figures.disk_bytes);
+            (s.disk_damaged, s.disk_dropped) = (figures.damaged, figures.dropped);
+        }
+        let backlog = u64::try_from(scheduler.clear_time().as_nanos()).unwrap_or(u64::MAX);
+        self.shared.backlog.store(backlog, Ordering::Relaxed);
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = *s;
     }
 }
 
-impl Generation {
-    /// Draws a token and says how the sequence, now of `length` tokens, goes on.
-    fn next(&mut self, row: &mut [f32], length: usize, context: usize, scratch: &mut Scratch) -> Next {
-        let choice = match self.sampler.next(row, length, scratch) {
-            Ok(choice) => choice,
-            Err(error) => return Next::Fail(error),
-        };
-        let now = Instant::now();
-        self.first.get_or_insert(now);
-        self.last = Some(now);
-        if self.stop_ids.contains(&choice.id) {
-            return Next::Finish(FinishReason::Stop);
+/// The digest before the first block of every sequence: of all that decides what a block's bytes are beside its tokens.
+fn root(config: &EngineConfig, device: &DeviceInfo, block_bytes: usize) -> Result<Digest> {
+    let identity = match (config.identity, &config.disk_cache) {
+        (None, Some(disk)) => {
+            let why = "cannot be used for a model without an identity; load it from a file".into();
+            return Err(Error::Store { path: disk.dir.clone(), why });
         }
-        self.made += 1;
-        // A send that fails means a dropped stream, which has set `cancelled`.
-        let _ = self.events.send(Event::Token { id: choice.id, logprob: choice.logprob, top: choice.top });
-        if self.made >= self.max_tokens {
-            Next::Finish(FinishReason::Length)
-        } else if length + 1 >= context {
-            Next::Finish(FinishReason::ContextFull)
-        } else {
-            Next::Push(choice.id)
-        }
+        (identity, _) => identity.unwrap_or_default(),
+    };
+    let mut hash = Sha256::new();
+    hash.update(identity);
+    for part in [env!("CARGO_PKG_VERSION"), &device.name, &device.description, device.cache] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
     }
-
-    fn report_progress(&self, done: usize, total: usize) {
-        let _ = self.events.send(Event::Prefill { done, total });
-    }
-
-    fn stats(&self, submitted: Instant, sequence: &Sequence, epoch: Instant) -> RequestStats {
-        let admitted = sequence.admitted.map(|a| epoch + a);
-        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
-            (Some(from), Some(to)) => to.saturating_duration_since(from),
-            _ => Duration::ZERO,
-        };
-        RequestStats {
-            prompt_tokens: self.prompt,
-            cached_tokens: sequence.cached,
-            completion_tokens: self.made,
-            seed: self.seed,
-            queue: between(Some(submitted), admitted),
-            ttft: between(Some(submitted), self.first),
-            prefill: between(admitted, self.first),
-            decode: between(self.first, self.last),
-        }
-    }
-}
-
-impl Client {
-    // In both, a receiver that is gone has lost interest in the answer.
-
-    fn finish(self, reason: FinishReason, sequence: &Sequence, epoch: Instant, row: &[f32]) {
-        match self.task {
-            Task::Generate(g) => {
-                let stats = g.stats(self.submitted, sequence, epoch);
-                let _ = g.events.send(Event::Done { reason, stats });
-            }
-            Task::Score { reply, scores, .. } => {
-                let _ =
-                    reply.send(if reason == FinishReason::Aborted { Err(Error::Down) } else { Ok(scores) });
-            }
-            Task::Logits { reply } => {
-                let aborted = reason == FinishReason::Aborted;
-                let _ = reply.send(if aborted { Err(Error::Down) } else { Ok(row.to_vec()) });
-            }
-        }
-    }
-
-    fn fail(self, error: Error) {
-        match self.task {
-            Task::Generate(g) => drop(g.events.send(Event::Failed(error))),
-            Task::Score { reply, .. } => drop(reply.send(Err(error))),
-            Task::Logits { reply } => drop(reply.send(Err(error))),
-        }
-    }
+    hash.update((block_bytes as u64).to_le_bytes());
+    Ok(hash.finalize().into())
 }
 
 /// A seed from the system's randomness, by way of the standard library's hasher keys.

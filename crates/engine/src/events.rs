@@ -13,8 +13,10 @@ pub enum Event {
         /// Tokens to hold before the next token comes.
         total: usize,
     },
-    /// A token of the answer.
+    /// A token of an answer. With [`crate::Request::best_of`] or beams they come at the end.
     Token {
+        /// Which answer, from 0; below [`crate::Request::n`].
+        choice: u32,
         /// Its id.
         id: u32,
         /// Natural logarithm of its probability in the model's own distribution, before the sampling chain.
@@ -22,9 +24,16 @@ pub enum Event {
         /// The model's best tokens, best first, if the request wants them.
         top: Vec<(u32, f32)>,
     },
-    /// The answer is complete.
-    Done {
+    /// One of several answers is complete.
+    Finished {
+        /// Which answer.
+        choice: u32,
         /// Why it ended.
+        reason: FinishReason,
+    },
+    /// All answers are complete.
+    Done {
+        /// Why the first one ended.
         reason: FinishReason,
         /// Counts and durations.
         stats: RequestStats,
@@ -42,6 +51,8 @@ pub enum FinishReason {
     Length,
     /// Prompt and answer fill the context.
     ContextFull,
+    /// The request's deadline passed.
+    Deadline,
     /// Cancelled, or the engine was shut down.
     Aborted,
 }
@@ -53,9 +64,9 @@ pub struct RequestStats {
     pub prompt_tokens: usize,
     /// Those of them that the prefix cache had.
     pub cached_tokens: usize,
-    /// Tokens of the answer.
+    /// Tokens made for all answers.
     pub completion_tokens: usize,
-    /// Seed of the random numbers; the same one gives the same answer.
+    /// Seed of the first answer's random numbers; the same one gives the same answer.
     pub seed: u64,
     /// From submission to admission.
     pub queue: Duration,
@@ -65,27 +76,4 @@ pub struct RequestStats {
     pub prefill: Duration,
     /// From the first token to the last: the time of `completion_tokens - 1` of them.
     pub decode: Duration,
-}
-
-/// Figures of the engine, as of its last step.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct EngineStats {
-    /// Steps run.
-    pub steps: u64,
-    /// Rows computed.
-    pub rows: u64,
-    /// Prompt tokens that the prefix cache had, so that they were not computed.
-    pub cached_tokens: u64,
-    /// Tokens sampled.
-    pub sampled_tokens: u64,
-    /// Sequences sent back to the queue for want of a block.
-    pub preemptions: u64,
-    /// Sequences that have blocks.
-    pub running: usize,
-    /// Sequences that wait.
-    pub waiting: usize,
-    /// Blocks in use.
-    pub blocks_used: usize,
-    /// All blocks.
-    pub blocks_total: usize,
 }

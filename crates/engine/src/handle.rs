@@ -1,17 +1,20 @@
 //! The caller's side of the engine: submit, score, cancel. Everything crosses to the engine's thread by one bounded channel.
 
 use crate::engine::EngineInfo;
-use crate::events::{EngineStats, Event};
-use crate::request::{Request, check_tokens};
+use crate::events::Event;
+use crate::request::{Class, Request, check_tokens};
+use crate::statistics::EngineStats;
+use crate::watchdog::{Pulse, Watchdog};
 use crate::{Error, Result};
+use quarrel_ir::BLOCK_TOKENS;
 use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-        mpsc::{Receiver, Sender, SyncSender, channel, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel},
     },
     thread::JoinHandle,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 /// What an engine is to do.
@@ -44,11 +47,10 @@ pub(crate) enum Command {
 pub(crate) struct Place(Arc<AtomicUsize>);
 
 impl Place {
-    fn take(waiting: &Arc<AtomicUsize>, limit: usize) -> Result<Place> {
-        waiting
-            .try_update(Ordering::AcqRel, Ordering::Acquire, |n| (n < limit).then_some(n + 1))
-            .map_err(|_| Error::QueueFull { limit })?;
-        Ok(Place(waiting.clone()))
+    fn take(waiting: &Arc<AtomicUsize>, limit: usize) -> Option<Place> {
+        let free = |n| (n < limit).then_some(n + 1);
+        waiting.try_update(Ordering::AcqRel, Ordering::Acquire, free).ok()?;
+        Some(Place(waiting.clone()))
     }
 }
 
@@ -63,13 +65,42 @@ impl Drop for Place {
 pub(crate) struct Shared {
     /// Figures of the last step.
     pub(crate) stats: Mutex<EngineStats>,
-    /// Why the thread ended, if it did by itself.
+    /// Why nothing goes on: the thread ended by itself, or its device hangs.
     pub(crate) down: Mutex<Option<Error>>,
+    pub(crate) pulse: Arc<Pulse>,
+    /// Nobody is interested any more.
+    pub(crate) closing: AtomicBool,
+    /// Nanoseconds that it takes to compute the prompts that wait or come in.
+    pub(crate) backlog: AtomicU64,
 }
 
+/// How often one who waits looks whether the engine hangs.
+const LOOK: Duration = Duration::from_millis(200);
+
 impl Shared {
+    fn is_down(&self) -> Option<Error> {
+        self.down.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn why_down(&self) -> Error {
-        self.down.lock().unwrap_or_else(PoisonError::into_inner).clone().unwrap_or(Error::Down)
+        self.is_down().unwrap_or(Error::Down)
+    }
+
+    /// Waits for a message, but not for an engine that hangs.
+    fn wait<T>(&self, receiver: &Receiver<T>) -> Result<T> {
+        loop {
+            match receiver.recv_timeout(LOOK) {
+                Ok(message) => return Ok(message),
+                Err(RecvTimeoutError::Disconnected) => return Err(self.why_down()),
+                Err(RecvTimeoutError::Timeout) if self.pulse.is_stuck() => return Err(self.why_down()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// How long a request that comes now waits until its own prompt's turn.
+    fn wait_time(&self) -> Duration {
+        Duration::from_nanos(self.backlog.load(Ordering::Relaxed))
     }
 }
 
@@ -86,12 +117,17 @@ struct Inner {
     /// Taken on drop, so that the thread sees the end of the channel before it is joined.
     commands: Option<SyncSender<Command>>,
     thread: Option<JoinHandle<()>>,
+    _watchdog: Watchdog,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
         self.commands = None;
-        if let Some(thread) = self.thread.take() {
+        self.shared.closing.store(true, Ordering::Release);
+        // A thread that hangs in a device cannot be waited for; it ends with the process.
+        if let Some(thread) = self.thread.take()
+            && !self.shared.pulse.is_stuck()
+        {
             // A panic of the thread has been reported to every request.
             let _ = thread.join();
         }
@@ -105,6 +141,7 @@ impl Handle {
         shared: Arc<Shared>,
         commands: SyncSender<Command>,
         thread: JoinHandle<()>,
+        watchdog: Watchdog,
     ) -> Handle {
         Handle(Arc::new(Inner {
             info,
@@ -114,20 +151,30 @@ impl Handle {
             shared,
             commands: Some(commands),
             thread: Some(thread),
+            _watchdog: watchdog,
         }))
     }
 
-    /// Queues a request. Refused at once if it makes no sense for this model, is longer than the context, or the queue
-    /// is full. Dropping the stream aborts the request, also in the middle of its prompt.
+    /// Queues a request. Refused at once if it makes no sense for this model, is longer than the context, the queue is full
+    /// (for batch requests from three quarters on, for background ones from a half), or it would miss its deadline by
+    /// waiting; the refusal says when to try again. Dropping the stream aborts the request, also in the middle of its prompt.
     pub fn submit(&self, request: Request) -> Result<Stream> {
         request.check(self.0.info.vocab, self.0.info.context)?;
+        self.check_width(&request)?;
+        let wait = self.0.shared.wait_time();
+        if let Some(limit) = request.deadline
+            && wait > limit
+        {
+            return Err(Error::Busy { wait, limit, retry_after: wait - limit });
+        }
         let (events, receiver) = channel();
-        let (id, cancelled) = self.send(Work::Generate { request, events })?;
+        let class = request.class;
+        let (id, cancelled) = self.send(Work::Generate { request, events }, class)?;
         Ok(Stream { id, events: receiver, cancelled, shared: self.0.shared.clone(), over: false })
     }
 
-    /// Cancels a request by [`Stream::id`]: its stream ends with [`crate::FinishReason::Aborted`] before the next step.
-    /// Does nothing if it is over.
+    /// Cancels a request by [`Stream::id`]: its stream ends with [`crate::FinishReason::Aborted`], and a step that is mostly
+    /// its own is left within a layer. Does nothing if it is over.
     pub fn cancel(&self, id: u64) {
         if let Some(commands) = &self.0.commands {
             // A thread that is gone has no requests left to cancel.
@@ -144,16 +191,16 @@ impl Handle {
             return Err(Error::Field { field: "from", value, range: "1 or more, and a token's position" });
         }
         let (reply, answer) = sync_channel(1);
-        self.send(Work::Score { tokens, from, reply })?;
-        answer.recv().unwrap_or_else(|_| Err(self.0.shared.why_down()))
+        self.send(Work::Score { tokens, from, reply }, Class::Interactive)?;
+        self.0.shared.wait(&answer)?
     }
 
     /// The model's logits after `tokens`, `[vocab]`. Waits for the result.
     pub fn logits(&self, tokens: Vec<u32>) -> Result<Vec<f32>> {
         self.check_length(&tokens)?;
         let (reply, answer) = sync_channel(1);
-        self.send(Work::Logits { tokens, reply })?;
-        answer.recv().unwrap_or_else(|_| Err(self.0.shared.why_down()))
+        self.send(Work::Logits { tokens, reply }, Class::Interactive)?;
+        self.0.shared.wait(&answer)?
     }
 
     /// What runs.
@@ -175,8 +222,36 @@ impl Handle {
         Ok(())
     }
 
-    fn send(&self, work: Work) -> Result<(u64, Arc<AtomicBool>)> {
-        let place = Place::take(&self.0.waiting, self.0.queue_max)?;
+    /// A request that follows several sequences must find room for all of them.
+    fn check_width(&self, request: &Request) -> Result<()> {
+        let (width, info) = (request.width() as usize, &self.0.info);
+        if width > info.max_running {
+            let (need, have) = (format!("{width} places"), info.max_running);
+            return Err(Error::Width { width, need, have, hint: "ask for fewer, or raise max_running" });
+        }
+        // Beams wait for each other, so all of them must fit at once; what they have in common counts for each.
+        let longest =
+            request.max_tokens.map_or(info.context, |n| info.context.min(request.prompt.len() + n as usize));
+        let blocks = width * (longest.div_ceil(BLOCK_TOKENS) + 1);
+        if request.beams.is_some() && blocks > info.kv_blocks {
+            let (need, have) = (format!("{blocks} KV blocks"), info.kv_blocks);
+            let hint = "ask for fewer beams or tokens, or raise kv_blocks";
+            return Err(Error::Width { width, need, have, hint });
+        }
+        Ok(())
+    }
+
+    fn send(&self, work: Work, class: Class) -> Result<(u64, Arc<AtomicBool>)> {
+        let limit = match class {
+            Class::Interactive => self.0.queue_max,
+            Class::Batch => self.0.queue_max.div_ceil(4) * 3,
+            Class::Background => self.0.queue_max.div_ceil(2),
+        };
+        if self.0.shared.pulse.is_stuck() {
+            return Err(self.0.shared.why_down());
+        }
+        let place = Place::take(&self.0.waiting, limit.min(self.0.queue_max))
+            .ok_or_else(|| Error::QueueFull { limit, retry_after: self.0.shared.wait_time() })?;
         let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
         let cancelled = Arc::new(AtomicBool::new(false));
         let job = Job { id, work, submitted: Instant::now(), cancelled: cancelled.clone(), place };
@@ -200,6 +275,24 @@ impl Stream {
     pub fn id(&self) -> u64 {
         self.id
     }
+
+    /// The next event if there is one now, without waiting; `None` before and after.
+    pub fn poll(&mut self) -> Option<Event> {
+        if self.over {
+            return None;
+        }
+        let event = match self.events.try_recv() {
+            Ok(event) => event,
+            Err(TryRecvError::Empty) if !self.shared.pulse.is_stuck() => return None,
+            Err(_) => Event::Failed(self.shared.why_down()),
+        };
+        self.note(&event);
+        Some(event)
+    }
+
+    fn note(&mut self, event: &Event) {
+        self.over = matches!(event, Event::Done { .. } | Event::Failed(_));
+    }
 }
 
 impl Iterator for Stream {
@@ -209,8 +302,8 @@ impl Iterator for Stream {
         if self.over {
             return None;
         }
-        let event = self.events.recv().unwrap_or_else(|_| Event::Failed(self.shared.why_down()));
-        self.over = matches!(event, Event::Done { .. } | Event::Failed(_));
+        let event = self.shared.wait(&self.events).unwrap_or_else(Event::Failed);
+        self.note(&event);
         Some(event)
     }
 }

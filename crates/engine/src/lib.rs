@@ -6,24 +6,32 @@
 #![forbid(unsafe_code)]
 
 mod batch;
+mod beam;
 mod block_manager;
+mod client;
 mod engine;
 mod events;
 mod handle;
 mod load;
 pub mod memory;
+mod pace;
 mod request;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod statistics;
+mod tier;
+mod watchdog;
 
 pub use engine::{Engine, EngineConfig, EngineInfo};
-pub use events::{EngineStats, Event, FinishReason, RequestStats};
+pub use events::{Event, FinishReason, RequestStats};
 pub use handle::{Handle, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
-pub use request::{DynamicTemperature, LOGPROBS_MAX, Request, Sampling};
+pub use request::{Beams, Class, DynamicTemperature, LOGPROBS_MAX, Request, Retention, Sampling, WIDTH_MAX};
+pub use statistics::{EngineStats, Histogram};
+pub use tier::DiskCache;
 
-use std::sync::Arc;
+use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
 /// Why a request, or the engine, cannot go on.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -90,11 +98,44 @@ pub enum Error {
         vocab: usize,
     },
     /// Too many requests wait.
-    #[error("{limit} requests are waiting, which is the limit; try again later")]
+    #[error("{limit} requests are waiting, which is the limit; try again in {}", Seconds(*.retry_after))]
     QueueFull {
         /// The limit.
         limit: usize,
+        /// When there is likely to be room.
+        retry_after: Duration,
     },
+    /// The request would wait longer than it may.
+    #[error(
+        "the request would wait about {} and may wait {}; try again in {}",
+        Seconds(*.wait), Seconds(*.limit), Seconds(*.retry_after)
+    )]
+    Busy {
+        /// How long it would wait for its turn.
+        wait: Duration,
+        /// How long it may.
+        limit: Duration,
+        /// When it is likely to be taken.
+        retry_after: Duration,
+    },
+    /// The deadline came before the request had begun.
+    #[error("the deadline of {} passed while the request waited", Seconds(*.0))]
+    Deadline(Duration),
+    /// More sequences at once than the engine can follow.
+    #[error("the request follows {width} sequences at once, which need {need}; there are {have}: {hint}")]
+    Width {
+        /// Sequences.
+        width: usize,
+        /// What they need.
+        need: String,
+        /// What there is.
+        have: usize,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// A step that does not end: a device that hangs. Requests are failed; new ones are taken again if it ends after all.
+    #[error("a step has run for {} and does not end; the device hangs", Seconds(*.0))]
+    Stuck(Duration),
     /// Logits that are no distribution.
     #[error(
         "the logits of step {step} are no distribution: {nan} of {vocab} are NaN, the largest is {max}; \
@@ -109,6 +150,14 @@ pub enum Error {
         vocab: usize,
         /// The largest other one.
         max: f32,
+    },
+    /// A store of the prefix cache that cannot be used.
+    #[error("prefix cache {}: {why}", .path.display())]
+    Store {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        why: String,
     },
     /// The model could not be loaded.
     #[error(transparent)]
@@ -136,6 +185,16 @@ impl From<quarrel_model::Error> for Error {
 impl From<quarrel_ir::Error> for Error {
     fn from(e: quarrel_ir::Error) -> Error {
         Error::Device(Arc::new(e))
+    }
+}
+
+/// A duration as people read it.
+struct Seconds(Duration);
+
+impl fmt::Display for Seconds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let s = self.0.as_secs_f64();
+        if s < 1.0 { write!(f, "{:.0} ms", (1e3 * s).max(1.0)) } else { write!(f, "{s:.1} s") }
     }
 }
 

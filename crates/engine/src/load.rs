@@ -4,6 +4,7 @@ use crate::{Engine, EngineConfig, Handle, Result};
 use quarrel_formats::Source;
 use quarrel_ir::Device;
 use quarrel_model::{ModelSpec, decoder, weights};
+use sha2::{Digest as _, Sha256};
 
 /// The longest context that is taken without being asked for. KV blocks are reserved for the whole context, but a CPU's
 /// pages come into being as they are written, so a long default costs address space only; 32,768 keeps that to a few GB for
@@ -34,6 +35,28 @@ pub struct Loaded {
     pub spec: ModelSpec,
 }
 
+/// What tells a model from all others: names, types, shapes, and of each tensor's bytes the first, middle and last 4 KiB. All
+/// of them would take longer than computing a prompt, and no training leaves so many of them as they were.
+fn identity(source: &Source) -> [u8; 32] {
+    const PART: usize = 4096;
+    let mut hash = Sha256::new();
+    let mut tensors: Vec<_> = source.tensors().collect();
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    for t in tensors {
+        hash.update(format!("{} {:?} {:?}\n", t.name, t.dtype, t.shape));
+        let n = t.data.len();
+        for at in [0, n / 2, n.saturating_sub(PART)] {
+            hash.update(&t.data[at..n.min(at + PART)]);
+        }
+    }
+    if let Some(metadata) = source.metadata() {
+        // Among others the angles of the rotations.
+        metadata.iter().for_each(|(key, value)| hash.update(format!("{key} {value:?}\n")));
+    }
+    source.config().into_iter().for_each(|c| hash.update(c.to_string()));
+    hash.finalize().into()
+}
+
 impl Engine {
     /// Loads the weights of `source` into `device` and starts an engine. `configure` may change the sizes that follow from
     /// the options; `progress` is called with the bytes of each weight taken in.
@@ -50,6 +73,9 @@ impl Engine {
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
         configure(&mut config);
+        if config.disk_cache.is_some() && config.identity.is_none() {
+            config.identity = Some(identity(source));
+        }
         let handle = Engine::start(device, program, &loaded, config)?;
         Ok(Loaded { handle, spec })
     }

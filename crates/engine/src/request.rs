@@ -1,6 +1,7 @@
-//! What a caller asks for: a prompt of token ids, how to sample, and when to stop.
+//! What a caller asks for: a prompt of token ids, how to sample, when to stop, and how urgent it is.
 
 use crate::{Error, Result};
+use std::{sync::Arc, time::Duration};
 
 /// Temperature that follows the entropy of the distribution.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -110,7 +111,57 @@ impl Sampling {
     }
 }
 
-/// One generation.
+/// How urgent a request is. Each 10 s of waiting make it as urgent as the next class, so that none starves.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// Somebody waits for the answer.
+    #[default]
+    Interactive,
+    /// A program waits.
+    Batch,
+    /// Nobody waits: what is left of the device.
+    Background,
+}
+
+impl Class {
+    /// All of them, the most urgent first.
+    pub const ALL: [Class; 3] = [Class::Interactive, Class::Batch, Class::Background];
+
+    /// The name in settings and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Class::Interactive => "interactive",
+            Class::Batch => "batch",
+            Class::Background => "background",
+        }
+    }
+}
+
+/// How long the prefix cache should keep what a request has computed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Retention {
+    /// Nobody will ask for it again: not at all.
+    Discard,
+    /// The longest unused goes first.
+    #[default]
+    Usual,
+    /// Longer than everything that did not ask for it, such as a system prompt.
+    Keep,
+}
+
+/// Beam search: the sequences of highest probability that a search of limited width finds. It takes the place of drawing.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Beams {
+    /// Sequences that are followed, 2 to [`WIDTH_MAX`].
+    pub width: u32,
+    /// Scores are sums of log-probabilities over the length to this power; above 0 prefers long answers.
+    pub length_penalty: f32,
+}
+
+/// Largest [`Request::n`], [`Request::best_of`] and [`Beams::width`].
+pub const WIDTH_MAX: u32 = 128;
+
+/// One request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Request {
     /// Token ids, special ones included; at least one.
@@ -125,6 +176,20 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Report this many best tokens with each token, at most [`LOGPROBS_MAX`].
     pub logprobs: Option<u8>,
+    /// Answers to make. They share what is computed of the prompt; the seed of each is the one before plus 1.
+    pub n: u32,
+    /// Make so many, and report the `n` of the highest mean log-probability, at their end.
+    pub best_of: Option<u32>,
+    /// Search instead of drawing.
+    pub beams: Option<Beams>,
+    /// How urgent it is.
+    pub class: Class,
+    /// Whose it is: keys that have something to do share the device evenly within a class.
+    pub key: Arc<str>,
+    /// From submission; the request ends then with what it has, or fails if it has not begun.
+    pub deadline: Option<Duration>,
+    /// What the prefix cache should do with it.
+    pub retention: Retention,
 }
 
 /// Largest [`Request::logprobs`].
@@ -140,7 +205,19 @@ impl Request {
             stop_ids: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            n: 1,
+            best_of: None,
+            beams: None,
+            class: Class::default(),
+            key: "".into(),
+            deadline: None,
+            retention: Retention::default(),
         }
+    }
+
+    /// Sequences that are followed at once.
+    pub(crate) fn width(&self) -> u32 {
+        self.beams.map_or(self.best_of.unwrap_or(self.n), |b| b.width)
     }
 
     /// Checks the request against a model's vocabulary and the engine's context, in tokens.
@@ -156,10 +233,38 @@ impl Request {
         if let Some(n) = self.logprobs.filter(|n| *n > LOGPROBS_MAX) {
             return Err(Error::Field { field: "logprobs", value: n.to_string(), range: "0 to 64" });
         }
+        self.check_width()?;
         match self.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
             Some((id, _)) => Err(Error::Token { id: *id, what: "logit_bias", vocab }),
             None => Ok(()),
         }
+    }
+}
+
+impl Request {
+    fn check_width(&self) -> Result<()> {
+        let field = |field, value: &dyn std::fmt::Display, range| {
+            Err(Error::Field { field, value: value.to_string(), range })
+        };
+        if self.n < 1 || self.n > WIDTH_MAX {
+            return field("n", &self.n, "1 to 128");
+        }
+        if let Some(best_of) = self.best_of
+            && (best_of < self.n || best_of > WIDTH_MAX)
+        {
+            return field("best_of", &best_of, "n to 128");
+        }
+        let Some(beams) = self.beams else { return Ok(()) };
+        if beams.width < self.n.max(2) || beams.width > WIDTH_MAX {
+            return field("beams.width", &beams.width, "2, and n, to 128");
+        }
+        if !(-10.0..=10.0).contains(&beams.length_penalty) {
+            return field("beams.length_penalty", &beams.length_penalty, "-10 to 10");
+        }
+        if self.best_of.is_some() {
+            return field("best_of", &beams.width, "not given with beams, which are compared anyway");
+        }
+        Ok(())
     }
 }
 
@@ -219,6 +324,19 @@ mod tests {
         assert!(Request::new(vec![]).check(4, 4).is_err());
         assert!(Request { max_tokens: Some(0), ..ok.clone() }.check(4, 4).is_err());
         assert!(Request { logprobs: Some(65), ..ok.clone() }.check(4, 4).is_err());
+        let beams = |width, length_penalty| Some(Beams { width, length_penalty });
+        for (field, wrong) in [
+            ("n", Request { n: 0, ..ok.clone() }),
+            ("n", Request { n: 129, ..ok.clone() }),
+            ("best_of", Request { n: 3, best_of: Some(2), ..ok.clone() }),
+            ("best_of", Request { best_of: Some(4), beams: beams(4, 1.0), ..ok.clone() }),
+            ("beams.width", Request { beams: beams(1, 1.0), ..ok.clone() }),
+            ("beams.width", Request { n: 5, beams: beams(4, 1.0), ..ok.clone() }),
+            ("beams.length_penalty", Request { beams: beams(4, f32::NAN), ..ok.clone() }),
+        ] {
+            let error = wrong.check(4, 4).unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
         let sampling = Sampling { logit_bias: vec![(4, 1.0)], ..Sampling::default() };
         assert!(matches!(
             Request { sampling, ..ok }.check(4, 4),

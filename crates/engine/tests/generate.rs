@@ -159,7 +159,7 @@ fn prefill_reports_progress_and_logprobs_come_sorted() {
         .collect();
     assert_eq!(done, [(7, 20), (14, 20), (20, 20)]);
     for e in &events {
-        if let Event::Token { id, logprob, top } = e {
+        if let Event::Token { id, logprob, top, .. } = e {
             assert_eq!((top.len(), top[0]), (4, (*id, *logprob)));
             assert!(top.windows(2).all(|w| w[0].1 >= w[1].1));
         }

@@ -72,8 +72,8 @@ fn a_full_queue_refuses_at_once_and_has_room_again_later() {
     // One step has run, so this one is admitted and not in the queue.
     assert!(matches!(first.next(), Some(Event::Prefill { done: 8, total: 9 })));
     let waiting: Vec<_> = (0..3).map(|i| handle.submit(greedy(prompt(5, i), 2)).unwrap()).collect();
-    assert!(matches!(handle.submit(greedy(prompt(5, 9), 2)), Err(Error::QueueFull { limit: 3 })));
-    assert!(matches!(handle.logits(prompt(5, 9)), Err(Error::QueueFull { limit: 3 })));
+    assert!(matches!(handle.submit(greedy(prompt(5, 9), 2)), Err(Error::QueueFull { limit: 3, .. })));
+    assert!(matches!(handle.logits(prompt(5, 9)), Err(Error::QueueFull { limit: 3, .. })));
     drop(open);
     assert_eq!(collect(first).unwrap().tokens.len(), 3);
     for stream in waiting {

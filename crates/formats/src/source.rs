@@ -112,6 +112,33 @@ impl Source {
         }
     }
 
+    /// Opens an adapter: a GGUF file, or a directory (or the safetensors file in it) as PEFT writes it, whose
+    /// `adapter_config.json` becomes the config.
+    pub fn open_adapter(path: impl AsRef<Path>) -> Result<Source, Error> {
+        let path = path.as_ref();
+        let info = fs::metadata(path).map_err(Error::io(path, "open"))?;
+        let file = if info.is_dir() { path.join("adapter_model.safetensors") } else { path.to_owned() };
+        if info.is_dir() && !file.exists() {
+            let what = match path.join("adapter_model.bin").exists() {
+                true => "only adapter_model.bin, which can run code; save the adapter as safetensors",
+                false => "no adapter_model.safetensors; name the directory that PEFT saved, or a GGUF file",
+            };
+            return Err(Error::NotAModel(format!("{}: {what}", path.display())));
+        }
+        let head = map(&file)?;
+        match sniff(&head) {
+            Kind::Gguf => GgufSource::open(&file, head).map(Source::Gguf),
+            Kind::Safetensors => {
+                let dir = file.parent().unwrap_or(Path::new("")).to_owned();
+                let config = read_json(&dir.join("adapter_config.json"))?;
+                let mut source = HfSource { dir, config, paths: Vec::new(), tensors: Tensors::default() };
+                source.add(&file, head)?;
+                Ok(Source::Hf(source))
+            }
+            Kind::Other(what) => Err(Error::NotAModel(format!("{}: {what}", file.display()))),
+        }
+    }
+
     fn all(&self) -> &Tensors {
         match self {
             Source::Gguf(s) => &s.tensors,

@@ -1,12 +1,15 @@
 //! The seam between a Program and hardware: one virtual call per step, so `Box<dyn Device>` and no generics.
 
-use crate::op::View;
-use crate::program::{Program, WeightDecl};
+use crate::op::{Op, View};
+use crate::program::{Program, WeightDecl, WeightId};
 use crate::{Error, Result};
 use quarrel_formats::Tensor;
 
 /// Tokens in a block of the KV cache.
 pub const BLOCK_TOKENS: usize = 16;
+
+/// Largest rank of an adapter.
+pub const RANK_MAX: usize = 512;
 
 /// What a device is, for displays and benchmarks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub struct DeviceInfo {
     pub description: String,
     /// Worker threads, where that means something.
     pub threads: usize,
+    /// Number type of the KV cache.
+    pub cache: &'static str,
 }
 
 /// The tensors of one [`WeightDecl`], in the order of its parts.
@@ -62,6 +67,71 @@ pub struct Weight(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Prepared(pub u32);
 
+/// Handle of an adapter of a prepared Program. A device never gives the same twice, so an old one is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Adapter(pub u32);
+
+/// A low-rank change to one tensor of a weight: products of rows whose sequence has the adapter are
+/// `n(x) W^T + bias + scale * B (A n(x))` (Hu et al. 2021, LoRA), before a gate or an addition.
+#[derive(Debug, Clone, PartialEq)]
+pub struct AdapterPart {
+    /// The weight, as the Program numbers it.
+    pub weight: WeightId,
+    /// Index into [`WeightDecl::parts`].
+    pub part: usize,
+    /// `[rank, columns of the weight]`, row-major.
+    pub a: Vec<f32>,
+    /// `[rows of the part, rank]`, row-major.
+    pub b: Vec<f32>,
+    /// Multiplies the product of both.
+    pub scale: f32,
+}
+
+impl AdapterPart {
+    /// Rows of `A` and columns of `B`, once [`check_adapter`] has seen them.
+    pub fn rank(&self, program: &Program) -> usize {
+        self.a.len() / (program.weights[self.weight.0 as usize].cols as usize).max(1)
+    }
+
+    /// First row of the part in the stacked weight.
+    pub fn first_row(&self, program: &Program) -> usize {
+        program.weights[self.weight.0 as usize].parts[..self.part].iter().map(|p| p.rows as usize).sum()
+    }
+}
+
+/// Checks that the parts of an adapter fit the products of a Program; a device may rely on all of it.
+pub fn check_adapter(program: &Program, parts: &[AdapterPart]) -> Result<()> {
+    let mut seen = std::collections::HashSet::new();
+    for p in parts {
+        let decl = program.weights.get(p.weight.0 as usize);
+        let part = decl.and_then(|d| d.parts.get(p.part));
+        let (Some(decl), Some(part)) = (decl, part) else {
+            let at = format!("adapter of weight {}, part {}", p.weight.0, p.part);
+            return Err(Error::Shape { at, why: "the program has no such part".into() });
+        };
+        let fail = |why: String| Err(Error::Weight { name: format!("{} (adapter)", part.name), why });
+        let (cols, rows) = (decl.cols as usize, part.rows as usize);
+        let rank = p.a.len() / cols.max(1);
+        if !program.ops.iter().any(|n| matches!(n.op, Op::MatMul { weight, .. } if weight == p.weight)) {
+            return fail("no product uses this tensor, so a low-rank change cannot be added to it".into());
+        }
+        if rank == 0 || rank > RANK_MAX || p.a.len() != rank * cols || p.b.len() != rows * rank {
+            return fail(format!(
+                "{} and {} values are not A [rank, {cols}] and B [{rows}, rank] of one rank in 1..={RANK_MAX}",
+                p.a.len(),
+                p.b.len()
+            ));
+        }
+        if !p.scale.is_finite() {
+            return fail(format!("its scale is {}", p.scale));
+        }
+        if !seen.insert((p.weight.0, p.part)) {
+            return fail("is there twice".into());
+        }
+    }
+    Ok(())
+}
+
 /// The sizes that a device prepares for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -82,12 +152,14 @@ pub struct SeqStep<'a> {
     pub start: usize,
     /// Block numbers that cover positions `0..start + rows`.
     pub blocks: &'a [u32],
+    /// What is added to the products of its rows.
+    pub adapter: Option<Adapter>,
 }
 
 impl<'a> SeqStep<'a> {
-    /// `rows` rows from position `start` on, in `blocks`.
+    /// `rows` rows from position `start` on, in `blocks`, without an adapter.
     pub fn new(rows: usize, start: usize, blocks: &'a [u32]) -> SeqStep<'a> {
-        SeqStep { rows, start, blocks }
+        SeqStep { rows, start, blocks, adapter: None }
     }
 }
 
@@ -222,6 +294,11 @@ pub struct OpTime {
     pub calls: u64,
 }
 
+/// The error of a step or call with an adapter that is not loaded.
+pub fn no_adapter(adapter: Adapter) -> Error {
+    Error::Step(format!("adapter {} is not loaded on this program", adapter.0))
+}
+
 /// Hardware that runs Programs.
 pub trait Device: Send {
     /// What this device is.
@@ -241,6 +318,18 @@ pub trait Device: Send {
 
     /// Copies whole KV blocks `(from, to)`, all layers.
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()>;
+
+    /// Takes an adapter in, for sequences of a prepared Program; see [`AdapterPart`] for what it does. An error where the
+    /// device cannot.
+    fn load_adapter(&mut self, _prepared: Prepared, _parts: &[AdapterPart]) -> Result<Adapter> {
+        let why = "this device does not run adapters".to_string();
+        Err(Error::Device { device: self.info().name.clone(), why })
+    }
+
+    /// Frees an adapter; steps that name it are refused from now on.
+    fn unload_adapter(&mut self, _prepared: Prepared, adapter: Adapter) -> Result<()> {
+        Err(no_adapter(adapter))
+    }
 
     /// Bytes of a whole KV block of a prepared Program, all layers, in the device's own form; 0 where it cannot save one.
     fn block_bytes(&self, _prepared: Prepared) -> usize {
@@ -265,7 +354,7 @@ pub trait Device: Send {
         Error::Device { device: self.info().name.clone(), why }
     }
 
-    /// Bytes of device memory held now: weights repacked or uploaded, arena, KV.
+    /// Bytes of device memory held now: weights repacked or uploaded, arena, KV, adapters.
     fn memory(&self) -> usize;
 
     /// Turns the timing of each op on, from zero, or off. An error where the device cannot.

@@ -17,8 +17,8 @@ pub mod reference;
 pub mod rope;
 
 pub use device::{
-    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared, Readout, SeqStep,
-    StepInputs, Stop, Weight,
+    Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
+    RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, no_adapter,
 };
 pub use op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};

@@ -106,6 +106,7 @@ pub enum Op {
     },
     /// `y = n(x) W^T + bias`, where `n` is an optional norm folded into the load of `x`;
     /// then `out = y`, or `out = add + y`, or, with `glu`, `out = act(y[..half]) * y[half..]`.
+    /// In rows of a sequence with an adapter, `y` is changed first: see [`crate::AdapterPart`].
     MatMul {
         /// `[rows, W rows]`, or half of that with `glu`.
         out: View,

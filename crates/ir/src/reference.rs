@@ -2,7 +2,8 @@
 //! It is a [`Device`], so tests run it and a fast device side by side.
 
 use crate::device::{
-    BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout, StepInputs, Weight,
+    Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
+    StepInputs, Weight, check_adapter, no_adapter,
 };
 use crate::op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
@@ -66,6 +67,10 @@ pub fn erf(x: f64) -> f64 {
     value.copysign(x)
 }
 
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
 /// Normalises `x` in groups into `out`.
 fn normalise(spec: &NormSpec, weight: Option<&[f32]>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
     let g = spec.group as usize;
@@ -122,6 +127,8 @@ struct Ready {
     limits: Limits,
     values: Vec<Vec<f32>>,
     caches: Vec<Cache>,
+    /// By handle; the places of unloaded ones stay empty.
+    adapters: Vec<Option<Vec<AdapterPart>>>,
     rows: usize,
     outputs: usize,
 }
@@ -135,8 +142,12 @@ pub struct Reference {
 
 impl Default for Reference {
     fn default() -> Self {
-        let info =
-            DeviceInfo { name: "reference".into(), description: "scalar interpreter".into(), threads: 1 };
+        let info = DeviceInfo {
+            name: "reference".into(),
+            description: "scalar interpreter".into(),
+            threads: 1,
+            cache: "f32",
+        };
         Reference { info, weights: Vec::new(), ready: Vec::new() }
     }
 }
@@ -170,6 +181,20 @@ impl Ready {
         let w = spec.weight.map(|w| self.weight(all, w));
         normalise(spec, w, spec.bias.map(|b| self.weight(all, b)), x, &mut out);
         out
+    }
+
+    /// `scale * B (A x)` of every part of a weight, as long as the weight has rows.
+    fn adapter_delta(&self, adapter: Adapter, weight: WeightId, x: &[f32]) -> Vec<f64> {
+        let mut delta = vec![0.0; self.program.weights[weight.0 as usize].rows() as usize];
+        let parts = self.adapters[adapter.0 as usize].iter().flatten().filter(|p| p.weight == weight);
+        for p in parts {
+            let h: Vec<f64> = p.a.chunks_exact(x.len()).map(|a| dot(a, x)).collect();
+            let rows = delta[p.first_row(&self.program)..].iter_mut().zip(p.b.chunks_exact(h.len()));
+            for (d, b) in rows {
+                *d = f64::from(p.scale) * b.iter().zip(&h).map(|(b, h)| f64::from(*b) * h).sum::<f64>();
+            }
+        }
+        delta
     }
 
     fn attend_row(&self, spec: &AttendSpec, q: &[f32], blocks: &[u32], position: usize) -> Vec<f32> {
@@ -238,13 +263,16 @@ impl Ready {
                     if let Some(n) = norm {
                         input = self.norm_row(all, n, &input);
                     }
+                    let token =
+                        if self.program.rows_of(x) == Rows::Tokens { r } else { step.outputs[r] as usize };
+                    let adapter = step.seqs[places[token].0].adapter;
+                    let delta = adapter.map(|a| self.adapter_delta(a, weight, &input));
                     let mut y: Vec<f32> = w
                         .chunks_exact(input.len())
                         .enumerate()
                         .map(|(o, w)| {
-                            let dot: f64 =
-                                w.iter().zip(&input).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                            (dot + bias.map_or(0.0, |b| f64::from(b[o]))) as f32
+                            let more = delta.as_ref().map_or(0.0, |d| d[o]);
+                            (dot(w, &input) + bias.map_or(0.0, |b| f64::from(b[o])) + more) as f32
                         })
                         .collect();
                     if let Some(act) = glu {
@@ -371,6 +399,7 @@ impl Device for Reference {
             limits,
             values,
             caches,
+            adapters: Vec::new(),
             rows: 0,
             outputs: 0,
         });
@@ -380,6 +409,10 @@ impl Device for Reference {
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
         let ready = &mut self.ready[prepared.0 as usize];
         step.check(&ready.limits, vocab(&ready.program))?;
+        let loaded = |a: &Adapter| ready.adapters.get(a.0 as usize).is_some_and(Option::is_some);
+        if let Some(a) = step.seqs.iter().filter_map(|s| s.adapter).find(|a| !loaded(a)) {
+            return Err(no_adapter(a));
+        }
         (ready.rows, ready.outputs) = (step.tokens.len(), step.outputs.len());
         for node in ready.program.ops.clone() {
             if matches!(node.op, Op::Attend { .. }) && step.stop.is_some_and(|s| s.0()) {
@@ -417,6 +450,19 @@ impl Device for Reference {
         Ok(())
     }
 
+    fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
+        let ready = &mut self.ready[prepared.0 as usize];
+        check_adapter(&ready.program, parts)?;
+        ready.adapters.push(Some(parts.to_vec()));
+        Ok(Adapter(ready.adapters.len() as u32 - 1))
+    }
+
+    fn unload_adapter(&mut self, prepared: Prepared, adapter: Adapter) -> Result<()> {
+        let adapters = &mut self.ready[prepared.0 as usize].adapters;
+        let held = adapters.get_mut(adapter.0 as usize).and_then(Option::take);
+        held.map(drop).ok_or_else(|| no_adapter(adapter))
+    }
+
     fn block_bytes(&self, prepared: Prepared) -> usize {
         let caches = &self.ready[prepared.0 as usize].caches;
         caches
@@ -440,7 +486,12 @@ impl Device for Reference {
     fn memory(&self) -> usize {
         let floats = |v: &[Vec<f32>]| v.iter().map(Vec::len).sum::<usize>();
         let caches = self.ready.iter().flat_map(|r| &r.caches).map(|c| c.k.len() + c.v.len()).sum::<usize>();
-        4 * (floats(&self.weights) + caches + self.ready.iter().map(|r| floats(&r.values)).sum::<usize>())
+        let adapters = self.ready.iter().flat_map(|r| r.adapters.iter().flatten().flatten());
+        let adapters = adapters.map(|p| p.a.len() + p.b.len()).sum::<usize>();
+        4 * (adapters
+            + floats(&self.weights)
+            + caches
+            + self.ready.iter().map(|r| floats(&r.values)).sum::<usize>())
     }
 }
 

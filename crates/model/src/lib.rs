@@ -9,6 +9,7 @@ pub mod arch;
 pub mod decoder;
 pub mod from_gguf;
 pub mod from_hf;
+pub mod lora;
 pub mod names;
 pub mod spec;
 pub mod weights;
@@ -57,6 +58,16 @@ pub enum Error {
         what: &'static str,
         /// Their names.
         names: String,
+    },
+    /// An adapter that is not understood, or does not fit the model.
+    #[error("adapter {file}: {at}: {why}")]
+    Adapter {
+        /// The file.
+        file: String,
+        /// Setting or tensor.
+        at: String,
+        /// What is wrong and what to do.
+        why: String,
     },
     /// A tensor that is not in the file.
     #[error("tensor {name} is missing from {file}; the file is incomplete or made for another architecture")]

@@ -31,6 +31,15 @@ pub fn hf(arch: &Arch, canonical: &str) -> Option<String> {
     Some(format!("{}.{kind}", name.replace("{}", layer)))
 }
 
+/// The canonical name of a Hugging Face tensor name: the inverse of [`hf`].
+pub fn canonical(arch: &Arch, hf: &str) -> Option<String> {
+    let (stem, kind) = hf.rsplit_once('.')?;
+    let number = |p: &&str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit());
+    let layer = stem.split('.').find(number).unwrap_or("{}");
+    let (name, _) = arch.names.iter().chain(COMMON).find(|(_, name)| name.replace("{}", layer) == stem)?;
+    Some(format!("{}.{kind}", name.replace("{}", layer)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -46,7 +55,13 @@ mod tests {
             (&GEMMA3, "blk.7.post_attention_norm.weight", "model.layers.7.post_attention_layernorm.weight"),
         ] {
             assert_eq!(hf(arch, canonical).as_deref(), Some(want));
+            assert_eq!(super::canonical(arch, want).as_deref(), Some(canonical));
         }
         assert_eq!(hf(&LLAMA, "blk.0.attn_sinks.weight"), None);
+        for name in
+            ["model.layers.x.self_attn.q_proj.weight", "model.layers..self_attn.q_proj.weight", "q", ""]
+        {
+            assert_eq!(canonical(&LLAMA, name), None);
+        }
     }
 }

@@ -42,7 +42,7 @@ enum Task {
         #[arg(default_value_t = 60)]
         seconds: u64,
     },
-    /// Regenerate the golden models; needs Python with torch and transformers (see the scripts' headers).
+    /// Regenerate the golden models; needs Python with torch, transformers and peft (see the scripts' headers).
     Golden {
         /// The Python to use.
         #[arg(long, default_value = "python3")]
@@ -104,7 +104,7 @@ fn fuzz(seconds: u64) -> Result<()> {
 }
 
 fn golden(python: &Path) -> Result<()> {
-    for script in ["make_tiny.py", "make_real.py"] {
+    for script in ["make_tiny.py", "make_adapters.py", "make_real.py"] {
         run(Command::new(python).arg(root().join("crates/conform/goldens").join(script)))?;
     }
     Ok(())

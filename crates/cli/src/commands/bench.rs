@@ -3,21 +3,22 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use quarrel_bench::child::{Child, Line};
 use quarrel_bench::kv::{self, KvWork};
+use quarrel_bench::load::{self, LoadWork, Slo};
 use quarrel_bench::plan::{Peak, Plan};
 use quarrel_bench::{
     Case, KV_ELEMENT_BYTES, Machine, ModelInfo, Report, Session, Turn, Wish, Work, against, check, latency,
     ops, plot, text,
 };
 use quarrel_cpu::{Cpu, CpuOptions, Isa};
-use quarrel_engine::{Event, Request, Sampling};
+use quarrel_engine::{Engine, EngineConfig, Event, LoadOptions, Request, Sampling};
 use quarrel_formats::Source;
 use quarrel_hub::Config;
-use quarrel_ir::Device as _;
+use quarrel_ir::{BLOCK_TOKENS, Device as _};
 use quarrel_model::ModelSpec;
 
 use crate::args::{Bench, BenchChild, Device, EngineArgs, Kv};
@@ -38,6 +39,9 @@ pub(crate) fn run(mut args: Bench) -> Result<()> {
     interrupt::install()?;
     if args.kv {
         return caches(&args);
+    }
+    if args.serve {
+        return serve(&args);
     }
     let local = models::resolve(&args.model)?;
     let source = models::open(&local.path)?;
@@ -95,6 +99,62 @@ fn caches(args: &Bench) -> Result<()> {
     match args.json {
         true => out.json(&report),
         false => Ok(out.text(&kv::text(&report))?),
+    }
+}
+
+/// `--serve`: the engine under load.
+fn serve(args: &Bench) -> Result<()> {
+    let local = models::resolve(&args.model)?;
+    let source = models::open(&local.path)?;
+    let spec = quarrel_model::spec(&source)?;
+    let l = &args.load;
+    let work = LoadWork {
+        prompt: args.prompt.map_or(100, |n| n as usize).max(1),
+        answer: args.decode.map_or(128, |n| n as usize).max(1),
+        streams: l.streams.0.clone(),
+        rounds: args.repeat as usize,
+        rates: l.rates.iter().flatten().map(|r| f64::from(*r)).collect(),
+        seconds: l.seconds.into(),
+        slo: Slo { ttft_ms: l.slo_ttft_ms.into(), itl_ms: l.slo_itl_ms.into() },
+        long_prompt: l.long_prompt as usize,
+        soak: l.soak as usize,
+        seed: l.seed,
+        vocab: spec.vocab as usize,
+    };
+    let (isa, _) = instructions::choose(args.isa, args.fresh);
+    let options = CpuOptions { threads: Some(threads(args)?), isa: Some(isa), ..CpuOptions::default() };
+    let device = Box::new(Cpu::new(options).context("cannot start the CPU device")?);
+    let load = LoadOptions { context: Some(work.longest()), ..LoadOptions::default() };
+    let most = work.most_streams();
+    let configure = |c: &mut EngineConfig| {
+        (c.max_running, c.step_outputs) = (most, most.max(c.step_outputs));
+        c.kv_blocks = Some(work.cache_tokens().div_ceil(BLOCK_TOKENS) + 2 * most);
+        c.target_itl = l.target_itl_ms.map(|ms| Duration::from_secs_f32(ms / 1e3));
+    };
+    let loaded = Engine::load(&source, device, &load, configure, |_| ())?;
+    let bar = render::steps(work.parts() as u64, "starting");
+    let name = shown(&local.name);
+    let mut report = load::load(
+        &loaded.handle,
+        &work,
+        (&name, &isa.to_string()),
+        render::rss_bytes,
+        interrupt::stopped,
+        &mut |what| {
+            bar.set_message(what.to_string());
+            bar.inc(1);
+        },
+    )
+    .map_err(|e| match e {
+        quarrel_bench::Error::Stopped => Interrupted.into(),
+        e => anyhow::Error::from(e),
+    })?;
+    bar.finish_and_clear();
+    report.peak_rss_bytes = render::peak_rss_bytes();
+    let mut out = Out::new();
+    match args.json {
+        true => out.json(&report),
+        false => Ok(out.text(&load::text(&report))?),
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) use self::{
     input::{GROUP, SMALLEST, STEPS, XBlock, finish, quantize_special, split},
     tile::{TileProduct, plane_bytes},
 };
+pub use crate::lora::Delta;
 use crate::{
     pack::{FloatPackFn, PackedWeight, TileKernel, format, pack_tile, pack_unit},
     simd::{F32x16, Isa, Kernel, Kind, Simd},
@@ -61,13 +62,33 @@ pub enum Input {
     Float(PackedFloats),
 }
 
-/// What is added to the product: `out = add + (y + bias)`.
+/// What is added to the product: `out = add + (y + delta + bias)`.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Epilogue<'a> {
     /// One value per output column.
     pub bias: Option<&'a [f32]>,
+    /// What adapters add, to the rows that have one.
+    pub delta: Option<Delta<'a>>,
     /// The residual; it may be the output itself.
     pub add: Option<Rows>,
+}
+
+/// One of the two products of a gate.
+#[derive(Clone, Copy)]
+pub struct Side<'a> {
+    /// The weight.
+    pub weight: &'a PackedWeight,
+    /// As in [`Epilogue`].
+    pub bias: Option<&'a [f32]>,
+    /// As in [`Epilogue`].
+    pub delta: Option<Delta<'a>>,
+}
+
+impl<'a> Side<'a> {
+    /// A weight alone.
+    pub fn new(weight: &'a PackedWeight) -> Side<'a> {
+        Side { weight, bias: None, delta: None }
+    }
 }
 
 /// The nonlinearity of a gate.
@@ -99,8 +120,10 @@ impl Activation {
 /// `out = add + (x W^T + bias)` for the output columns of `units`; column 0 of the weight is `out.ptr`.
 ///
 /// # Safety
-/// `x`, `out` and `epilogue.add` are valid for the rows of `x`, and no other thread touches these output columns meanwhile.
+/// `x`, `out` and `epilogue.add` are valid for the rows of `x`, and no other thread touches these output columns meanwhile;
+/// what adapters make of `x` is complete.
 pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows, epilogue: Epilogue<'_>) {
+    let (isa, columns, delta) = (w.isa(), w.rows(), epilogue.delta);
     let x = match x {
         Input::Quantized(x) => x,
         Input::Float(x) => {
@@ -110,9 +133,11 @@ pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows,
                 for pair in pairs(units.clone()) {
                     // SAFETY: the caller's promise.
                     unsafe { float::product(w, pair.clone(), x, rows.clone(), &mut y) };
-                    for (unit, y) in pair.zip(&y) {
-                        let (rows, units, columns) = (rows.clone(), unit..unit + 1, w.rows());
-                        w.isa().run(Store { y, rows, units, columns, out, epilogue });
+                    for (unit, y) in pair.zip(&mut y) {
+                        let (rows, units) = (rows.clone(), unit..unit + 1);
+                        // SAFETY: as above.
+                        unsafe { add_delta(delta, isa, &rows, &units, y) };
+                        isa.run(Store { y, rows, units, columns, out, epilogue });
                     }
                 }
             }
@@ -122,51 +147,68 @@ pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows,
     let mut y = [0.0; ROW_BLOCK * UNIT];
     for (rows, units) in blocks(x, units) {
         // SAFETY: the caller's promise; `y` holds a block.
-        unsafe { unit_products(w, units.clone(), x, rows.clone(), &mut y) };
-        w.isa().run(Store { y: &y, rows, units, columns: w.rows(), out, epilogue });
+        unsafe {
+            unit_products(w, units.clone(), x, rows.clone(), &mut y);
+            add_delta(delta, isa, &rows, &units, &mut y);
+        }
+        isa.run(Store { y: &y, rows, units, columns, out, epilogue });
     }
 }
 
-/// `out = act(gate) * up` of two products with the same `x`, each with its bias, for the output columns of `units`.
+/// Adds what adapters add, to products as [`unit_products`] leaves them.
+///
+/// # Safety
+/// As [`matmul`].
+#[inline(always)]
+unsafe fn add_delta(
+    delta: Option<Delta<'_>>,
+    isa: Isa,
+    rows: &Range<usize>,
+    units: &Range<usize>,
+    y: &mut [f32],
+) {
+    if let Some(delta) = delta {
+        // SAFETY: the caller's promise.
+        unsafe { delta.add(isa, rows.clone(), units.clone(), y) };
+    }
+}
+
+/// `out = act(gate) * up` of two products with the same `x`, for the output columns of `units`.
 ///
 /// # Safety
 /// As [`matmul`].
 pub unsafe fn matmul_glu(
-    gate: (&PackedWeight, Option<&[f32]>),
-    up: (&PackedWeight, Option<&[f32]>),
+    gate: Side<'_>,
+    up: Side<'_>,
     units: Range<usize>,
     x: Input,
     out: Rows,
     act: Activation,
 ) {
-    assert_eq!(gate.0.rows(), up.0.rows(), "gate and up have the same width");
+    let (isa, columns, bias) = (gate.weight.isa(), gate.weight.rows(), [gate.bias, up.bias]);
+    assert_eq!(columns, up.weight.rows(), "gate and up have the same width");
     let x = match x {
         Input::Quantized(x) => x,
         Input::Float(x) => {
-            check(gate.0, x.cols(), x.isa());
-            check(up.0, x.cols(), x.isa());
+            check(gate.weight, x.cols(), x.isa());
+            check(up.weight, x.cols(), x.isa());
             let (mut g, mut u) =
                 ([[0.0; float::ROWS * UNIT]; float::UNITS], [[0.0; float::ROWS * UNIT]; float::UNITS]);
             for rows in x.calls() {
                 for pair in pairs(units.clone()) {
                     // SAFETY: the caller's promise.
                     unsafe {
-                        float::product(gate.0, pair.clone(), x, rows.clone(), &mut g);
-                        float::product(up.0, pair.clone(), x, rows.clone(), &mut u);
+                        float::product(gate.weight, pair.clone(), x, rows.clone(), &mut g);
+                        float::product(up.weight, pair.clone(), x, rows.clone(), &mut u);
                     }
-                    for ((unit, gate_y), up_y) in pair.zip(&g).zip(&u) {
-                        let (rows, units, columns) = (rows.clone(), unit..unit + 1, gate.0.rows());
-                        let bias = [gate.1, up.1];
-                        gate.0.isa().run(StoreGlu {
-                            gate: gate_y,
-                            up: up_y,
-                            rows,
-                            units,
-                            columns,
-                            out,
-                            bias,
-                            act,
-                        });
+                    for ((unit, g), u) in pair.zip(&mut g).zip(&mut u) {
+                        let (rows, units) = (rows.clone(), unit..unit + 1);
+                        // SAFETY: as above.
+                        unsafe {
+                            add_delta(gate.delta, isa, &rows, &units, g);
+                            add_delta(up.delta, isa, &rows, &units, u);
+                        }
+                        isa.run(StoreGlu { gate: g, up: u, rows, units, columns, out, bias, act });
                     }
                 }
             }
@@ -177,11 +219,12 @@ pub unsafe fn matmul_glu(
     for (rows, units) in blocks(x, units) {
         // SAFETY: the caller's promise; `g` and `u` hold a block.
         unsafe {
-            unit_products(gate.0, units.clone(), x, rows.clone(), &mut g);
-            unit_products(up.0, units.clone(), x, rows.clone(), &mut u);
+            unit_products(gate.weight, units.clone(), x, rows.clone(), &mut g);
+            unit_products(up.weight, units.clone(), x, rows.clone(), &mut u);
+            add_delta(gate.delta, isa, &rows, &units, &mut g);
+            add_delta(up.delta, isa, &rows, &units, &mut u);
         }
-        let bias = [gate.1, up.1];
-        gate.0.isa().run(StoreGlu { gate: &g, up: &u, rows, units, columns: gate.0.rows(), out, bias, act });
+        isa.run(StoreGlu { gate: &g, up: &u, rows, units, columns, out, bias, act });
     }
 }
 

@@ -302,7 +302,14 @@ fn a_gate_of_floats_is_the_product_of_both() {
         let place = Rows { ptr: out.as_mut_ptr(), stride: 55 };
         // SAFETY: `out` has the size.
         unsafe {
-            matmul_glu((&gate, None), (&up, None), 0..4, x.input(InputKind::Float), place, Activation::Relu)
+            matmul_glu(
+                Side::new(&gate),
+                Side::new(&up),
+                0..4,
+                x.input(InputKind::Float),
+                place,
+                Activation::Relu,
+            )
         };
         let want: Vec<f32> = g.iter().zip(&u).map(|(g, u)| g.max(0.0) * u).collect();
         assert_eq!(out, want, "{isa}");
@@ -427,7 +434,7 @@ fn epilogues_are_what_separate_operations_would_give() {
         // The residual may be the output itself.
         let mut out = add.clone();
         let place = Rows { ptr: out.as_mut_ptr(), stride: rows };
-        let epilogue = Epilogue { bias: Some(&bias), add: Some(place) };
+        let epilogue = Epilogue { bias: Some(&bias), delta: None, add: Some(place) };
         // SAFETY: `out` has the size.
         unsafe { matmul(&gate, 0..3, x.input(InputKind::Quantized), place, epilogue) };
         for i in 0..n * rows {
@@ -439,7 +446,8 @@ fn epilogues_are_what_separate_operations_would_give() {
             let place = Rows { ptr: out.as_mut_ptr(), stride: rows };
             // SAFETY: `out` has the size.
             unsafe {
-                matmul_glu((&gate, None), (&up, Some(&bias)), 0..3, x.input(InputKind::Quantized), place, act)
+                let up = Side { bias: Some(&bias), ..Side::new(&up) };
+                matmul_glu(Side::new(&gate), up, 0..3, x.input(InputKind::Quantized), place, act)
             };
             let g = isa.run(Act(act, g.clone()));
             for i in 0..n * rows {

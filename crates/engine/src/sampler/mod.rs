@@ -69,7 +69,7 @@ pub(crate) struct Choice {
 }
 
 /// The sampler of one request: its settings, random numbers and token counts.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Sampler {
     sampling: Sampling,
     rng: Pcg64,
@@ -85,6 +85,11 @@ impl Sampler {
             prompt.iter().for_each(|t| p.push(*t, false));
         }
         Sampler { sampling, rng: Pcg64::new(seed), penalties, top }
+    }
+
+    /// The same settings and counts with random numbers of another seed.
+    pub(crate) fn reseeded(&self, seed: u64) -> Sampler {
+        Sampler { rng: Pcg64::new(seed), ..self.clone() }
     }
 
     /// Draws a token from `row`, which the bias and the penalties change in place. `step` names the row in errors.
@@ -105,6 +110,31 @@ impl Sampler {
         }
         let logprob = (f64::from(scratch.edits.original(row, id)) - lse) as f32;
         Ok(Choice { id, logprob, top })
+    }
+
+    /// The `k` best tokens after bias and penalties with their log-probabilities, best first, for a search that does not
+    /// draw; the answer so far is `answer`.
+    pub(crate) fn best(
+        &self,
+        row: &mut [f32],
+        k: usize,
+        answer: impl Iterator<Item = u32>,
+        step: usize,
+        scratch: &mut Scratch,
+    ) -> Result<Vec<(u32, f32)>> {
+        checked_max(row, step)?;
+        scratch.edits.0.clear();
+        bias::apply(&self.sampling.logit_bias, row, &mut scratch.edits);
+        if let Some(p) = &self.penalties {
+            let mut p = p.clone();
+            answer.for_each(|t| p.push(t, true));
+            p.apply(row, &mut scratch.edits);
+        }
+        let lse = logprobs::log_sum_exp(row, checked_max(row, step)?);
+        let mut best = Vec::new();
+        logprobs::top(row, k, lse, &mut scratch.candidates, &mut best);
+        best.retain(|(_, lp)| *lp > f32::NEG_INFINITY);
+        Ok(best)
     }
 
     fn pick(&mut self, row: &[f32], max: f32, candidates: &mut Vec<Candidate>) -> u32 {

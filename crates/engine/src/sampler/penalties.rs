@@ -17,7 +17,7 @@ struct Count {
 }
 
 /// The tokens that penalties look at, counted as they come.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Penalties {
     repetition: f32,
     presence: f32,

@@ -111,6 +111,7 @@ pub fn collect(stream: Stream) -> std::result::Result<Answer, quarrel_engine::Er
                 assert_eq!(stats.completion_tokens, tokens.len());
                 return Ok(Answer { tokens, logprobs, reason, stats });
             }
+            Event::Finished { .. } => {}
             Event::Failed(error) => return Err(error),
         }
     }
@@ -121,16 +122,23 @@ pub fn run(handle: &Handle, request: Request) -> Answer {
     collect(handle.submit(request).unwrap()).unwrap()
 }
 
-/// The reference device, with a function called before each step.
+type During = Box<dyn FnMut(&StepInputs) -> Result<()> + Send>;
+
+/// The reference device, with a function called before each step, and one that sees it.
 pub struct Hooked<F> {
     inner: Reference,
     step: u64,
     before: F,
+    during: Option<During>,
 }
 
 impl<F: FnMut(u64) -> Result<()> + Send> Hooked<F> {
     pub fn new(before: F) -> Hooked<F> {
-        Hooked { inner: Reference::default(), step: 0, before }
+        Hooked { inner: Reference::default(), step: 0, before, during: None }
+    }
+
+    pub fn stopping(self, during: impl FnMut(&StepInputs) -> Result<()> + Send + 'static) -> Hooked<F> {
+        Hooked { during: Some(Box::new(during)), ..self }
     }
 }
 
@@ -150,6 +158,9 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
         self.step += 1;
         (self.before)(self.step)?;
+        if let Some(during) = &mut self.during {
+            during(step)?;
+        }
         self.inner.run(prepared, step)
     }
 
@@ -159,6 +170,18 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
 
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
         self.inner.copy_blocks(prepared, pairs)
+    }
+
+    fn block_bytes(&self, prepared: Prepared) -> usize {
+        self.inner.block_bytes(prepared)
+    }
+
+    fn save_block(&mut self, prepared: Prepared, block: u32, out: &mut [u8]) -> Result<()> {
+        self.inner.save_block(prepared, block, out)
+    }
+
+    fn load_block(&mut self, prepared: Prepared, block: u32, data: &[u8]) -> Result<()> {
+        self.inner.load_block(prepared, block, data)
     }
 
     fn memory(&self) -> usize {

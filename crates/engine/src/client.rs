@@ -1,0 +1,404 @@
+//! A request beside its sequences: what it still has to make, and what its caller hears of it.
+
+use crate::beam::{Move, Search};
+use crate::events::{Event, FinishReason, RequestStats};
+use crate::handle::Place;
+use crate::request::Request;
+use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
+use crate::sequence::Sequence;
+use crate::{Error, Result};
+use std::{
+    sync::{
+        Arc,
+        atomic::AtomicBool,
+        mpsc::{Sender, SyncSender},
+    },
+    time::{Duration, Instant},
+};
+
+/// A request in the engine.
+pub(crate) struct Client {
+    pub(crate) submitted: Instant,
+    pub(crate) cancelled: Arc<AtomicBool>,
+    /// Given back when the request is admitted.
+    pub(crate) place: Option<Place>,
+    /// How long it may take.
+    pub(crate) deadline: Option<Duration>,
+    /// Its sequences in the scheduler.
+    pub(crate) sequences: Vec<u64>,
+    pub(crate) task: Task,
+}
+
+pub(crate) enum Task {
+    Generate(Box<Generation>),
+    Score { from: usize, scores: Vec<f64>, reply: SyncSender<Result<Vec<f64>>> },
+    Logits { reply: SyncSender<Result<Vec<f32>>> },
+}
+
+/// What becomes of sequences after an output.
+pub(crate) enum Act {
+    Push {
+        sequence: u64,
+        token: u32,
+    },
+    Fork {
+        from: u64,
+        id: u64,
+        token: u32,
+    },
+    End {
+        sequence: u64,
+    },
+    /// The request is done.
+    Finish,
+    Fail(Error),
+}
+
+/// One of a request's answers.
+struct Branch {
+    /// Its sequence, while it has one.
+    sequence: u64,
+    sampler: Sampler,
+    made: usize,
+    /// Sum of the log-probabilities.
+    sum: f64,
+    /// Held back until all are compared.
+    held: Vec<Choice>,
+    last: Instant,
+    reason: Option<FinishReason>,
+}
+
+/// The answers of a request in the making.
+pub(crate) struct Generation {
+    events: Sender<Event>,
+    prompt: usize,
+    max_tokens: usize,
+    stop_ids: Vec<u32>,
+    seed: u64,
+    n: usize,
+    /// Whether the answers are compared at the end.
+    compare: bool,
+    /// The first alone until the prompt is in.
+    branches: Vec<Branch>,
+    width: usize,
+    search: Option<Search>,
+    made: usize,
+    cached: usize,
+    admitted: Option<Instant>,
+    first: Option<Instant>,
+    last: Option<Instant>,
+}
+
+/// What an output is made with.
+pub(crate) struct Tools<'a> {
+    /// The logits; may be changed.
+    pub(crate) row: &'a mut Vec<f32>,
+    pub(crate) scratch: &'a mut Scratch,
+    /// Longest sequence in tokens.
+    pub(crate) context: usize,
+    /// The next sequence's name.
+    pub(crate) next_id: &'a mut u64,
+    /// When time began for the scheduler.
+    pub(crate) epoch: Instant,
+}
+
+impl Tools<'_> {
+    fn new_id(&mut self) -> u64 {
+        *self.next_id += 1;
+        *self.next_id
+    }
+}
+
+impl Generation {
+    /// Of a request whose first sequence is `sequence`.
+    pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Sender<Event>) -> Generation {
+        let width = request.width() as usize;
+        let Request { prompt, sampling, max_tokens, stop_ids, ignore_eos, logprobs, n, beams, .. } = request;
+        let sampler = Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt);
+        let now = Instant::now();
+        let first =
+            Branch { sequence, sampler, made: 0, sum: 0.0, held: Vec::new(), last: now, reason: None };
+        Generation {
+            events,
+            prompt: prompt.len(),
+            max_tokens: max_tokens.map_or(usize::MAX, |n| n as usize),
+            stop_ids: if ignore_eos { Vec::new() } else { stop_ids },
+            seed,
+            n: n as usize,
+            compare: width > n as usize,
+            branches: vec![first],
+            width,
+            search: beams.map(|b| Search::new(b, sequence)),
+            made: 0,
+            cached: 0,
+            admitted: None,
+            first: None,
+            last: None,
+        }
+    }
+
+    /// Uses the logits of a sequence's last row. Times between tokens go to `between`.
+    pub(crate) fn output(
+        &mut self,
+        s: &Sequence,
+        tools: &mut Tools,
+        mut between: impl FnMut(Duration),
+    ) -> Vec<Act> {
+        let now = Instant::now();
+        if self.first.is_none() {
+            self.first = Some(now);
+            self.cached = s.cached;
+            self.admitted = s.admitted.map(|a| tools.epoch + a);
+        }
+        self.last = Some(now);
+        if self.search.is_some() {
+            return self.search(s, tools);
+        }
+        let mut acts = Vec::new();
+        if self.branches.len() < self.width {
+            self.begin(s, tools, now, &mut acts);
+        } else if let Some(b) = self.branches.iter().position(|b| b.sequence == s.id) {
+            between(now.saturating_duration_since(self.branches[b].last));
+            self.next(b, s.tokens.len(), s.id, tools, now, &mut acts);
+        }
+        if self.branches.iter().all(|b| b.reason.is_some()) {
+            acts.push(Act::Finish);
+        }
+        acts
+    }
+
+    /// The first token of every answer, from the prompt's last row.
+    fn begin(&mut self, s: &Sequence, tools: &mut Tools, now: Instant, acts: &mut Vec<Act>) {
+        let first = self.branches[0].sampler.clone();
+        let row = (self.width > 1).then(|| tools.row.clone());
+        for choice in 1..self.width {
+            let sequence = tools.new_id();
+            let sampler = first.reseeded(self.seed.wrapping_add(choice as u64));
+            self.branches.push(Branch {
+                sequence,
+                sampler,
+                made: 0,
+                sum: 0.0,
+                held: Vec::new(),
+                last: now,
+                reason: None,
+            });
+        }
+        // The first keeps the sequence, so it is extended when the others have been forked from it.
+        for b in (0..self.width).rev() {
+            if let Some(row) = &row {
+                tools.row.clone_from(row);
+            }
+            self.next(b, s.tokens.len(), s.id, tools, now, acts);
+        }
+    }
+
+    /// One token of answer `b`, whose sequence has `length` tokens, or is about to be forked from `of`.
+    fn next(
+        &mut self,
+        b: usize,
+        length: usize,
+        of: u64,
+        tools: &mut Tools,
+        now: Instant,
+        acts: &mut Vec<Act>,
+    ) {
+        let branch = &mut self.branches[b];
+        let choice = match branch.sampler.next(tools.row, length, tools.scratch) {
+            Ok(choice) => choice,
+            Err(error) => return acts.push(Act::Fail(error)),
+        };
+        branch.last = now;
+        let token = choice.id;
+        let reason = if self.stop_ids.contains(&token) {
+            Some(FinishReason::Stop)
+        } else {
+            branch.made += 1;
+            self.made += 1;
+            branch.sum += f64::from(choice.logprob);
+            if self.compare {
+                branch.held.push(choice);
+            } else {
+                send(&self.events, b, choice);
+            }
+            let (branch, full) = (&self.branches[b], length + 1 >= tools.context);
+            match (branch.made >= self.max_tokens, full) {
+                (true, _) => Some(FinishReason::Length),
+                (_, true) => Some(FinishReason::ContextFull),
+                _ => None,
+            }
+        };
+        let branch = &mut self.branches[b];
+        branch.reason = reason;
+        match reason {
+            Some(reason) => {
+                if branch.sequence == of {
+                    acts.push(Act::End { sequence: of });
+                }
+                if !self.compare {
+                    self.finished(b, reason);
+                }
+            }
+            None if branch.sequence == of => acts.push(Act::Push { sequence: of, token }),
+            None => acts.push(Act::Fork { from: of, id: branch.sequence, token }),
+        }
+    }
+
+    fn search(&mut self, s: &Sequence, tools: &mut Tools) -> Vec<Act> {
+        let Some(search) = &mut self.search else { return Vec::new() };
+        let answer = search.tokens(s.id);
+        let k = search.candidates();
+        let sampler = &self.branches[0].sampler;
+        let next = match sampler.best(tools.row, k, answer, s.tokens.len(), tools.scratch) {
+            Ok(next) => next,
+            Err(error) => return vec![Act::Fail(error)],
+        };
+        if !search.offer(s.id, next) {
+            return Vec::new();
+        }
+        let made = search.length() + 1;
+        let full = made >= self.max_tokens || s.tokens.len() + 1 >= tools.context;
+        let stop_ids = &self.stop_ids;
+        let moves = search.advance(|t| stop_ids.contains(&t), full, || tools.new_id());
+        let mut acts: Vec<Act> = moves
+            .into_iter()
+            .map(|m| match m {
+                Move::Fork { from, id, token } => Act::Fork { from, id, token },
+                Move::Push { sequence, token } => Act::Push { sequence, token },
+                Move::Drop { sequence } => Act::End { sequence },
+            })
+            .collect();
+        if search.is_over() {
+            acts.push(Act::Finish);
+        }
+        acts
+    }
+
+    pub(crate) fn report_progress(&self, done: usize, total: usize) {
+        let _ = self.events.send(Event::Prefill { done, total });
+    }
+
+    /// Whether no token has been drawn yet.
+    pub(crate) fn is_new(&self) -> bool {
+        self.first.is_none()
+    }
+
+    fn finished(&self, choice: usize, reason: FinishReason) {
+        if self.width > 1 {
+            let _ = self.events.send(Event::Finished { choice: choice as u32, reason });
+        }
+    }
+
+    /// Ends the request: what was held back is compared and sent; answers that are not complete end for `reason`.
+    fn end(mut self, reason: FinishReason, submitted: Instant) {
+        // Why each answer ended that has not been told of.
+        let mut ended = Vec::new();
+        if let Some(search) = self.search.take() {
+            let cut = if reason == FinishReason::Stop { FinishReason::Length } else { reason };
+            for (choice, h) in search.best(self.n).into_iter().enumerate() {
+                self.made += h.tokens.len();
+                for (id, logprob) in h.tokens {
+                    send(&self.events, choice, Choice { id, logprob, top: Vec::new() });
+                }
+                ended.push((choice, if h.stopped { FinishReason::Stop } else { cut }));
+            }
+        } else if self.compare {
+            // By the mean log-probability; ties in the order of their seeds.
+            let mut order: Vec<usize> = (0..self.branches.len()).collect();
+            let mean = |b: &usize| self.branches[*b].sum / self.branches[*b].made.max(1) as f64;
+            order.sort_by(|x, y| mean(y).total_cmp(&mean(x)).then(x.cmp(y)));
+            for (choice, b) in order.into_iter().take(self.n).enumerate() {
+                let branch = &mut self.branches[b];
+                ended.push((choice, branch.reason.unwrap_or(reason)));
+                let held = std::mem::take(&mut branch.held);
+                held.into_iter().for_each(|c| send(&self.events, choice, c));
+            }
+        } else {
+            let open = self.branches.iter().enumerate().filter(|(_, b)| b.reason.is_none());
+            ended.extend(open.map(|(choice, _)| (choice, reason)));
+        }
+        ended.iter().for_each(|(choice, reason)| self.finished(*choice, *reason));
+        let told = if self.compare { None } else { self.branches[0].reason };
+        let first = told.or(ended.first().map(|e| e.1)).unwrap_or(reason);
+        let stats = self.stats(submitted);
+        let _ = self.events.send(Event::Done { reason: first, stats });
+    }
+
+    fn stats(&self, submitted: Instant) -> RequestStats {
+        let between = |from: Option<Instant>, to: Option<Instant>| match (from, to) {
+            (Some(from), Some(to)) => to.saturating_duration_since(from),
+            _ => Duration::ZERO,
+        };
+        RequestStats {
+            prompt_tokens: self.prompt,
+            cached_tokens: self.cached,
+            completion_tokens: self.made,
+            seed: self.seed,
+            queue: between(Some(submitted), self.admitted),
+            ttft: between(Some(submitted), self.first),
+            prefill: between(self.admitted, self.first),
+            decode: between(self.first, self.last),
+        }
+    }
+}
+
+/// A send that fails means a dropped stream, which has set `cancelled`.
+fn send(events: &Sender<Event>, choice: usize, c: Choice) {
+    let _ = events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
+}
+
+impl Client {
+    /// Uses the logits at position `at` of one of its sequences.
+    pub(crate) fn output(
+        &mut self,
+        s: &Sequence,
+        at: usize,
+        tools: &mut Tools,
+        between: impl FnMut(Duration),
+    ) -> Vec<Act> {
+        match &mut self.task {
+            Task::Generate(g) => g.output(s, tools, between),
+            Task::Score { from, scores, .. } => match checked_max(tools.row, at + 1) {
+                Ok(max) => {
+                    let next = s.tokens[at + 1];
+                    let lse = softmax::log_sum_exp(tools.row, max);
+                    scores[at + 1 - *from] = f64::from(tools.row[next as usize]) - lse;
+                    if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
+                }
+                Err(error) => vec![Act::Fail(error)],
+            },
+            Task::Logits { .. } => vec![Act::Finish],
+        }
+    }
+
+    // In both, a receiver that is gone has lost interest in the answer.
+
+    /// Ends the request; `row` has the logits of its last row.
+    pub(crate) fn finish(self, reason: FinishReason, row: &[f32]) {
+        let outcome = |done: bool| match reason {
+            _ if done => Ok(()),
+            FinishReason::Deadline => Err(Error::Deadline(self.deadline.unwrap_or_default())),
+            _ => Err(Error::Down),
+        };
+        match self.task {
+            Task::Generate(g) if reason == FinishReason::Deadline && g.is_new() => {
+                let _ = g.events.send(Event::Failed(Error::Deadline(self.deadline.unwrap_or_default())));
+            }
+            Task::Generate(g) => g.end(reason, self.submitted),
+            Task::Score { reply, scores, .. } => {
+                let _ = reply.send(outcome(reason == FinishReason::Stop).map(|()| scores));
+            }
+            Task::Logits { reply } => {
+                let _ = reply.send(outcome(reason == FinishReason::Stop).map(|()| row.to_vec()));
+            }
+        }
+    }
+
+    pub(crate) fn fail(self, error: Error) {
+        match self.task {
+            Task::Generate(g) => drop(g.events.send(Event::Failed(error))),
+            Task::Score { reply, .. } => drop(reply.send(Err(error))),
+            Task::Logits { reply } => drop(reply.send(Err(error))),
+        }
+    }
+}
