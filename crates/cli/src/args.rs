@@ -131,9 +131,9 @@ pub(crate) struct EngineArgs {
     /// Most memory to take, such as 2GiB or 500MB: shorter steps, a smaller cache and less context are chosen to fit [default: no limit]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Engine")]
     pub(crate) memory_budget: Option<u64>,
-    /// Number type of the KV cache
-    #[arg(long, value_enum, default_value_t = Kv::F16, help_heading = "Engine")]
-    pub(crate) kv: Kv,
+    /// Number type of the KV cache [default: f16]
+    #[arg(long, value_enum, help_heading = "Engine")]
+    pub(crate) kv: Option<Kv>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Engine")]
     pub(crate) device: Device,
@@ -183,9 +183,8 @@ pub(crate) struct LoraArgs {
 }
 
 /// A number type of the cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kv {
-    #[default]
     F16,
     Bf16,
     F32,

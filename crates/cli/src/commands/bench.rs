@@ -407,7 +407,7 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         ctx: None,
         threads: args.threads,
         memory_budget: None,
-        kv: Kv::F16,
+        kv: Some(Kv::F16),
         device: Device::Cpu,
         isa: args.isa,
     };

@@ -41,7 +41,7 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
         ctx: u32::try_from(context).ok(),
         threads: args.threads,
         memory_budget: args.memory_budget,
-        kv: Kv::F16,
+        kv: Some(Kv::F16),
         device: Device::Cpu,
         isa: args.isa,
     };
