@@ -8,6 +8,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{Eviction, Speculate};
 
+use crate::adapter::{self, Lora};
 use crate::instructions;
 use crate::memory::parse_bytes;
 
@@ -130,9 +131,9 @@ pub(crate) struct EngineArgs {
     /// Most memory to take, such as 2GiB or 500MB: shorter steps, a smaller cache and less context are chosen to fit [default: no limit]
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Engine")]
     pub(crate) memory_budget: Option<u64>,
-    /// Number type of the KV cache
-    #[arg(long, value_enum, default_value_t = Kv::F16, help_heading = "Engine")]
-    pub(crate) kv: Kv,
+    /// Number type of the KV cache [default: f16]
+    #[arg(long, value_enum, help_heading = "Engine")]
+    pub(crate) kv: Option<Kv>,
     /// Where to compute
     #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Engine")]
     pub(crate) device: Device,
@@ -209,10 +210,17 @@ pub(crate) enum Evict {
     Snapkv,
 }
 
+/// What is added to the model.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct LoraArgs {
+    /// Answer with a LoRA adapter: PEFT's directory or a GGUF file, and a factor on its strength
+    #[arg(long, value_name = "PATH[=SCALE]", value_parser = adapter::parse, help_heading = "Model")]
+    pub(crate) lora: Option<Lora>,
+}
+
 /// A number type of the cache.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kv {
-    #[default]
     F16,
     Bf16,
     F32,
@@ -304,6 +312,8 @@ pub(crate) struct Run {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     #[command(flatten)]
+    pub(crate) adapter: LoraArgs,
+    #[command(flatten)]
     pub(crate) sample: SampleArgs,
     #[command(flatten)]
     pub(crate) engine: EngineArgs,
@@ -339,6 +349,8 @@ pub(crate) struct Chat {
     pub(crate) load: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: LoraArgs,
     #[command(flatten)]
     pub(crate) sample: SampleArgs,
     #[command(flatten)]
@@ -492,6 +504,8 @@ pub(crate) struct Perplexity {
     pub(crate) file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    #[command(flatten)]
+    pub(crate) adapter: LoraArgs,
     /// Tokens of a window [default: 512, or the model's context if that is less]
     #[arg(short, long, value_name = "TOKENS", visible_alias = "context", value_parser = clap::value_parser!(u32).range(2..=CONTEXT_MAX))]
     pub(crate) ctx: Option<u32>,

@@ -1,6 +1,7 @@
 //! The `quarrel` binary: reads the command line, runs one command, turns its result into an exit code.
 #![forbid(unsafe_code)]
 
+mod adapter;
 mod args;
 mod chat_format;
 mod commands;

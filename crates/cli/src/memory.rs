@@ -10,7 +10,7 @@ use quarrel_hub::human_bytes;
 use quarrel_ir::{BLOCK_TOKENS, Limits, Program};
 use quarrel_model::{ModelSpec, decoder, weights};
 
-use crate::args::EngineArgs;
+use crate::args::{EngineArgs, Kv};
 use crate::session::Opened;
 use crate::{instructions, render};
 
@@ -110,7 +110,7 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
     if usage.batch > 1 {
         config.kv_blocks = Some(context.div_ceil(BLOCK_TOKENS).saturating_mul(usage.batch));
     }
-    let kv = kv_types(args.kv.into());
+    let kv = kv_types(args.kv);
     let need = |config: &EngineConfig, kv| planner.need(config, &planner.options(kv));
     let asked = need(&config, kv[0])?;
     if let Some(budget) = args.memory_budget {
@@ -141,11 +141,14 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
     Ok(fitted)
 }
 
-/// The type asked for, and the smaller ones that a budget may make of it.
-fn kv_types(asked: KvType) -> Vec<KvType> {
-    let mut types = vec![asked];
-    types.extend([KvType::F16, KvType::Q8_0, KvType::Q4_0].into_iter().filter(|t| t.bits() < asked.bits()));
-    types
+/// The type asked for, or the default, and those that a budget may make of it. Without a word about it precision may go down
+/// to 4 bits; f32, which is for comparisons, becomes the default; any other type that was asked for stays.
+fn kv_types(asked: Option<Kv>) -> Vec<KvType> {
+    match asked {
+        None => vec![KvType::F16, KvType::Q8_0, KvType::Q4_0],
+        Some(Kv::F32) => vec![KvType::F32, KvType::F16],
+        Some(kv) => vec![kv.into()],
+    }
 }
 
 /// Without a budget: what can never fit is refused; a cache that will not fit when it is full is only mentioned, because it
@@ -265,6 +268,15 @@ mod tests {
             ["", "MB", "-1GB", "2 apples", "1e9", "0", "nan", "inf", "1..5g", "99999999999999999999TB"]
         {
             assert!(parse_bytes(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_type_of_the_cache_that_was_asked_for_is_kept() {
+        assert_eq!(kv_types(None), [KvType::F16, KvType::Q8_0, KvType::Q4_0]);
+        assert_eq!(kv_types(Some(Kv::F32)), [KvType::F32, KvType::F16]);
+        for kv in [Kv::F16, Kv::Bf16, Kv::Q8_0, Kv::Q4_0] {
+            assert_eq!(kv_types(Some(kv)), [KvType::from(kv)]);
         }
     }
 

@@ -16,6 +16,7 @@ use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
 use serde_json::{Value, json};
 
+use crate::adapter::Lora;
 use crate::args::{Device, EngineArgs, EvictArgs, GuessArgs, ModelArgs};
 use crate::interrupt::Answering;
 use crate::memory::{self, Planner, Use};
@@ -60,8 +61,8 @@ impl Opened {
     }
 
     /// Loads the weights, for one conversation at a time.
-    pub(crate) fn load(&self, args: &EngineArgs) -> Result<Running> {
-        self.load_for(args, Use::ONE)
+    pub(crate) fn load(&self, args: &EngineArgs, lora: Option<&Lora>) -> Result<Running> {
+        self.load_for(args, Use::ONE, lora)
     }
 
     /// Loads the weights, and those of a draft model, for one conversation at a time.
@@ -70,11 +71,12 @@ impl Opened {
         args: &EngineArgs,
         guess: &GuessArgs,
         model: &ModelArgs,
+        lora: Option<&Lora>,
     ) -> Result<Running> {
         let speculate = guess.mode();
         let guesses = if speculate == Speculate::Off { 0 } else { guess.draft_max.into() };
         let draft = guess.draft.as_ref().map(|name| self.draft(model.clone().or_named(Some(name.clone()))));
-        let running = self.load_with(args, Use { guesses, ..Use::ONE }, draft.transpose()?.as_ref())?;
+        let running = self.load_with(args, Use { guesses, ..Use::ONE }, draft.transpose()?.as_ref(), lora)?;
         Ok(Running { speculate, ..running })
     }
 
@@ -100,12 +102,21 @@ impl Opened {
     }
 
     /// Loads the weights, with the sizes that flags and memory allow.
-    pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use) -> Result<Running> {
-        self.load_with(args, usage, None)
+    pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use, lora: Option<&Lora>) -> Result<Running> {
+        self.load_with(args, usage, None, lora)
     }
 
-    fn load_with(&self, args: &EngineArgs, usage: Use, draft: Option<&Source>) -> Result<Running> {
+    fn load_with(
+        &self,
+        args: &EngineArgs,
+        usage: Use,
+        draft: Option<&Source>,
+        lora: Option<&Lora>,
+    ) -> Result<Running> {
         let started = Instant::now();
+        let extra = lora.map(Lora::bytes).transpose()?.unwrap_or(0);
+        let memory_budget = args.memory_budget.map(|b| b.saturating_sub(extra));
+        let args = &EngineArgs { memory_budget, ..args.clone() };
         let planner = Planner::new(self, args)?;
         let sizes = memory::sizes(self, &planner, args, usage)?;
         let trained = planner.spec.context as usize;
@@ -148,7 +159,8 @@ impl Opened {
             quarrel_hub::human_bytes(handle.info().device_bytes as u64),
             started.elapsed().as_secs_f64()
         ));
-        Ok(Running { handle, trained, load: started.elapsed(), speculate: Speculate::Off })
+        let adapter = lora.map(|l| l.load(&handle)).transpose()?;
+        Ok(Running { handle, trained, adapter, load: started.elapsed(), speculate: Speculate::Off })
     }
 }
 
@@ -183,6 +195,8 @@ pub(crate) struct Running {
     pub(crate) handle: Handle,
     /// Context that the model was trained for, in tokens.
     pub(crate) trained: usize,
+    /// Name of the adapter to answer with.
+    pub(crate) adapter: Option<String>,
     pub(crate) load: Duration,
     /// How answers are guessed ahead.
     pub(crate) speculate: Speculate,
@@ -236,6 +250,7 @@ impl Running {
             speculate: self.speculate,
             eviction: ask.evict.policy(),
             kv_tokens: ask.evict.kv_tokens,
+            adapter: self.adapter.clone(),
             ..Request::new(ask.prompt)
         };
         let answering = Answering::begin();

@@ -3,6 +3,7 @@
 
 use quarrel_conform::compare;
 use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_engine::{Engine, LoadOptions};
 use quarrel_formats::Source;
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{Device, Limits, Readout, SeqStep, StepInputs};
@@ -101,4 +102,43 @@ fn reference_equals_peft() {
 fn cpu_equals_peft() {
     let options = CpuOptions { threads: Some(2), ..CpuOptions::default() };
     check(&|| Box::new(Cpu::new(options).unwrap()), 1e-3, 0.1);
+}
+
+/// The files of two adapters, and none, by way of a running engine.
+#[test]
+fn an_engine_loads_adapters_from_files_while_it_runs() {
+    let goldens = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
+    let base = goldens.join("tiny/llama3");
+    let model: Model = json(base.join("golden.json"));
+    let source = Source::open(base.join("model.gguf")).unwrap();
+    let device = Box::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap());
+    let loaded = Engine::load(&source, device, &LoadOptions::default(), |_| (), |_| ()).unwrap();
+    let handle = loaded.handle;
+    let prompt = model.prompts[0].clone();
+    let plain = handle.logits(prompt.clone()).unwrap();
+    // The row after the first prompt.
+    let row = (prompt.len() - 1) * model.vocab_size..prompt.len() * model.vocab_size;
+    for (name, file) in [("llama3-rslora", "adapter.gguf"), ("llama3-head", "")] {
+        let dir = goldens.join("adapters").join(name);
+        let info = handle.load_adapter(name, dir.join(file), 1.0).unwrap();
+        assert_eq!((info.name.as_str(), info.uses), (name, 0));
+        let off = handle.load_adapter("off", dir.join(file), 0.0).unwrap();
+        assert_eq!(off.bytes, info.bytes);
+        let all = std::fs::read(dir.join("logits.bin")).unwrap();
+        let want: Vec<f32> = all[4 * row.start..4 * row.end]
+            .chunks_exact(4)
+            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
+            .collect();
+        let got = handle.logits_with(prompt.clone(), Some(name)).unwrap();
+        let diff = compare::max_abs_diff(&want, &got);
+        assert!(diff < 0.1, "{name}: {diff:e}");
+        assert!(handle.logits_with(prompt.clone(), Some("off")).unwrap() == plain, "a scale of 0");
+        handle.unload_adapter("off").unwrap();
+    }
+    let e = handle.load_adapter("g", goldens.join("adapters/gemma3"), 1.0).unwrap_err().to_string();
+    assert!(e.contains("use the adapter with the model that it was trained on"), "{e}");
+    let e = handle.load_adapter("llama3-head", goldens.join("adapters/llama3-head"), 1.0).unwrap_err();
+    assert!(e.to_string().contains("is loaded already"), "{e}");
+    let e = handle.load_adapter("x", base.join("model.gguf"), 1.0).unwrap_err().to_string();
+    assert!(e.contains("general.type"), "{e}");
 }

@@ -627,6 +627,90 @@ mod tests {
         }
     }
 
+    /// Numbers in -1..1 that repeat late.
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i + 1) * (seed * 2 + 7919) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn every_type_gives_back_a_token_whatever_lies_beside_it() {
+        for (head_dim, v_dim) in
+            [(64, 64), (33, 33), (40, 80), (80, 40), (96, 112), (112, 96), (1, 7), (256, 128)]
+        {
+            let layer = KvLayer { kv_heads: 2, head_dim, v_dim, window: None };
+            for (kind, isa) in
+                KvType::ALL.into_iter().flat_map(|k| Isa::available().into_iter().map(move |i| (k, i)))
+            {
+                let mut pool = KvPool::new(&[layer; 2], kind, 2).unwrap();
+                let (nk, nv) = (2 * head_dim as usize, 2 * v_dim as usize);
+                let read = |pool: &KvPool, token| {
+                    let (mut k, mut v) = (vec![0.0; nk], vec![0.0; nv]);
+                    pool.read_token(1, 1, token, &mut k, &mut v);
+                    (k, v)
+                };
+                let (k, v) = (numbers(nk, 1), numbers(nv, 2));
+                pool.write_token(isa, 1, 1, 5, &k, &v);
+                let alone = read(&pool, 5);
+                for token in (0..BLOCK_TOKENS).filter(|t| *t != 5) {
+                    pool.write_token(isa, 1, 1, token, &numbers(nk, token + 3), &numbers(nv, token + 4));
+                }
+                assert!(read(&pool, 5) == alone, "{kind:?} {isa} {head_dim}: a neighbour changed a token");
+                // Half a step of the largest number of a group, or a whole one at the end of the four bits' range.
+                let tolerance = match kind {
+                    KvType::F32 => 0.0,
+                    KvType::F16 => 1.0 / 2048.0,
+                    KvType::BF16 => 1.0 / 256.0,
+                    KvType::Q8_0 => 1.0 / 127.0,
+                    KvType::Q4_0 => 1.0 / 8.0,
+                };
+                for (x, y) in [(&k, &alone.0), (&v, &alone.1)] {
+                    let size =
+                        |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x * x)).sum::<f64>().sqrt();
+                    let error = size(&mut x.iter().zip(y).map(|(x, y)| x - y));
+                    let all = size(&mut x.iter().copied());
+                    assert!(error <= 1.5 * tolerance * all, "{kind:?} {isa} {head_dim}: {error} of {all}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_nan_is_given_back() {
+        let layer = KvLayer { kv_heads: 1, head_dim: 64, v_dim: 64, window: None };
+        for (kind, bad) in KvType::ALL.into_iter().flat_map(|k| [(k, f32::NAN), (k, f32::INFINITY)]) {
+            let mut pool = KvPool::new(&[layer], kind, 1).unwrap();
+            let mut x = numbers(64, 1);
+            x[9] = bad;
+            pool.write_token(Isa::detect(), 0, 0, 3, &x, &x);
+            let (mut k, mut v) = (vec![0.0; 64], vec![0.0; 64]);
+            pool.read_token(0, 0, 3, &mut k, &mut v);
+            assert!(!k[9].is_finite() && !v[9].is_finite(), "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_is_saved_and_loaded_whole() {
+        let layer = KvLayer { kv_heads: 2, head_dim: 40, v_dim: 40, window: None };
+        for kind in KvType::ALL {
+            let mut pool = KvPool::new(&[layer; 3], kind, 4).unwrap();
+            let (x, mut bytes) = (numbers(80, 1), vec![0; pool.page_bytes()]);
+            pool.write_token(Isa::detect(), 2, 1, 3, &x, &x);
+            pool.save(1, &mut bytes).unwrap();
+            pool.load(3, &bytes).unwrap();
+            assert_eq!(pool.resident(), 2 * pool.page_bytes(), "{kind:?}");
+            let token = |page| {
+                let (mut k, mut v) = (vec![0.0; 80], vec![0.0; 80]);
+                pool.read_token(2, page, 3, &mut k, &mut v);
+                (k, v)
+            };
+            assert!(token(1) == token(3) && token(3).0 != vec![0.0; 80], "{kind:?}");
+            for (page, bytes) in [(4, &bytes[..]), (0, &bytes[1..]), (0, &[])] {
+                assert!(pool.load(page, bytes).unwrap_err().to_string().contains("block"), "{kind:?}");
+                assert!(pool.save(page, &mut bytes.to_vec()).is_err(), "{kind:?}");
+            }
+        }
+    }
+
     #[test]
     fn a_cache_beyond_all_memory_is_refused() {
         let layer = KvLayer { kv_heads: 8, head_dim: 128, v_dim: 128, window: None };

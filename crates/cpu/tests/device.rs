@@ -236,6 +236,59 @@ fn quantised_weights_and_half_precision_caches_stay_close_to_the_reference() {
 }
 
 #[test]
+fn every_type_of_cache_stays_as_close_to_the_reference_as_it_can() {
+    for (i, shape) in shapes().into_iter().enumerate() {
+        let a = tokens(1, 150);
+        let program = decoder(&model(shape), &Options { fuse: true });
+        let want = Rig::new(Box::new(Reference::default()), &program, DType::F32).step(&[(0, 0, &a)]);
+        // Ten steps of the largest number that shares a scale.
+        for (kv, step) in [
+            (KvType::F16, 1.0 / 2048.0),
+            (KvType::BF16, 1.0 / 256.0),
+            (KvType::Q8_0, 1.0 / 254.0),
+            (KvType::Q4_0, 1.0 / 16.0),
+        ] {
+            for isa in Isa::available() {
+                let options = CpuOptions { threads: Some(2), isa: Some(isa), kv, ..CpuOptions::default() };
+                let got = Rig::cpu(options, &program, DType::F32).step(&[(0, 0, &a)]);
+                let worst = worst(&got, &want);
+                assert!(worst < 10.0 * step, "shape {i}, {kv:?}, {isa}: {worst}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_saved_block_continues_like_the_original() {
+    let program = decoder(&model(BASE), &Options { fuse: true });
+    let a = tokens(6, 40);
+    let cpus = KvType::ALL.map(|kv| {
+        let options = CpuOptions { threads: Some(2), kv, ..CpuOptions::default() };
+        Rig::cpu(options, &program, DType::Q8_0)
+    });
+    for mut rig in cpus.into_iter().chain([Rig::new(Box::new(Reference::default()), &program, DType::Q8_0)]) {
+        rig.step(&[(0, 0, &a[..33])]);
+        let mut bytes = vec![0; rig.device.block_bytes(rig.prepared)];
+        let saved: Vec<Vec<u8>> = (0..3)
+            .map(|b| (b * 37 + 11) % BLOCKS)
+            .map(|b| {
+                rig.device.save_block(rig.prepared, b, &mut bytes).unwrap();
+                bytes.clone()
+            })
+            .collect();
+        let want = rig.step(&[(0, 33, &a[33..])]);
+        for (b, data) in saved.iter().enumerate() {
+            let block = BLOCKS + (b as u32 * 37 + 11) % BLOCKS;
+            rig.device.load_block(rig.prepared, block, data).unwrap();
+        }
+        assert_eq!(bits(&rig.step(&[(1, 33, &a[33..])])), bits(&want));
+        let short = rig.device.load_block(rig.prepared, 0, &bytes[1..]).unwrap_err().to_string();
+        assert!(short.contains("a block of this cache has"), "{short}");
+        assert!(rig.device.save_block(rig.prepared, 3 * BLOCKS, &mut bytes).is_err());
+    }
+}
+
+#[test]
 fn bits_depend_on_nothing_but_the_sequence() {
     let gemma = Shape { arch: &GEMMA3, style: RopeStyle::Neox, window: Some(150), ..BASE };
     for (i, shape) in [BASE, Shape { heads: 5, kv_heads: 1, head_dim: 40, ..gemma }].into_iter().enumerate() {

@@ -36,14 +36,14 @@ impl Batch {
         let mut seqs: Vec<SeqStep> = Vec::with_capacity(plan.len());
         for chunk in plan {
             let s = &running[chunk.running];
-            let first = self.tokens.len();
+            let (first, adapter) = (self.tokens.len(), s.adapter);
             let Some((a, tables)) = ahead.iter().zip(&tables).find(|(a, _)| a.id == s.id) else {
                 self.outputs.extend(chunk.outputs.clone().map(|o| (first + o - chunk.rows.start) as u32));
                 self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
                 let (rows, start) = (chunk.rows.len(), chunk.rows.start - s.dropped);
                 let observed = s.evictor.as_ref().map_or(0, |e| e.observe(start, rows));
                 let observe = (observed > 0).then_some(Observe { slot: s.slot(), rows: observed });
-                seqs.push(SeqStep { observe, ..SeqStep::new(rows, start, &s.blocks) });
+                seqs.push(SeqStep { observe, adapter, ..SeqStep::new(rows, start, &s.blocks) });
                 continue;
             };
             let copy = |(row, branch): &(usize, usize)| KvCopy {
@@ -53,7 +53,8 @@ impl Batch {
             self.copies.extend(a.layout.shared.iter().map(copy));
             for (branch, blocks) in a.layout.branches.iter().zip(tables) {
                 self.tokens.extend(branch.nodes.iter().map(|n| a.tree.nodes()[*n].token));
-                seqs.push(SeqStep::new(branch.nodes.len(), a.root + branch.depth, blocks));
+                let step = SeqStep::new(branch.nodes.len(), a.root + branch.depth, blocks);
+                seqs.push(SeqStep { adapter, ..step });
             }
             self.outputs.extend(first as u32..self.tokens.len() as u32);
         }

@@ -1,5 +1,6 @@
 //! A request beside its sequences: what it still has to make, and what its caller hears of it.
 
+use crate::adapters::Use;
 use crate::beam::{Move, Search};
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
@@ -28,6 +29,8 @@ pub(crate) struct Client {
     pub(crate) deadline: Option<Duration>,
     /// Its sequences in the scheduler.
     pub(crate) sequences: Vec<u64>,
+    /// Held until the request is over.
+    pub(crate) adapter: Option<Use>,
     pub(crate) task: Task,
 }
 
@@ -442,6 +445,7 @@ impl Client {
 
     /// Ends the request; `row` has the logits of its last row.
     pub(crate) fn finish(self, reason: FinishReason, row: &[f32]) {
+        drop(self.adapter); // before anyone can learn that the request is over
         let outcome = |done: bool| match reason {
             _ if done => Ok(()),
             FinishReason::Deadline => Err(Error::Deadline(self.deadline.unwrap_or_default())),
@@ -462,6 +466,7 @@ impl Client {
     }
 
     pub(crate) fn fail(self, error: Error) {
+        drop(self.adapter);
         match self.task {
             Task::Generate(g) => drop(g.events.send(Event::Failed(error))),
             Task::Score { reply, .. } => drop(reply.send(Err(error))),

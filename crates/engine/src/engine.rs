@@ -1,6 +1,7 @@
 //! The engine's thread: takes commands, plans a step, runs it on the device, samples, and sends events. The only place of
 //! this crate with a device in it; the clock is read here and at submission.
 
+use crate::adapters::{AdapterInfo, AdapterLimits, NewAdapter, Registry};
 use crate::batch::Batch;
 use crate::block_manager::Digest;
 use crate::client::{Act, Client, Generation, Task, Tools};
@@ -16,6 +17,7 @@ use crate::tier::{Bytes, DiskCache, MoveCost, Tier};
 use crate::watchdog::Watchdog;
 use crate::{Error, Result};
 use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, Weight};
+use quarrel_model::ModelSpec;
 use sha2::{Digest as _, Sha256};
 use std::{
     any::Any,
@@ -61,6 +63,8 @@ pub struct EngineConfig {
     pub row_cost_permille: Option<u16>,
     /// A step that takes longer than this is one that hangs.
     pub step_limit: Duration,
+    /// Bounds on the adapters that are loaded at once.
+    pub adapters: AdapterLimits,
     /// Bytes of ordinary memory for blocks that the device has no room for: of preempted sequences and of the prefix cache.
     pub host_cache: usize,
     /// A directory in which the prefix cache survives the process. Needs `identity`.
@@ -84,6 +88,7 @@ impl EngineConfig {
             guesses: 12,
             row_cost_permille: None,
             step_limit: Duration::from_secs(300),
+            adapters: AdapterLimits::default(),
             host_cache: 0,
             disk_cache: None,
             identity: None,
@@ -164,11 +169,23 @@ impl Engine {
     /// [`Engine::start`] with a smaller model that guesses tokens ahead, for requests with [`Speculate::Draft`] or
     /// [`Speculate::Auto`]. Its tokens must mean the same; only the size of the vocabulary is checked here.
     pub fn start_with_draft(
+        device: Box<dyn Device>,
+        program: Program,
+        weights: &[Weight],
+        config: EngineConfig,
+        draft: Option<DraftModel>,
+    ) -> Result<Handle> {
+        Engine::start_model(device, program, weights, config, draft, None)
+    }
+
+    /// The same; adapters can be read from files if the specification of the Program is known.
+    pub(crate) fn start_model(
         mut device: Box<dyn Device>,
         program: Program,
         weights: &[Weight],
         config: EngineConfig,
         draft: Option<DraftModel>,
+        spec: Option<ModelSpec>,
     ) -> Result<Handle> {
         let limits = config.check()?;
         let vocab = program.logits.map_or(0, |l| l.cols as usize);
@@ -177,6 +194,7 @@ impl Engine {
         }
         let evicts = quarrel_ir::evict::key_rotations(&program).is_ok();
         let heads = program.kv.iter().map(|l| l.kv_heads as usize).sum();
+        let model = spec.map(|spec| (spec, program.clone()));
         let prepared = device.prepare(
             program,
             weights,
@@ -201,6 +219,7 @@ impl Engine {
         // Waiting requests bound the channel; the slack is for cancellations.
         let (sender, commands) = sync_channel(config.max_queue + 64);
         let shared = Arc::new(Shared::default());
+        let adapters = Registry::new(config.adapters);
         let mut worker = Worker {
             device,
             prepared,
@@ -222,6 +241,7 @@ impl Engine {
             epoch: Instant::now(),
             stats: EngineStats { blocks_total: limits.blocks, ..EngineStats::default() },
             shared: shared.clone(),
+            adapters: adapters.clone(),
         };
         let watchdog =
             Watchdog::start(shared.clone(), config.step_limit).map_err(|e| Error::Thread(e.to_string()))?;
@@ -229,7 +249,8 @@ impl Engine {
             .name("engine".into())
             .spawn(move || worker.supervise(commands))
             .map_err(|e| Error::Thread(e.to_string()))?;
-        Ok(Handle::new(info, config.max_queue, shared, sender, thread, watchdog))
+        let handle = Handle::new(info, config.max_queue, shared, sender, thread, watchdog, (adapters, model));
+        Ok(handle)
     }
 }
 
@@ -259,6 +280,7 @@ struct Worker {
     epoch: Instant,
     stats: EngineStats,
     shared: Arc<Shared>,
+    adapters: Registry,
 }
 
 impl Worker {
@@ -276,6 +298,7 @@ impl Worker {
 
     fn run(&mut self, commands: &Receiver<Command>) {
         loop {
+            self.free_adapters();
             self.take_fetched();
             if self.clients.is_empty() {
                 debug_assert_eq!(self.scheduler.check_integrity(), Ok(()));
@@ -317,8 +340,17 @@ impl Worker {
                 }
                 return;
             }
+            Command::LoadAdapter(new, reply) => {
+                // A caller who is gone finds the adapter in the list.
+                return drop(reply.send(self.load_adapter(*new)));
+            }
+            Command::FreeAdapters(reply) => {
+                self.free_adapters();
+                let _ = reply.send(()); // as above
+                return;
+            }
         };
-        let Job { id, work, submitted, cancelled, place } = *job;
+        let Job { id, work, submitted, cancelled, place, adapter } = *job;
         self.next_id += 1;
         let sequence = self.next_id;
         let mut standing = Standing { arrived: submitted - self.epoch, ..Standing::default() };
@@ -346,14 +378,24 @@ impl Worker {
         };
         standing.deadline = deadline.map(|d| standing.arrived.saturating_add(d));
         self.stats.requests[standing.class as usize] += 1;
-        let client =
-            Client { submitted, cancelled, place: Some(place), deadline, sequences: vec![sequence], task };
+        let root = adapter.as_ref().map_or(self.root, |a| a.root(&self.root));
+        let handle = adapter.as_ref().map(|a| a.handle);
+        let client = Client {
+            submitted,
+            cancelled,
+            place: Some(place),
+            deadline,
+            sequences: vec![sequence],
+            adapter,
+            task,
+        };
         let sequence = Sequence {
             request: id,
             standing,
             retention,
             evictor,
-            ..Sequence::new(sequence, self.root, tokens, goal)
+            adapter: handle,
+            ..Sequence::new(sequence, root, tokens, goal)
         };
         self.clients.insert(id, client);
         self.admit(sequence);
@@ -399,6 +441,27 @@ impl Worker {
             self.stats.device_errors += 1;
             self.scheduler.clear();
             self.fail_all(&error.into());
+        }
+    }
+
+    /// Between two steps, so that no step sees half of it.
+    fn load_adapter(&mut self, new: NewAdapter) -> Result<AdapterInfo> {
+        self.adapters.lock().check_new(&new.info)?;
+        let handle = self
+            .device
+            .load_adapter(self.prepared, &new.parts)
+            .map_err(|e| Error::Adapter { name: new.info.name.clone(), why: e.to_string() })?;
+        let info = new.info.clone();
+        self.adapters.lock().insert(new, handle);
+        self.publish_stats();
+        Ok(info)
+    }
+
+    fn free_adapters(&mut self) {
+        let free = self.adapters.lock().take_free();
+        for adapter in free {
+            let freed = self.device.unload_adapter(self.prepared, adapter);
+            debug_assert!(freed.is_ok(), "{freed:?}");
         }
     }
 
@@ -710,6 +773,7 @@ impl Worker {
         (s.blocks_used, s.blocks_cached, s.blocks_total) = scheduler.blocks();
         (s.keys, s.last_budget) = (scheduler.keys(), scheduler.budget());
         (s.step_time, s.row_time) = (scheduler.pace().predict(1), scheduler.pace().per_row());
+        (s.adapters, s.adapter_bytes) = self.adapters.lock().held();
         if let Some(figures) = self.tier.as_ref().map(Tier::figures) {
             (s.host_blocks, s.host_bytes) = (figures.host_blocks, figures.host_bytes);
             (s.disk_blocks, s.disk_bytes) = (figures.disk_blocks, figures.disk_bytes);

@@ -1,5 +1,6 @@
 //! The caller's side of the engine: submit, score, cancel. Everything crosses to the engine's thread by one bounded channel.
 
+use crate::adapters::{AdapterInfo, NewAdapter, Registry, Use};
 use crate::engine::EngineInfo;
 use crate::events::Event;
 use crate::evict::{Eviction, EvictionStats, Evictor};
@@ -8,8 +9,11 @@ use crate::speculate::Speculate;
 use crate::statistics::EngineStats;
 use crate::watchdog::{Pulse, Watchdog};
 use crate::{Error, Result};
-use quarrel_ir::BLOCK_TOKENS;
+use quarrel_formats::Source;
+use quarrel_ir::{AdapterPart, BLOCK_TOKENS, Program};
+use quarrel_model::{ModelSpec, lora};
 use std::{
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
@@ -29,6 +33,29 @@ pub(crate) enum Work {
     Logits { tokens: Vec<u32>, reply: SyncSender<Result<Vec<f32>>> },
 }
 
+/// A text to score.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ScoreRequest {
+    /// The text.
+    pub tokens: Vec<u32>,
+    /// The first token to score, at least 1: nothing precedes the first.
+    pub from: usize,
+    /// What happens when it outgrows `kv_tokens`, as for [`Request::eviction`]; SnapKV takes the tokens for an answer without a
+    /// prompt.
+    pub eviction: Eviction,
+    /// Most tokens in the cache; the engine's context if not given.
+    pub kv_tokens: Option<u32>,
+    /// Name of a loaded adapter.
+    pub adapter: Option<String>,
+}
+
+impl ScoreRequest {
+    /// Scores `tokens[from..]` within the context, without an adapter.
+    pub fn new(tokens: Vec<u32>, from: usize) -> ScoreRequest {
+        ScoreRequest { tokens, from, eviction: Eviction::default(), kv_tokens: None, adapter: None }
+    }
+}
+
 /// What scoring a text gives.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Scores {
@@ -46,12 +73,16 @@ pub(crate) struct Job {
     pub(crate) cancelled: Arc<AtomicBool>,
     /// Held while the job waits.
     pub(crate) place: Place,
+    pub(crate) adapter: Option<Use>,
 }
 
 /// What a handle sends.
 pub(crate) enum Command {
     Run(Box<Job>),
     Cancel(u64),
+    LoadAdapter(Box<NewAdapter>, SyncSender<Result<AdapterInfo>>),
+    /// Those that nobody uses any more.
+    FreeAdapters(SyncSender<()>),
 }
 
 /// A place in the queue; dropping it makes room for another.
@@ -125,6 +156,9 @@ struct Inner {
     waiting: Arc<AtomicUsize>,
     next_id: AtomicU64,
     shared: Arc<Shared>,
+    adapters: Registry,
+    /// What adapters are fitted to.
+    model: Option<(ModelSpec, Program)>,
     /// Taken on drop, so that the thread sees the end of the channel before it is joined.
     commands: Option<SyncSender<Command>>,
     thread: Option<JoinHandle<()>>,
@@ -153,6 +187,7 @@ impl Handle {
         commands: SyncSender<Command>,
         thread: JoinHandle<()>,
         watchdog: Watchdog,
+        (adapters, model): (Registry, Option<(ModelSpec, Program)>),
     ) -> Handle {
         Handle(Arc::new(Inner {
             info,
@@ -160,6 +195,8 @@ impl Handle {
             waiting: Arc::default(),
             next_id: AtomicU64::new(1),
             shared,
+            adapters,
+            model,
             commands: Some(commands),
             thread: Some(thread),
             _watchdog: watchdog,
@@ -168,7 +205,7 @@ impl Handle {
 
     /// Queues a request. Refused at once if it makes no sense for this model, is longer than the context, the queue is full
     /// (for batch requests from three quarters on, for background ones from a half), or it would miss its deadline by
-    /// waiting; the refusal says when to try again. Dropping the stream aborts the request, also in the middle of its prompt.
+    /// waiting; the refusal says when to try again. An adapter that is not loaded is refused too. Dropping the stream aborts the request, also in the middle of its prompt.
     pub fn submit(&self, request: Request) -> Result<Stream> {
         request.check(self.0.info.vocab, self.0.info.context)?;
         self.check_evicts(request.eviction)?;
@@ -186,7 +223,8 @@ impl Handle {
         }
         let (events, receiver) = channel();
         let class = request.class;
-        let (id, cancelled) = self.send(Work::Generate { request, events }, class)?;
+        let adapter = self.adapter(request.adapter.as_deref())?;
+        let (id, cancelled) = self.send(Work::Generate { request, events }, class, adapter)?;
         Ok(Stream { id, events: receiver, cancelled, shared: self.0.shared.clone(), over: false })
     }
 
@@ -202,18 +240,12 @@ impl Handle {
     /// The natural logarithm of the probability of each `tokens[i]`, `i >= from`, given all tokens before it: an exact
     /// log-softmax in f64. `from` is at least 1, for nothing precedes the first token. Waits for the result.
     pub fn score(&self, tokens: Vec<u32>, from: usize) -> Result<Vec<f64>> {
-        Ok(self.score_evicting(tokens, from, Eviction::Refuse, None)?.log_probs)
+        Ok(self.score_with(ScoreRequest::new(tokens, from))?.log_probs)
     }
 
-    /// The same with at most `kv_tokens` tokens in the cache (the context if not given) and what happens then, as for
-    /// [`Request::eviction`]; SnapKV takes the tokens for an answer without a prompt.
-    pub fn score_evicting(
-        &self,
-        tokens: Vec<u32>,
-        from: usize,
-        eviction: Eviction,
-        kv_tokens: Option<u32>,
-    ) -> Result<Scores> {
+    /// The same with what a [`ScoreRequest`] may ask for.
+    pub fn score_with(&self, request: ScoreRequest) -> Result<Scores> {
+        let ScoreRequest { tokens, from, eviction, kv_tokens, adapter } = request;
         let context = self.0.info.context;
         check_budget(kv_tokens, context)?;
         let budget = kv_tokens.map_or(context, |n| n as usize);
@@ -228,16 +260,89 @@ impl Handle {
             return Err(Error::Field { field: "from", value, range: "1 or more, and a token's position" });
         }
         let (reply, answer) = sync_channel(1);
-        self.send(Work::Score { tokens, from, evictor, reply }, Class::Interactive)?;
+        let adapter = self.adapter(adapter.as_deref())?;
+        self.send(Work::Score { tokens, from, evictor, reply }, Class::Interactive, adapter)?;
         self.0.shared.wait(&answer)?
     }
 
     /// The model's logits after `tokens`, `[vocab]`. Waits for the result.
     pub fn logits(&self, tokens: Vec<u32>) -> Result<Vec<f32>> {
+        self.logits_with(tokens, None)
+    }
+
+    /// The same with an adapter.
+    pub fn logits_with(&self, tokens: Vec<u32>, adapter: Option<&str>) -> Result<Vec<f32>> {
         self.check_length(&tokens)?;
         let (reply, answer) = sync_channel(1);
-        self.send(Work::Logits { tokens, reply }, Class::Interactive)?;
+        let adapter = self.adapter(adapter)?;
+        self.send(Work::Logits { tokens, reply }, Class::Interactive, adapter)?;
         self.0.shared.wait(&answer)?
+    }
+
+    /// Loads an adapter from PEFT's directory or a GGUF file while others run, and names it for [`Request::adapter`]. Its
+    /// scale is multiplied by `scale`. The file is read here; the engine's thread only takes it in, between two steps.
+    /// Refused are names that are taken, files that are not understood or made for another model, and what exceeds
+    /// [`crate::EngineConfig::adapters`].
+    pub fn load_adapter(&self, name: &str, path: impl AsRef<Path>, scale: f32) -> Result<AdapterInfo> {
+        let refused = |why: String| Error::Adapter { name: name.into(), why };
+        let Some((spec, program)) = &self.0.model else {
+            return Err(refused("this engine was started without its model's specification".into()));
+        };
+        let path = path.as_ref();
+        let source = Source::open_adapter(path).map_err(quarrel_model::Error::from)?;
+        let lora = lora::read(&source)?;
+        // Bounds first, before the numbers are decoded.
+        let mut new = NewAdapter::new(name, path.display().to_string(), scale, lora.ranks(), Vec::new());
+        new.info.bytes = 4 * lora.parameters();
+        self.0.adapters.lock().check_new(&new.info)?;
+        let parts = lora.parts(spec, program, scale)?;
+        self.load(NewAdapter::new(name, new.info.path, scale, lora.ranks(), parts))
+    }
+
+    /// Loads an adapter from parts that are fitted to the Program already.
+    pub fn load_adapter_parts(
+        &self,
+        name: &str,
+        parts: Vec<AdapterPart>,
+        rank: usize,
+    ) -> Result<AdapterInfo> {
+        self.load(NewAdapter::new(name, String::new(), 1.0, (rank, rank), parts))
+    }
+
+    fn load(&self, new: NewAdapter) -> Result<AdapterInfo> {
+        let (reply, answer) = sync_channel(1);
+        self.command(Command::LoadAdapter(Box::new(new), reply))?;
+        self.0.shared.wait(&answer)?
+    }
+
+    /// Takes an adapter's name away: no request can choose it any more, and it may be given to another. Requests that have
+    /// it, those that wait included, keep it to their end, and its memory is freed with the last of them; the answer is
+    /// how many there are.
+    pub fn unload_adapter(&self, name: &str) -> Result<usize> {
+        let uses = self.0.adapters.lock().unload(name)?;
+        let (reply, answer) = sync_channel(1);
+        self.command(Command::FreeAdapters(reply))?;
+        self.0.shared.wait(&answer)?;
+        Ok(uses)
+    }
+
+    /// The adapters that requests can choose, by name.
+    pub fn adapters(&self) -> Vec<AdapterInfo> {
+        self.0.adapters.lock().list()
+    }
+
+    fn adapter(&self, name: Option<&str>) -> Result<Option<Use>> {
+        name.map(|n| self.0.adapters.acquire(n)).transpose()
+    }
+
+    fn check_alive(&self) -> Result<()> {
+        if self.0.shared.pulse.is_stuck() { Err(self.0.shared.why_down()) } else { Ok(()) }
+    }
+
+    fn command(&self, command: Command) -> Result<()> {
+        self.check_alive()?;
+        let commands = self.0.commands.as_ref().ok_or(Error::Down)?;
+        commands.send(command).map_err(|_| self.0.shared.why_down())
     }
 
     /// What runs.
@@ -286,22 +391,19 @@ impl Handle {
         Ok(())
     }
 
-    fn send(&self, work: Work, class: Class) -> Result<(u64, Arc<AtomicBool>)> {
+    fn send(&self, work: Work, class: Class, adapter: Option<Use>) -> Result<(u64, Arc<AtomicBool>)> {
         let limit = match class {
             Class::Interactive => self.0.queue_max,
             Class::Batch => self.0.queue_max.div_ceil(4) * 3,
             Class::Background => self.0.queue_max.div_ceil(2),
         };
-        if self.0.shared.pulse.is_stuck() {
-            return Err(self.0.shared.why_down());
-        }
+        self.check_alive()?;
         let place = Place::take(&self.0.waiting, limit.min(self.0.queue_max))
             .ok_or_else(|| Error::QueueFull { limit, retry_after: self.0.shared.wait_time() })?;
         let id = self.0.next_id.fetch_add(1, Ordering::Relaxed);
         let cancelled = Arc::new(AtomicBool::new(false));
-        let job = Job { id, work, submitted: Instant::now(), cancelled: cancelled.clone(), place };
-        let commands = self.0.commands.as_ref().ok_or(Error::Down)?;
-        commands.send(Command::Run(Box::new(job))).map_err(|_| self.0.shared.why_down())?;
+        let job = Job { id, work, submitted: Instant::now(), cancelled: cancelled.clone(), place, adapter };
+        self.command(Command::Run(Box::new(job)))?;
         Ok((id, cancelled))
     }
 }

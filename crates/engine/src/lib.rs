@@ -5,6 +5,7 @@
 //! share of each step, `batch` makes the step, the device runs it, `sampler` draws a token, and `events` go back.
 #![forbid(unsafe_code)]
 
+mod adapters;
 mod batch;
 mod beam;
 mod block_manager;
@@ -25,10 +26,11 @@ mod statistics;
 mod tier;
 mod watchdog;
 
+pub use adapters::{AdapterInfo, AdapterLimits};
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
-pub use handle::{Handle, Scores, Stream};
+pub use handle::{Handle, ScoreRequest, Scores, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
 pub use request::{Beams, Class, DynamicTemperature, LOGPROBS_MAX, Request, Retention, Sampling, WIDTH_MAX};
 pub use speculate::{DraftConfig, DraftModel, Speculate};
@@ -162,6 +164,14 @@ pub enum Error {
         vocab: usize,
         /// The largest other one.
         max: f32,
+    },
+    /// An adapter that cannot be loaded, or is not.
+    #[error("adapter {name:?}: {why}")]
+    Adapter {
+        /// Its name.
+        name: String,
+        /// What is wrong and what to do.
+        why: String,
     },
     /// A store of the prefix cache that cannot be used.
     #[error("prefix cache {}: {why}", .path.display())]

@@ -88,7 +88,7 @@ impl Engine {
         if config.disk_cache.is_some() && config.identity.is_none() {
             config.identity = Some(identity(source));
         }
-        let handle = Engine::start_with_draft(device, program, &loaded, config, draft)?;
+        let handle = Engine::start_model(device, program, &loaded, config, draft, Some(spec.clone()))?;
         Ok(Loaded { handle, spec })
     }
 }

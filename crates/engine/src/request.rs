@@ -199,6 +199,8 @@ pub struct Request {
     pub eviction: Eviction,
     /// Most tokens in the cache; the engine's context if not given.
     pub kv_tokens: Option<u32>,
+    /// Name of a loaded adapter to compute it with; see [`crate::Handle::load_adapter`].
+    pub adapter: Option<String>,
 }
 
 /// Largest [`Request::logprobs`].
@@ -224,6 +226,7 @@ impl Request {
             speculate: Speculate::Off,
             eviction: Eviction::default(),
             kv_tokens: None,
+            adapter: None,
         }
     }
 

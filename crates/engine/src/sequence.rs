@@ -4,7 +4,7 @@
 use crate::block_manager::{Digest, chain};
 use crate::evict::Evictor;
 use crate::request::{Class, Retention};
-use quarrel_ir::BLOCK_TOKENS;
+use quarrel_ir::{Adapter, BLOCK_TOKENS};
 use std::{ops::Range, sync::Arc, time::Duration};
 
 /// Which rows of a sequence need logits.
@@ -61,6 +61,8 @@ pub(crate) struct Sequence {
     pub(crate) level: u8,
     /// The digest before its first block: of the model and what else changes keys and values.
     pub(crate) root: Digest,
+    /// What its rows are computed with; the root tells it apart.
+    pub(crate) adapter: Option<Adapter>,
     /// Of its full blocks, as far as they were needed.
     pub(crate) digests: Vec<Digest>,
 }
@@ -84,6 +86,7 @@ impl Sequence {
             order: 0,
             level: 0,
             root,
+            adapter: None,
             digests: Vec::new(),
         }
     }

@@ -143,6 +143,10 @@ pub struct EngineStats {
     pub blocks_cached: usize,
     /// All blocks.
     pub blocks_total: usize,
+    /// Adapters that are loaded, or leave with their last request.
+    pub adapters: usize,
+    /// Their bytes.
+    pub adapter_bytes: usize,
     /// Expected time of a step of one row, and of each row more.
     pub step_time: Duration,
     /// See [`Self::step_time`].

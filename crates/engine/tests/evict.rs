@@ -5,6 +5,7 @@ mod common;
 use common::{collect, program, prompt, run, start, start_program};
 use quarrel_engine::{
     EngineConfig, Error, Event, Eviction, EvictionStats, FinishReason, Request, Retention, Sampling,
+    ScoreRequest,
 };
 use quarrel_ir::reference::Reference;
 use quarrel_model::decoder;
@@ -25,6 +26,10 @@ fn request(prompt: Vec<u32>, max_tokens: u32, eviction: Eviction, kv_tokens: u32
 
 fn config(context: usize) -> EngineConfig {
     EngineConfig { step_tokens: 32, step_outputs: 20, ..EngineConfig::new(context) }
+}
+
+fn score(tokens: &[u32], eviction: Eviction, kv_tokens: Option<u32>) -> ScoreRequest {
+    ScoreRequest { eviction, kv_tokens, ..ScoreRequest::new(tokens.to_vec(), 1) }
 }
 
 #[test]
@@ -170,18 +175,18 @@ fn texts_are_scored_with_less_than_all_in_the_cache() {
     let text = prompt(120, 8);
     let want = handle.score(text.clone(), 1).unwrap();
     for eviction in POLICIES {
-        let same = handle.score_evicting(text.clone(), 1, eviction, Some(120)).unwrap();
+        let same = handle.score_with(score(&text, eviction, Some(120))).unwrap();
         assert_eq!((&same.log_probs, same.eviction), (&want, EvictionStats::default()));
-        let less = handle.score_evicting(text.clone(), 1, eviction, Some(48)).unwrap();
+        let less = handle.score_with(score(&text, eviction, Some(48))).unwrap();
         assert_eq!(less.log_probs.len(), 119);
         assert_eq!(less.log_probs[..48], want[..48], "nothing is lost below the budget");
         assert_ne!(less.log_probs[48..], want[48..]);
         assert_eq!(less.eviction.evictions, 1 + (119 - 1 - 48) / 6);
         // Longer than the context.
         let long = prompt(300, 8);
-        assert_eq!(handle.score_evicting(long, 1, eviction, None).unwrap().log_probs.len(), 299);
+        assert_eq!(handle.score_with(score(&long, eviction, None)).unwrap().log_probs.len(), 299);
     }
-    assert!(handle.score_evicting(text, 1, Eviction::Refuse, Some(48)).is_err());
+    assert!(handle.score_with(score(&text, Eviction::Refuse, Some(48))).is_err());
 }
 
 #[test]

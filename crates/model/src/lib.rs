@@ -90,6 +90,10 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 /// Reads the specification of a model from any source.
 pub fn spec(source: &Source) -> Result<ModelSpec> {
+    if lora::is_adapter(source) {
+        let why = "is a LoRA adapter and not a model; name its model, and the adapter beside it (--lora)";
+        return Err(Error::Adapter { file: place(source), at: "the file".into(), why: why.into() });
+    }
     match source {
         Source::Gguf(gguf) => from_gguf::spec(source, &gguf.metadata),
         Source::Hf(hf) => from_hf::spec(source, &hf.config),

@@ -410,11 +410,11 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         ctx: None,
         threads: args.threads,
         memory_budget: None,
-        kv: Kv::F16,
+        kv: Some(Kv::F16),
         device: Device::Cpu,
         isa: args.isa,
     };
-    let running = opened.load(&engine)?;
+    let running = opened.load(&engine, None)?;
     let request = Request {
         sampling: Sampling::greedy(),
         max_tokens: Some(max_tokens),

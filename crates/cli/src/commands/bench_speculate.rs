@@ -6,7 +6,7 @@ use quarrel_engine::{Request, Sampling, Speculate};
 use serde_json::json;
 use std::time::Instant;
 
-use crate::args::{Bench, BenchText, Device, EngineArgs, Guess, GuessArgs, Kv};
+use crate::args::{Bench, BenchText, Device, EngineArgs, Guess, GuessArgs};
 use crate::chat_format;
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
@@ -24,12 +24,12 @@ pub(crate) fn run(args: &Bench) -> Result<()> {
         ctx: None,
         threads: args.threads,
         memory_budget: None,
-        kv: Kv::F16,
+        kv: None,
         device: Device::Cpu,
         isa: args.isa,
     };
     let guess = GuessArgs { speculate: Guess::Auto, draft: args.draft.clone(), draft_max: 12 };
-    let running = opened.load_to_guess(&engine, &guess, &args.model)?;
+    let running = opened.load_to_guess(&engine, &guess, &args.model, None)?;
     let mut modes = vec![Speculate::Lookup, Speculate::Auto];
     if args.draft.is_some() {
         modes.insert(1, Speculate::Draft);

@@ -46,7 +46,8 @@ pub(crate) fn run(args: Chat) -> Result<()> {
         );
     }
     let settings = Settings::new(Settings::default(), &args.sample, &opened.local, &opened.source)?;
-    let running = opened.load_to_guess(&args.engine, &args.guess, &args.model)?;
+    let lora = args.adapter.lora.as_ref();
+    let running = opened.load_to_guess(&args.engine, &args.guess, &args.model, lora)?;
     let mut chat = Conversation {
         messages: Vec::new(),
         used: 0,

@@ -8,8 +8,8 @@ use quarrel_model::decoder;
 use serde_json::{Map, json};
 
 use crate::args::Inspect;
-use crate::models;
 use crate::render::{Out, human_count};
+use crate::{adapter, models};
 
 /// Longest string and array that are printed whole.
 const CHARS_SHOWN: usize = 100;
@@ -17,7 +17,10 @@ const ELEMENTS_SHOWN: usize = 6;
 
 pub(crate) fn run(mut args: Inspect) -> Result<()> {
     args.model = args.model.or_named(args.target.take());
-    let source = models::open(&models::resolve(&args.model)?.path)?;
+    let source = match args.model.name().as_deref().and_then(adapter::directory) {
+        Some(source) => source?,
+        None => models::open(&models::resolve(&args.model)?.path)?,
+    };
     let mut out = Out::new();
     if args.program {
         let program = decoder::decoder(&quarrel_model::spec(&source)?, &decoder::Options::default());
@@ -62,13 +65,17 @@ fn summary(source: &Source, out: &mut Out) -> Result<()> {
         out.line(&path.display().to_string())?;
     }
     let keys = source.metadata().map(|m| format!(", {} metadata keys", m.len())).unwrap_or_default();
-    Ok(out.line(&format!(
+    out.line(&format!(
         "{}, {}, {} tensors, {} parameters{keys}",
         format(source),
         human_bytes(source.total_bytes()),
         source.tensors().len(),
         human_count(parameters(source))
-    ))?)
+    ))?;
+    if let Some(line) = adapter::describe(source)? {
+        out.line(&line)?;
+    }
+    Ok(())
 }
 
 fn metadata_lines(source: &Source, full: bool) -> String {

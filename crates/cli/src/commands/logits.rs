@@ -23,7 +23,7 @@ pub(crate) fn run(args: Logits) -> Result<()> {
         bail!("the prompt is empty, and this model has no token to begin with; give it a text");
     }
     let prompt_tokens = ids.len();
-    let running = opened.load(&args.engine)?;
+    let running = opened.load(&args.engine, None)?;
     let logits = running.handle.logits(ids).map_err(|e| running.explain(e))?;
     let best = log_softmax_top(&logits, args.top as usize);
     let text = |id: u32| opened.tokenizer.token_bytes(id).map(|b| String::from_utf8_lossy(b).into_owned());

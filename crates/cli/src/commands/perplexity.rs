@@ -4,7 +4,7 @@ use std::io::IsTerminal;
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use quarrel_engine::EvictionStats;
+use quarrel_engine::{EvictionStats, ScoreRequest};
 use quarrel_text::{Ends, Special};
 use serde_json::json;
 
@@ -41,18 +41,22 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
         ctx: u32::try_from(context).ok(),
         threads: args.threads,
         memory_budget: args.memory_budget,
-        kv: Kv::F16,
+        kv: Some(Kv::F16),
         device: Device::Cpu,
         isa: args.isa,
     };
-    let running = opened.load_for(&engine, Use::SCORE)?;
+    let running = opened.load_for(&engine, Use::SCORE, args.adapter.lora.as_ref())?;
     let bar = render::steps(ids.len() as u64, "perplexity");
     let mut scores = Vec::with_capacity(ids.len());
     let mut evicted = EvictionStats::default();
     for window in windows(ids.len(), context, stride, usize::from(bos.is_some())) {
         let tokens: Vec<u32> = bos.iter().chain(&ids[window.start..window.end]).copied().collect();
-        let (policy, most) = (args.evict.policy(), args.evict.kv_tokens);
-        let part = running.handle.score_evicting(tokens, window.from, policy, most)?;
+        let part = running.handle.score_with(ScoreRequest {
+            eviction: args.evict.policy(),
+            kv_tokens: args.evict.kv_tokens,
+            adapter: running.adapter.clone(),
+            ..ScoreRequest::new(tokens, window.from)
+        })?;
         scores.extend(part.log_probs);
         evicted.merge(&part.eviction);
         bar.set_position(window.end as u64);

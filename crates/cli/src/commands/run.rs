@@ -24,7 +24,8 @@ pub(crate) fn run(args: Run) -> Result<()> {
     if ids.is_empty() {
         bail!("the prompt is empty, and this model has no token to begin with; give it a text");
     }
-    let running = opened.load_to_guess(&args.engine, &args.guess, &args.model)?;
+    let lora = args.adapter.lora.as_ref();
+    let running = opened.load_to_guess(&args.engine, &args.guess, &args.model, lora)?;
     render::detail(format!("sampling {}", serde_json::Value::from(settings.values())));
     let ask = Ask { prompt: ids, settings: &settings, evict: args.evict, leading, logprobs: args.logprobs };
     let mut out = Out::new();

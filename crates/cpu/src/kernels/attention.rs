@@ -306,9 +306,13 @@ unsafe fn chunk<E: Element>(
     let spans = &queries.spans;
     let packed = queries.head(taken, head_dim);
     let seen = spans.iter().map(|s| s.1).max().unwrap_or(0);
-    let mut ahead = next.map_or(Pages::none(), |(kv, chunk)| Pages::keys(kv, chunk, usize::MAX));
-    let (keys, values) = (Pages::<E>::keys(kv, chunk, seen), Pages::<E>::values(kv, chunk, seen));
-    let none = Pages::none();
+    let [mut keys, mut values, mut next_keys, none] = [const { Pages::<E>::none() }; 4];
+    keys.keys(kv, chunk, seen);
+    values.values(kv, chunk, seen);
+    if let Some((kv, chunk)) = next {
+        next_keys.keys(kv, chunk, usize::MAX);
+    }
+    let mut ahead = &next_keys;
     let mut at = 0;
     while at < spans.len() {
         let n = group_size(isa, spans.len() - at);
@@ -340,8 +344,7 @@ unsafe fn chunk<E: Element>(
             if phase == 1 {
                 if from < to {
                     let tokens = from - start..to - start;
-                    let fetch =
-                        if first { std::mem::replace(&mut ahead, Pages::none()) } else { Pages::none() };
+                    let fetch = if first { std::mem::replace(&mut ahead, &none) } else { &none };
                     by_size!(
                         n,
                         R,
@@ -349,7 +352,7 @@ unsafe fn chunk<E: Element>(
                             values: &values,
                             tokens,
                             row: 0,
-                            fetch: &fetch,
+                            fetch,
                             weights,
                             parts,
                             len
@@ -384,27 +387,25 @@ unsafe fn chunk<E: Element>(
 }
 
 impl<E> Pages<E> {
-    pub(super) fn none() -> Pages<E> {
+    pub(super) const fn none() -> Pages<E> {
         Pages { at: [std::ptr::null(); BLOCKS], len: 0 }
     }
 
-    /// The blocks of `chunk` that hold positions below `end` and that the sequence has.
-    pub(super) fn keys(kv: KvHead, chunk: usize, end: usize) -> Pages<E> {
-        Pages::take(kv.blocks(), chunk, end, |b| kv.keys(b))
+    /// Takes the blocks of `chunk` that hold positions below `end` and that the sequence has.
+    pub(super) fn keys(&mut self, kv: KvHead, chunk: usize, end: usize) {
+        self.take(kv.blocks(), chunk, end, |b| kv.keys(b))
     }
 
     /// The same of values.
-    pub(super) fn values(kv: KvHead, chunk: usize, end: usize) -> Pages<E> {
-        Pages::take(kv.blocks(), chunk, end, |b| kv.values(b))
+    pub(super) fn values(&mut self, kv: KvHead, chunk: usize, end: usize) {
+        self.take(kv.blocks(), chunk, end, |b| kv.values(b))
     }
 
-    fn take(blocks: usize, chunk: usize, end: usize, page: impl Fn(usize) -> (*const u8, usize)) -> Pages<E> {
-        let mut pages = Pages::none();
-        for (at, b) in pages.at.iter_mut().zip(chunk * BLOCKS..blocks.min(end.div_ceil(BLOCK_TOKENS))) {
+    fn take(&mut self, blocks: usize, chunk: usize, end: usize, page: impl Fn(usize) -> (*const u8, usize)) {
+        for (at, b) in self.at.iter_mut().zip(chunk * BLOCKS..blocks.min(end.div_ceil(BLOCK_TOKENS))) {
             let (start, bytes) = page(b);
-            (*at, pages.len) = (start.cast(), bytes / size_of::<E>());
+            (*at, self.len) = (start.cast(), bytes / size_of::<E>());
         }
-        pages
     }
 
     /// Asks for the cache line where row `i / 16` of a block begins, if one begins there.

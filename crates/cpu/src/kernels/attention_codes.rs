@@ -118,7 +118,7 @@ impl Kernel for Code<'_> {
                 }
             }
             // Each number is in two words.
-            starts[group * stride] = -s.to_words(sum).iter().sum::<i32>() / 2;
+            starts[group * stride] = -(s.to_floats(sum).sum() as i32 / 2);
         }
         top / TOP + wrong
     }
@@ -129,6 +129,7 @@ const TINY: f32 = 1e-30;
 
 /// The weights of one group of vectors for one group of columns.
 pub(super) struct Weights {
+    products: [[f32; CHUNK]; MOST],
     /// As whole numbers, in pairs: of each four words the first two count.
     words: [[i32; CHUNK]; MOST],
     /// Minus the sum of the numbers.
@@ -138,7 +139,12 @@ pub(super) struct Weights {
 
 impl Default for Weights {
     fn default() -> Self {
-        Weights { words: [[0; CHUNK]; MOST], starts: [0; MOST], factors: [0.0; MOST] }
+        Weights {
+            products: [[0.0; CHUNK]; MOST],
+            words: [[0; CHUNK]; MOST],
+            starts: [0; MOST],
+            factors: [0.0; MOST],
+        }
     }
 }
 
@@ -163,9 +169,13 @@ pub(super) unsafe fn chunk<C: Codes>(
     let n = spans.len();
     let (words, groups) = (columns(dim) / 2, dim.div_ceil(GROUP));
     let last = spans.iter().map(|s| s.1).max().unwrap_or(0);
-    let (keys, values) = (Pages::<u8>::keys(kv, chunk, last), Pages::<u8>::values(kv, chunk, last));
-    let mut ahead = next.map_or(Pages::none(), |(kv, chunk)| Pages::keys(kv, chunk, usize::MAX));
-    let none = Pages::none();
+    let [mut keys, mut values, mut next_keys, none] = [const { Pages::<u8>::none() }; 4];
+    keys.keys(kv, chunk, last);
+    values.values(kv, chunk, last);
+    if let Some((kv, chunk)) = next {
+        next_keys.keys(kv, chunk, usize::MAX);
+    }
+    let mut ahead = &next_keys;
     let mut at = 0;
     while at < n {
         let size = group_size(isa, n - at);
@@ -208,14 +218,12 @@ pub(super) unsafe fn chunk<C: Codes>(
         );
         isa.run(Soften { spec, spans: seen, blocks: blocks.clone(), start, weights, parts, len });
         for column in 0..v_dim.div_ceil(GROUP) {
-            isa.run(Weigh {
-                values: &values,
-                scales: Part::Values.lines::<C>(v_dim) * LINE + column * SCALES,
-                blocks: blocks.clone(),
-                seen,
-                start,
-                scratch,
-            });
+            let scales = Part::Values.lines::<C>(v_dim) * LINE + column * SCALES;
+            by_size!(
+                size,
+                R,
+                isa.run(Weigh::<R> { values: &values, scales, blocks: blocks.clone(), seen, start, scratch })
+            );
             let (blocks, weights) = (blocks.clone(), &scratch.codes);
             by_size!(
                 size,
@@ -225,7 +233,7 @@ pub(super) unsafe fn chunk<C: Codes>(
                     v_dim,
                     column,
                     blocks,
-                    fetch: &ahead,
+                    fetch: ahead,
                     weights,
                     parts,
                     len,
@@ -233,7 +241,7 @@ pub(super) unsafe fn chunk<C: Codes>(
                 })
             );
         }
-        ahead = Pages::none();
+        ahead = &none;
     }
 }
 
@@ -338,8 +346,8 @@ impl<C: Codes, const R: usize> Scores<'_, C, R> {
     }
 }
 
-/// Makes whole numbers of softmax weights times the values' scales, which begin at `scales` in a page.
-struct Weigh<'a> {
+/// Makes whole numbers of `R` rows of softmax weights times the values' scales, which begin at `scales` in a page.
+struct Weigh<'a, const R: usize> {
     values: &'a Pages<u8>,
     scales: usize,
     blocks: Range<usize>,
@@ -348,41 +356,52 @@ struct Weigh<'a> {
     scratch: &'a mut Scratch,
 }
 
-impl Kernel for Weigh<'_> {
+impl<const R: usize> Kernel for Weigh<'_, R> {
     type Out = ();
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let Weigh { values, scales, blocks, seen: spans, start, scratch } = self;
-        assert!(scales + SCALES <= values.len && blocks.end <= BLOCKS);
+        assert!(scales + SCALES <= values.len && blocks.end <= BLOCKS && spans.len() == R && R <= MOST);
         assert!(values.at[blocks.clone()].iter().all(|p| !p.is_null()));
-        let ones = s.words(0x0001_0001);
-        for (r, span) in spans.iter().enumerate() {
-            let mut products = [s.zero(); BLOCKS];
-            let (mut top, mut all) = (s.zero(), s.zero());
-            for b in blocks.clone() {
-                // SAFETY: inside the page, as asserted.
-                let scale = unsafe { s.load_f16_ptr(values.at[b].add(scales).cast()) };
-                let x = s.load(&scratch.weights[r][b * BLOCK_TOKENS..]) * scale;
-                // A stale scale may be NaN.
-                let x = seen(s, *span, start + b * BLOCK_TOKENS, x, s.zero());
-                top = top.max(x.abs());
-                all = all + x;
-                products[b] = x;
+        let Scratch { weights, codes } = scratch;
+        let (first, last) = (start + blocks.start * BLOCK_TOKENS, start + blocks.end * BLOCK_TOKENS);
+        let whole = spans.iter().all(|span| span.0 <= first && last <= span.1);
+        let (mut top, mut all) = ([s.zero(); R], [s.zero(); R]);
+        for b in blocks.clone() {
+            // SAFETY: inside the page, as asserted.
+            let scale = unsafe { s.load_f16_ptr(values.at[b].add(scales).cast()) };
+            for r in 0..R {
+                let mut x = s.load(&weights[r][b * BLOCK_TOKENS..]) * scale;
+                if !whole {
+                    // A stale scale may be NaN.
+                    x = seen(s, spans[r], start + b * BLOCK_TOKENS, x, s.zero());
+                }
+                x.store(&mut codes.products[r][b * BLOCK_TOKENS..]);
+                top[r] = top[r].max(x.abs());
+                all[r] = all[r] + x;
             }
+        }
+        let mut by = [s.zero(); R];
+        for r in 0..R {
             // NaN where one of the products is, or infinite.
-            let (top, wrong) = (top.largest(), all.sum() * 0.0);
-            let by = s.splat(if top > TINY { TOP / top } else { 0.0 });
-            let mut sum = s.words(0);
-            for b in blocks.clone() {
-                let pairs = s.pair_up(s.round_to_words(products[b] * by));
-                sum = s.dot_halves(sum, pairs, ones);
-                let words = &mut scratch.codes.words[r][b * BLOCK_TOKENS..(b + 1) * BLOCK_TOKENS];
-                words.copy_from_slice(&s.to_words(pairs));
+            let (top, wrong) = (top[r].largest(), all[r].sum() * 0.0);
+            by[r] = s.splat(if top > TINY { TOP / top } else { 0.0 });
+            codes.factors[r] = top / TOP + wrong;
+        }
+        let ones = s.words(0x0001_0001);
+        let mut sums = [s.words(0); R];
+        for b in blocks {
+            for r in 0..R {
+                let x = s.load(&codes.products[r][b * BLOCK_TOKENS..]);
+                let pairs = s.pair_up(s.round_to_words(x * by[r]));
+                sums[r] = s.dot_halves(sums[r], pairs, ones);
+                s.store_words(pairs, &mut codes.words[r][b * BLOCK_TOKENS..]);
             }
-            // Each number is in two words.
-            scratch.codes.starts[r] = -(s.to_words(sum).iter().sum::<i32>() / 2);
-            scratch.codes.factors[r] = top / TOP + wrong;
+        }
+        for r in 0..R {
+            // Each number is in two words; the sum of 128 is exact in floats.
+            codes.starts[r] = -(s.to_floats(sums[r]).sum() as i32 / 2);
         }
     }
 }
@@ -442,16 +461,15 @@ impl<C: Codes, const R: usize> Values<'_, C, R> {
         let odd = usize::from(R <= 4);
         let steps = BLOCK_TOKENS / 4;
         let groups = self.v_dim.div_ceil(GROUP);
-        let fetched = (self.fetch.len / LINE).div_ceil(groups * steps);
+        let all = self.fetch.len / LINE;
+        let each = all.div_ceil(groups * steps);
         for b in self.blocks.clone() {
             let page = self.values.at[b].wrapping_add(offset);
-            let mut fetch = self.fetch.at[b].wrapping_add(self.column * steps * fetched * LINE);
+            let fetch = self.fetch.at[b];
             let words = self.weights.words.as_ptr().cast::<i32>().wrapping_add(b * BLOCK_TOKENS);
             for t in 0..steps {
-                for _ in 0..fetched {
-                    prefetch(fetch);
-                    fetch = fetch.wrapping_add(LINE);
-                }
+                let line = (self.column * steps + t) * each;
+                (line..all.min(line + each)).for_each(|l| prefetch(fetch.wrapping_add(l * LINE)));
                 for n in 0..N {
                     let line = (t * lines + if C::BITS == 8 { first + n } else { 0 }) * LINE;
                     // SAFETY: four tokens of this group's columns.

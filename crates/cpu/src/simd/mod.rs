@@ -188,6 +188,12 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The words.
     fn to_words(self, a: Self::I) -> [i32; LANES];
 
+    /// Stores the words to the first 16 places. Panics if there are fewer.
+    #[inline(always)]
+    fn store_words(self, a: Self::I, p: &mut [i32]) {
+        p[..LANES].copy_from_slice(&self.to_words(a));
+    }
+
     /// All lanes zero.
     #[inline(always)]
     fn zero(self) -> Self::F {

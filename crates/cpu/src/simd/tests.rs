@@ -226,3 +226,40 @@ fn loads_stores_and_reductions_agree_on_every_instruction_set() {
     assert_eq!(f32_to_f16(65519.996), 0x7bff);
     assert_eq!(f32_to_f16(2.98e-8), 0);
 }
+
+/// What the operations on words make of some words.
+struct Words<'a>(&'a [i32; 16], &'a [i32; 16]);
+
+impl Kernel for Words<'_> {
+    type Out = Vec<[i32; 16]>;
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> Self::Out {
+        // SAFETY: 16 words each.
+        let (a, b) = unsafe { (s.load_words(self.0.as_ptr().cast()), s.load_words(self.1.as_ptr().cast())) };
+        let floats = s.to_floats(b);
+        [
+            s.words(7),
+            s.and(a, 0x00ff_00ff),
+            s.down::<8>(a),
+            s.down::<12>(a),
+            s.dot_halves(b, s.and(a, 0x000f_000f), b),
+            s.add_words(s.and(a, 0xffff), b),
+            s.pair_up(s.and(b, 0xfff)),
+            s.round_to_words(floats * s.splat(0.25)),
+            s.round_to_words(-floats * s.splat(0.5)),
+        ]
+        .map(|w| s.to_words(w))
+        .to_vec()
+    }
+}
+
+#[test]
+fn words_are_the_same_everywhere() {
+    let a = std::array::from_fn(|i| (i as i32 + 1).wrapping_mul(0x3b9a_ca07));
+    let b = std::array::from_fn(|i| (i as i32 - 7) * 12_345);
+    let want = Isa::PORTABLE.run(Words(&a, &b));
+    let (low, high) = (i32::from(b[3] as i16), b[3] >> 16);
+    assert_eq!(want[4][3], b[3] + (a[3] & 15) * low + (a[3] >> 16 & 15) * high);
+    assert_eq!(want[6][..2], [b[0] & 0xfff | (b[2] & 0xfff) << 16, b[1] & 0xfff | (b[3] & 0xfff) << 16]);
+    Isa::available().into_iter().for_each(|isa| assert_eq!(isa.run(Words(&a, &b)), want, "{isa}"));
+}

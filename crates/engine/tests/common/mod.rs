@@ -7,8 +7,8 @@ use quarrel_engine::{
 use quarrel_formats::{Bytes, DType, Tensor};
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{
-    Device, DeviceInfo, HostWeight, Keep, Limits, Mass, Prepared, Program, Readout, Result, RopeStyle,
-    RopeTable, StepInputs, Weight, WeightDecl,
+    Adapter, AdapterPart, Device, DeviceInfo, HostWeight, Keep, Limits, Mass, Prepared, Program, Readout,
+    Result, RopeStyle, RopeTable, StepInputs, Weight, WeightDecl,
 };
 use quarrel_model::{LayerSpec, ModelSpec, arch, decoder};
 
@@ -202,6 +202,14 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
 
     fn take_mass(&mut self, prepared: Prepared, slot: u32) -> Result<Mass> {
         self.inner.take_mass(prepared, slot)
+    }
+
+    fn load_adapter(&mut self, prepared: Prepared, parts: &[AdapterPart]) -> Result<Adapter> {
+        self.inner.load_adapter(prepared, parts)
+    }
+
+    fn unload_adapter(&mut self, prepared: Prepared, adapter: Adapter) -> Result<()> {
+        self.inner.unload_adapter(prepared, adapter)
     }
 
     fn block_bytes(&self, prepared: Prepared) -> usize {
