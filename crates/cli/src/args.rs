@@ -142,17 +142,20 @@ pub(crate) struct EngineArgs {
     pub(crate) isa: Option<Isa>,
 }
 
+/// Most tokens that are guessed in a step, where nothing else is said.
+pub(crate) const DRAFT_MAX: u16 = 12;
+
 /// How coming tokens are guessed, so that several are computed at once.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GuessArgs {
-    /// Guess coming tokens where that is faster: from repetitions in the text (lookup), from earlier answers (ngram), or all that there is (auto). The answer is the same
-    #[arg(long, value_enum, value_name = "HOW", default_value_t = Guess::Auto, help_heading = "Engine")]
-    pub(crate) speculate: Guess,
+    /// Guess coming tokens where that is faster: from repetitions in the text (lookup), from earlier answers (ngram), or all that there is (auto). The answer is the same [default: lookup; with --draft: auto]
+    #[arg(long, value_enum, value_name = "HOW", help_heading = "Engine")]
+    pub(crate) speculate: Option<Guess>,
     /// A smaller model of the same vocabulary that guesses too
     #[arg(long, value_name = "MODEL", conflicts_with = "memory_budget", help_heading = "Engine")]
     pub(crate) draft: Option<String>,
     /// Most tokens to guess in a step
-    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Engine")]
+    #[arg(long, value_name = "N", default_value_t = DRAFT_MAX, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Engine")]
     pub(crate) draft_max: u16,
 }
 
@@ -160,11 +163,11 @@ impl GuessArgs {
     /// What the flags say, with or without a draft model.
     pub(crate) fn mode(&self) -> Speculate {
         match (self.speculate, &self.draft) {
-            (Guess::Auto, _) => Speculate::Auto,
-            (Guess::Off, Some(_)) => Speculate::Draft,
-            (Guess::Off, None) => Speculate::Off,
-            (Guess::Lookup, _) => Speculate::Lookup,
-            (Guess::Ngram, _) => Speculate::Ngram,
+            (Some(Guess::Auto), _) | (None, Some(_)) => Speculate::Auto,
+            (Some(Guess::Off), Some(_)) => Speculate::Draft,
+            (Some(Guess::Off), None) => Speculate::Off,
+            (Some(Guess::Lookup), _) | (None, None) => Speculate::Lookup,
+            (Some(Guess::Ngram), _) => Speculate::Ngram,
         }
     }
 }

@@ -74,6 +74,9 @@ impl Opened {
         lora: Option<&Lora>,
     ) -> Result<Running> {
         let speculate = guess.mode();
+        if guess.draft.is_some() && matches!(speculate, Speculate::Lookup | Speculate::Ngram) {
+            bail!("--draft guesses with --speculate auto (beside the others) or off (alone)");
+        }
         let guesses = if speculate == Speculate::Off { 0 } else { guess.draft_max.into() };
         let draft = guess.draft.as_ref().map(|name| self.draft(model.clone().or_named(Some(name.clone()))));
         let running = self.load_with(args, Use { guesses, ..Use::ONE }, draft.transpose()?.as_ref(), lora)?;

@@ -18,12 +18,18 @@ pub(crate) struct Pace {
     /// Covariance of the two: `[base, both, row]`.
     p: [f64; 3],
     steps: u64,
+    /// Of steps of few rows, by their number: the time over the line's. A second row costs more than the line says, as
+    /// kernels change with it.
+    few: [Option<f64>; FEW],
 }
+
+/// Steps of fewer rows are known by themselves.
+const FEW: usize = 17;
 
 impl Default for Pace {
     fn default() -> Self {
         // Before anything is known: anything from a small model to a large one.
-        Pace { base: 5e-3, row: 5e-4, p: [1e-2, 0.0, 1e-4], steps: 0 }
+        Pace { base: 5e-3, row: 5e-4, p: [1e-2, 0.0, 1e-4], steps: 0, few: [None; FEW] }
     }
 }
 
@@ -51,6 +57,11 @@ impl Pace {
         let (kb, kr) = (gb / s, gr / s);
         self.base = (self.base + kb * error).max(1e-7);
         self.row = (self.row + kr * error).max(1e-9);
+        if let Some(factor) = self.few.get_mut(rows) {
+            let now = expected + error;
+            let ratio = (now / expected).clamp(0.2, 5.0);
+            *factor = Some(factor.map_or(ratio, |f| f + 0.1 * (ratio - f)));
+        }
         // Both drift by some percent a step.
         let drift = |v: f64| (0.03 * v).powi(2);
         self.p = [pb - kb * gb + drift(self.base), c - kb * gr, pr - kr * gr + drift(self.row)];
@@ -58,7 +69,9 @@ impl Pace {
 
     /// Expected time of a step of `rows` rows.
     pub(crate) fn predict(&self, rows: usize) -> Duration {
-        Duration::from_secs_f64((self.base + self.row * rows as f64).min(1e6))
+        let line = self.base + self.row * rows as f64;
+        let factor = self.few.get(rows).copied().flatten().unwrap_or(1.0);
+        Duration::from_secs_f64((line * factor).min(1e6))
     }
 
     /// Expected time of one row more.
@@ -115,6 +128,20 @@ mod tests {
         feed(&mut p, 0.04, 0.007, std::iter::repeat_n(8, 50));
         close(&p, 8, 0.096);
         close(&p, 1, 0.047);
+    }
+
+    #[test]
+    fn a_step_of_two_rows_may_cost_more_than_the_line_says() {
+        let mut p = Pace::default();
+        let time = |n: usize| 1e-3 * if n == 1 { 2.5 } else { 3.2 + 0.1 * n as f64 };
+        for i in 0..400 {
+            let n = [1, 1, 2, 1, 8, 1, 4, 1][i % 8];
+            p.observe(n, Duration::from_secs_f64(time(n)));
+        }
+        for n in [1, 2, 4, 8] {
+            let got = p.predict(n).as_secs_f64();
+            assert!((got / time(n) - 1.0).abs() < 0.05, "{n} rows: {got} instead of {}", time(n));
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use quarrel_engine::{Request, Sampling, Speculate};
 use serde_json::json;
 use std::time::Instant;
 
-use crate::args::{Bench, BenchText, Device, EngineArgs, Guess, GuessArgs};
+use crate::args::{Bench, BenchText, DRAFT_MAX, Device, EngineArgs, Guess, GuessArgs};
 use crate::chat_format;
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
@@ -28,7 +28,7 @@ pub(crate) fn run(args: &Bench) -> Result<()> {
         device: Device::Cpu,
         isa: args.isa,
     };
-    let guess = GuessArgs { speculate: Guess::Auto, draft: args.draft.clone(), draft_max: 12 };
+    let guess = GuessArgs { speculate: Some(Guess::Auto), draft: args.draft.clone(), draft_max: DRAFT_MAX };
     let running = opened.load_to_guess(&engine, &guess, &args.model, None)?;
     let mut modes = vec![Speculate::Lookup, Speculate::Auto];
     if args.draft.is_some() {

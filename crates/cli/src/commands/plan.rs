@@ -5,7 +5,7 @@ use quarrel_bench::text::thousands;
 use quarrel_hub::human_bytes;
 use serde_json::{Map, json};
 
-use crate::args::Plan;
+use crate::args::{DRAFT_MAX, Plan};
 use crate::memory::{self, Planner, Use};
 use crate::render::{self, Out};
 use crate::session::Opened;
@@ -16,7 +16,9 @@ pub(crate) fn run(mut args: Plan) -> Result<()> {
     let opened = Opened::new(&args.model)?;
     let planner = Planner::new(&opened, &args.engine)?;
     let batch = args.batch as usize;
-    let sizes = memory::sizes(&opened, &planner, &args.engine, Use { batch, outputs: batch, guesses: 0 })?;
+    // As `run` and `chat` guess if nothing else is said.
+    let usage = Use { batch, outputs: batch, guesses: DRAFT_MAX.into() };
+    let sizes = memory::sizes(&opened, &planner, &args.engine, usage)?;
     let options = planner.options(sizes.kv);
     let f = planner.footprint(&sizes.config, &options)?;
     let tokenizer = planner.program_bytes.saturating_sub(bare + memory::PROGRAM_LATER);
