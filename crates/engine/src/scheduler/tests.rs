@@ -1,3 +1,6 @@
+//! The scheduler on small cases, and a simulation of it: random workloads on a device that computes from its simulated blocks, so
+//! that whatever spoils a block shows as a wrong token.
+
 use super::*;
 use crate::request::{Class, Retention};
 use crate::sequence::{Goal, Standing};
