@@ -166,8 +166,8 @@ impl Engine {
         Engine::start_with_draft(device, program, weights, config, None)
     }
 
-    /// [`Engine::start`] with a smaller model that guesses tokens ahead, for requests with [`Speculate::Draft`] or
-    /// [`Speculate::Auto`]. Its tokens must mean the same; only the size of the vocabulary is checked here.
+    /// [`Engine::start`] with a smaller model that guesses tokens ahead, for requests with [`Speculate::Draft`](crate::speculate::Speculate::Draft) or
+    /// [`Speculate::Auto`](crate::speculate::Speculate::Auto). Its tokens must mean the same; only the size of the vocabulary is checked here.
     pub fn start_with_draft(
         device: Box<dyn Device>,
         program: Program,
