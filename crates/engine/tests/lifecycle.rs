@@ -85,9 +85,10 @@ fn a_full_queue_refuses_at_once_and_has_room_again_later() {
 #[test]
 fn running_out_of_blocks_preempts_and_recovers() {
     let roomy = start(EngineConfig { kv_blocks: Some(64), ..config() });
-    let tight = start(EngineConfig { kv_blocks: Some(6), ..config() });
+    let (tight, open) = gated(EngineConfig { kv_blocks: Some(6), ..config() });
     let request = |salt| greedy(prompt(20, salt), 60);
     let streams: Vec<_> = (0..3).map(|salt| tight.submit(request(salt)).unwrap()).collect();
+    drop(open); // all are there before the first step
     for (salt, stream) in (0..).zip(streams) {
         let got = collect(stream).unwrap();
         assert_eq!(got.tokens, run(&roomy, request(salt)).tokens);
