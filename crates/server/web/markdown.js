@@ -10,6 +10,8 @@ const LINK_MAX = 2048;
 const HIGHLIGHT_MAX = 20000; // characters of a code block that are still coloured
 const RESUME_FROM = 2000;   // a list, table or code block past this grows at its end instead of being built again
 
+const TABLE_FREEZE = 60;    // rows from which the widths of columns stay as they are
+
 const el = (tag, className) => {
   const node = document.createElement(tag);
   if (className) node.className = className;
@@ -536,6 +538,16 @@ function highlight(code, text, lang) {
   code.append(text.slice(from));
 }
 
+/** Keeps the widths of a long table's columns: else the browser measures every cell again for each row that comes. */
+function freeze(wrap) {
+  const table = wrap.firstElementChild;
+  if (table.classList.contains("frozen") || !table.offsetWidth) return;
+  const heads = [...table.tHead.rows[0].cells], widths = heads.map((c) => c.getBoundingClientRect().width);
+  heads.forEach((c, i) => { c.style.width = `${Math.ceil(widths[i])}px`; });
+  table.style.width = `${Math.ceil(widths.reduce((a, b) => a + b, 0))}px`;
+  table.classList.add("frozen");
+}
+
 // ---- the growing document ----------------------------------------------------------------------------------------
 
 /** One text in one element. `update` again and again with the text so far: only what is not settled is built anew. */
@@ -612,6 +624,7 @@ export class MarkdownView {
       next = made.next;
       build.rows(body, made.rows, b.aligns, next === lines.length);
       this.stable = lines[Math.max(0, next - 1)].at;
+      if (body.childElementCount > TABLE_FREEZE) freeze(node);
     } else {
       const code = node.querySelector("code");
       code.lastChild.remove();
@@ -627,7 +640,8 @@ export class MarkdownView {
       else if (code.lastChild?.data === "\n") code.lastChild.remove();
       if (b.closed) next++;
     }
-    if (next >= lines.length && !b.closed && !done) return null;
+    const waits = next === lines.length || (next === lines.length - 1 && lines[next].s === ""); // nothing is behind it yet
+    if (waits && !b.closed && !done) return null;
     this.grow = null;
     this.tail = []; // the block is final: the rest comes after it
     if (b.kind === "code" && !this.inked) build.recolour(node, b.lang);

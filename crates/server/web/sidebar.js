@@ -45,6 +45,9 @@ export class Sidebar {
   }
 
   draw() {
+    if ($("list").querySelector(".rename, .menu")) { this.late = true; return; } // not under a person's hands
+    this.late = false;
+    const focus = document.activeElement?.closest?.("#list .conv")?.dataset.id;
     const nodes = [];
     let group = "";
     for (const item of this.items) {
@@ -54,11 +57,14 @@ export class Sidebar {
     }
     if (this.more) nodes.push(h("button", { type: "button", class: "plain", onclick: () => this.refresh(true) }, "Show more"));
     $("list").replaceChildren(...nodes);
+    if (focus) this.rowOf(focus)?.querySelector(".open").focus({ preventScroll: true });
     const searched = $("search").value.trim();
     $("list-note").textContent = !this.store.remote
       ? "This server keeps no conversations: chats stay in this tab and end with it."
       : this.items.length ? "" : searched ? "Nothing found." : "Your conversations will be listed here.";
   }
+
+  rowOf(id) { return $("list").querySelector(`[data-id="${CSS.escape(id)}"]`); }
 
   row(item) {
     const title = item.title || "Untitled", here = item.id === this.current;
@@ -76,6 +82,7 @@ export class Sidebar {
     owner?.setAttribute("aria-expanded", "false");
     if (menu.contains(document.activeElement)) owner?.focus();
     menu.remove();
+    if (this.late) this.draw();
     return true;
   }
 
@@ -107,7 +114,7 @@ export class Sidebar {
   }
 
   rename(item) {
-    const row = $("list").querySelector(`[data-id="${CSS.escape(item.id)}"]`);
+    const row = this.rowOf(item.id);
     const box = h("input", { class: "rename", "aria-label": "New title", maxlength: 200, value: item.title ?? "" });
     let over = false;
     const end = async (keep) => {
@@ -121,7 +128,9 @@ export class Sidebar {
           this.hooks.renamed(item.id, title);
         } catch (e) { this.hooks.failed(e); }
       }
+      box.remove();
       this.draw();
+      this.rowOf(item.id)?.querySelector(".open").focus();
     };
     box.addEventListener("keydown", (e) => {
       if (e.key === "Enter" && !e.isComposing) end(true);
