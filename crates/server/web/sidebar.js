@@ -17,6 +17,7 @@ export class Sidebar {
       if (e.key === "ArrowDown" || e.key === "Enter") { e.preventDefault(); $("list").querySelector(".open")?.[e.key === "Enter" ? "click" : "focus"](); }
       if (e.key === "Escape" && e.target.value) { e.preventDefault(); e.stopPropagation(); e.target.value = ""; this.refresh(); }
     });
+    $("list").addEventListener("focusin", (e) => { const row = e.target.closest(".conv"); if (row) this.rove(row); });
     $("list").addEventListener("keydown", (e) => {
       if (e.key !== "ArrowDown" && e.key !== "ArrowUp") return;
       const all = [...$("list").querySelectorAll(".open")], i = all.indexOf(document.activeElement);
@@ -57,11 +58,17 @@ export class Sidebar {
     }
     if (this.more) nodes.push(h("button", { type: "button", class: "plain", onclick: () => this.refresh(true) }, "Show more"));
     $("list").replaceChildren(...nodes);
+    this.rove(this.rowOf(this.current) ?? $("list").querySelector(".conv"));
     if (focus) this.rowOf(focus)?.querySelector(".open").focus({ preventScroll: true });
     const searched = $("search").value.trim();
     $("list-note").textContent = !this.store.remote
       ? "This server keeps no conversations: chats stay in this tab and end with it."
       : this.items.length ? "" : searched ? "Nothing found." : "Your conversations will be listed here.";
+  }
+
+  /** Tab stops at one row only; the arrow keys go to the others. */
+  rove(row) {
+    for (const b of $("list").querySelectorAll(".conv > button")) b.tabIndex = b.parentElement === row ? 0 : -1;
   }
 
   rowOf(id) { return $("list").querySelector(`[data-id="${CSS.escape(id)}"]`); }

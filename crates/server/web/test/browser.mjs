@@ -287,7 +287,7 @@ await test("can be used without seeing or pointing: names, landmarks, focus, ann
   ok((await page.textContent("#live")).startsWith("Answer:"), "the answer is not announced");
   await page.evaluate(() => document.activeElement.blur());
   const seen = new Set();
-  for (let i = 0; i < 25; i++) {
+  for (let i = 0; i < 30; i++) {
     await page.keyboard.press("Tab");
     const here = await page.evaluate(() => {
       const n = document.activeElement, ring = getComputedStyle(n).outlineStyle !== "none" || n.closest(".search, #composer, .edit");
@@ -448,7 +448,7 @@ if (mock) {
     await picture(page, "reasoning-light");
     await page.reload();
     await page.click(`${LAST} .reasoning summary`);
-    ok((await text(page, `${LAST} .reasoning .md`)).includes("two ways"), "the thoughts are gone after a reload");
+    await page.waitForFunction((s) => document.querySelector(s)?.innerText.includes("two ways"), `${LAST} .reasoning .md`);
   });
 
   await test("tool calls are shown with their arguments", async (page) => {

@@ -69,6 +69,7 @@ print(f"{scattering(450):.1f}")  # 5.9
 };
 
 function answerTo(text) {
+  text = text.replace(/^slow /, "");
   const n = Number(/(\d+)$/.exec(text)?.[1] ?? 0);
   if (text.startsWith("long text")) return Array.from({ length: 1600 }, (_, i) => `Paragraph ${i} has **some bold** and \`code\` and goes on for a while, as models do when asked for very much text.\n\n`).join("");
   if (text.startsWith("long line")) return "word ".repeat(40000);
@@ -149,7 +150,7 @@ export async function start({ port = 0, store = true, key = null } = {}) {
       said += token;
       if (text.startsWith("cut") && sent === 4) { res.destroy(); return; }
       if (text.startsWith("midway") && sent === 4) { put({ error: { message: "The request was preempted too often.", type: "server_error", param: null, code: null } }); res.end(); return; }
-      if (!big || sent % 12 === 0) await sleep(slow ? 40 : big ? 1 : 3);
+      if (!big || sent % 4 === 0) await sleep(slow ? 40 : big ? 1 : 3);
       if (++sent % 20 === 0) res.write(": ping\n\n");
     }
     if (c && said) keep(c, "assistant", said, { reasoning: reasoning || undefined, model: body.model });
