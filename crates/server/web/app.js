@@ -393,7 +393,7 @@ async function loadModels() {
     const answered = await callJson("v1/models");
     models = answered.data ?? [];
     const before = $("model").value || kept.get("model", "");
-    $("model").replaceChildren(...models.map((m) => h("option", { value: m.id }, m.loaded === false ? `${m.id} (not loaded)` : m.id)));
+    $("model").replaceChildren(...models.map((m) => h("option", { value: m.id }, m.error ? `${m.id} (did not load)` : m.loaded === false ? `${m.id} (not loaded)` : m.id)));
     if (models.some((m) => m.id === before)) $("model").value = before;
     showModel();
   } catch (e) { failed(e, start); return false; }
@@ -429,6 +429,11 @@ async function start() {
   const id = /^#c=(.+)$/.exec(location.hash)?.[1];
   if (id && !chat) await openChat(decodeURIComponent(id));
 }
+
+addEventListener("hashchange", () => { // an address that a person typed; the page itself replaces, which is not told here
+  const id = /^#c=(.+)$/.exec(location.hash)?.[1];
+  if (id) openChat(decodeURIComponent(id)); else newChat();
+});
 
 showChat();
 grow();

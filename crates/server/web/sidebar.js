@@ -31,11 +31,11 @@ export class Sidebar {
   async refresh(append = false) {
     const turn = ++this.turn;
     try {
-      const last = append ? this.items[this.items.length - 1]?.id : undefined;
-      const answer = await this.store.list($("search").value.trim(), last);
+      const answer = await this.store.list($("search").value.trim(), append ? this.next : undefined);
       if (turn !== this.turn) return; // a later search has been asked
       this.items = append ? [...this.items, ...answer.data] : answer.data;
       this.more = !!answer.has_more;
+      this.next = answer.next;
       this.draw();
     } catch (e) { this.hooks.failed(e); }
   }

@@ -19,7 +19,8 @@ export class Store {
     if (this.remote) {
       try {
         const query = new URLSearchParams({ limit: PAGE, ...(before && { before }), ...(q && { q }) });
-        return await callJson(`v1/conversations?${query}`);
+        const { data, has_more, next } = await callJson(`v1/conversations?${query}`);
+        return { data, has_more, next: next ?? data.at(-1)?.id };
       } catch (e) {
         if (!(e instanceof ApiError && (e.status === 404 || e.status === 501))) throw e;
         this.remote = false;

@@ -480,8 +480,9 @@ if (mock) {
   }
 
   await test("an unknown chat in the address is said, and a new one begins", async (page) => {
+    await ready(page);
+    await page.goto("about:blank");
     await page.goto(`${base}#c=nothing`);
-    await page.reload();
     await page.waitForSelector(".notice");
     ok((await text(page, ".notice")).includes("nothing"), "the notice");
     await page.waitForSelector(".welcome");
