@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{Eviction, Speculate};
+use quarrel_runtime::EngineOptions;
 
 use crate::adapter::{self, Lora};
+use crate::bytes::parse_bytes;
 use crate::instructions;
-use crate::memory::parse_bytes;
 
 /// Run, chat with and measure language models.
 #[derive(Debug, Parser)]
@@ -140,6 +141,21 @@ pub(crate) struct EngineArgs {
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "Engine")]
     pub(crate) isa: Option<Isa>,
+}
+
+impl EngineArgs {
+    /// The same for those who load models.
+    pub(crate) fn options(&self) -> EngineOptions {
+        let Device::Cpu = self.device;
+        EngineOptions {
+            ctx: self.ctx,
+            threads: self.threads,
+            memory_budget: self.memory_budget,
+            kv: self.kv.map(KvType::from),
+            isa: Some(instructions::choose(self.isa, false).0),
+            ..EngineOptions::default()
+        }
+    }
 }
 
 /// Most tokens that are guessed in a step, where nothing else is said.

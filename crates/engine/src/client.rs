@@ -5,17 +5,14 @@ use crate::beam::{Move, Search};
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::handle::{Place, Scores};
+use crate::outbox::Outbox;
 use crate::request::Request;
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
 use crate::speculate::Speculate;
 use crate::{Error, Result};
 use std::{
-    sync::{
-        Arc,
-        atomic::AtomicBool,
-        mpsc::{Sender, SyncSender},
-    },
+    sync::{Arc, atomic::AtomicBool, mpsc::SyncSender},
     time::{Duration, Instant},
 };
 
@@ -75,7 +72,7 @@ struct Branch {
 
 /// The answers of a request in the making.
 pub(crate) struct Generation {
-    events: Sender<Event>,
+    events: Outbox,
     prompt: usize,
     max_tokens: usize,
     stop_ids: Vec<u32>,
@@ -133,7 +130,7 @@ impl Tools<'_> {
 
 impl Generation {
     /// Of a request whose first sequence is `sequence`.
-    pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Sender<Event>) -> Generation {
+    pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Outbox) -> Generation {
         let width = request.width() as usize;
         let most = match request.eviction {
             Eviction::Refuse => request.kv_tokens.map(|n| n as usize),
@@ -328,12 +325,12 @@ impl Generation {
         if at > self.evicted_at {
             self.evicted_at = at;
             self.eviction.add(&evicted);
-            let _ = self.events.send(Event::Evicted { at, evicted });
+            self.events.send(Event::Evicted { at, evicted });
         }
     }
 
     pub(crate) fn report_progress(&self, done: usize, total: usize) {
-        let _ = self.events.send(Event::Prefill { done, total });
+        self.events.send(Event::Prefill { done, total });
     }
 
     /// Whether no token has been drawn yet.
@@ -343,7 +340,7 @@ impl Generation {
 
     fn finished(&self, choice: usize, reason: FinishReason) {
         if self.width > 1 {
-            let _ = self.events.send(Event::Finished { choice: choice as u32, reason });
+            self.events.send(Event::Finished { choice: choice as u32, reason });
         }
     }
 
@@ -379,7 +376,7 @@ impl Generation {
         let told = if self.compare { None } else { self.branches[0].reason };
         let first = told.or(ended.first().map(|e| e.1)).unwrap_or(reason);
         let stats = self.stats(submitted);
-        let _ = self.events.send(Event::Done { reason: first, stats });
+        self.events.send(Event::Done { reason: first, stats });
     }
 
     fn stats(&self, submitted: Instant) -> RequestStats {
@@ -404,8 +401,8 @@ impl Generation {
 }
 
 /// A send that fails means a dropped stream, which has set `cancelled`.
-fn send(events: &Sender<Event>, choice: usize, c: Choice) {
-    let _ = events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
+fn send(events: &Outbox, choice: usize, c: Choice) {
+    events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
 }
 
 impl Client {
@@ -453,7 +450,7 @@ impl Client {
         };
         match self.task {
             Task::Generate(g) if reason == FinishReason::Deadline && g.is_new() => {
-                let _ = g.events.send(Event::Failed(Error::Deadline(self.deadline.unwrap_or_default())));
+                g.events.send(Event::Failed(Error::Deadline(self.deadline.unwrap_or_default())));
             }
             Task::Generate(g) => g.end(reason, self.submitted),
             Task::Score { reply, scores, .. } => {
@@ -468,7 +465,7 @@ impl Client {
     pub(crate) fn fail(self, error: Error) {
         drop(self.adapter);
         match self.task {
-            Task::Generate(g) => drop(g.events.send(Event::Failed(error))),
+            Task::Generate(g) => g.events.send(Event::Failed(error)),
             Task::Score { reply, .. } => drop(reply.send(Err(error))),
             Task::Logits { reply } => drop(reply.send(Err(error))),
         }

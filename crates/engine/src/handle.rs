@@ -4,6 +4,7 @@ use crate::adapters::{AdapterInfo, NewAdapter, Registry, Use};
 use crate::engine::EngineInfo;
 use crate::events::Event;
 use crate::evict::{Eviction, EvictionStats, Evictor};
+use crate::outbox::{Bell, Outbox};
 use crate::request::{Class, Request, check_budget, check_tokens};
 use crate::speculate::Speculate;
 use crate::statistics::EngineStats;
@@ -17,16 +18,17 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
     },
+    task::{Context, Poll},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 /// What an engine is to do.
 pub(crate) enum Work {
-    /// Make tokens. The channel of events needs no bound of its own: `max_tokens` and the context bound it.
-    Generate { request: Request, events: Sender<Event> },
+    /// Make tokens.
+    Generate { request: Request, events: Outbox },
     /// Log-probabilities of the tokens from position `from` on.
     Score { tokens: Vec<u32>, from: usize, evictor: Option<Evictor>, reply: SyncSender<Result<Scores>> },
     /// The row of logits after the tokens.
@@ -221,11 +223,11 @@ impl Handle {
         {
             return Err(Error::Busy { wait, limit, retry_after: wait - limit });
         }
-        let (events, receiver) = channel();
+        let (events, receiver, bell) = Outbox::new();
         let class = request.class;
         let adapter = self.adapter(request.adapter.as_deref())?;
         let (id, cancelled) = self.send(Work::Generate { request, events }, class, adapter)?;
-        Ok(Stream { id, events: receiver, cancelled, shared: self.0.shared.clone(), over: false })
+        Ok(Stream { id, events: receiver, bell, cancelled, shared: self.0.shared.clone(), over: false })
     }
 
     /// Cancels a request by [`Stream::id`]: its stream ends with [`crate::FinishReason::Aborted`], and a step that is mostly
@@ -412,6 +414,7 @@ impl Handle {
 pub struct Stream {
     id: u64,
     events: Receiver<Event>,
+    bell: Arc<Bell>,
     cancelled: Arc<AtomicBool>,
     shared: Arc<Shared>,
     over: bool,
@@ -435,6 +438,20 @@ impl Stream {
         };
         self.note(&event);
         Some(event)
+    }
+
+    /// The next event for an async task, which is woken when one comes; `None` at the end. Nobody wakes it when the engine
+    /// hangs: who wants to know polls again now and then.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if let Some(event) = self.poll() {
+            return Poll::Ready(Some(event));
+        }
+        self.bell.set(context.waker());
+        // One may have come before the bell was set.
+        self.poll().map_or(Poll::Pending, |event| Poll::Ready(Some(event)))
     }
 
     fn note(&mut self, event: &Event) {
