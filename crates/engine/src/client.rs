@@ -33,7 +33,7 @@ pub(crate) struct Client {
 
 pub(crate) enum Task {
     Generate(Box<Generation>),
-    Score { from: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
+    Score { from: usize, top: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
     Logits { reply: SyncSender<Result<Vec<f32>>> },
 }
 
@@ -416,11 +416,14 @@ impl Client {
     ) -> Vec<Act> {
         match &mut self.task {
             Task::Generate(g) => g.output(s, tools, between),
-            Task::Score { from, scores, .. } => match checked_max(tools.row, at + 1) {
+            Task::Score { from, top, scores, .. } => match checked_max(tools.row, at + 1) {
                 Ok(max) => {
                     let next = s.tokens[at + 1];
                     let lse = softmax::log_sum_exp(tools.row, max);
                     scores.log_probs[at + 1 - *from] = f64::from(tools.row[next as usize]) - lse;
+                    if *top > 0 {
+                        scores.top[at + 1 - *from] = tools.scratch.best(tools.row, *top, lse);
+                    }
                     if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
                 }
                 Err(error) => vec![Act::Fail(error)],

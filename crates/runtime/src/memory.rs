@@ -28,15 +28,26 @@ pub struct Use {
     pub outputs: usize,
     /// Tokens guessed ahead in a step.
     pub guesses: usize,
-    /// Tokens in the cache of all sequences together; else as many as `batch` of full length have.
-    pub pool: Option<usize>,
+    /// Room in the cache of all sequences together.
+    pub pool: Pool,
+}
+
+/// Tokens in the cache of all sequences together; a context's at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// Every sequence has its full length.
+    Full,
+    /// As many as fit into half of the free memory, if that is less.
+    Fits,
+    /// So many.
+    Tokens(usize),
 }
 
 impl Use {
     /// One conversation.
-    pub const ONE: Use = Use { batch: 1, outputs: 1, guesses: 0, pool: None };
+    pub const ONE: Use = Use { batch: 1, outputs: 1, guesses: 0, pool: Pool::Full };
     /// One text, each of whose tokens is scored.
-    pub const SCORE: Use = Use { batch: 1, outputs: 64, guesses: 0, pool: None };
+    pub const SCORE: Use = Use { batch: 1, outputs: 64, guesses: 0, pool: Pool::Full };
 }
 
 /// The memory of a model with given sizes.
@@ -116,8 +127,20 @@ pub fn sizes(
     config.step_outputs = usage.outputs.max(usage.batch) + usage.guesses;
     config.step_tokens = config.step_tokens.min(context).max(usage.batch + 1);
     if usage.batch > 1 {
-        let tokens = usage.pool.map_or(context.saturating_mul(usage.batch), |p| p.max(context));
-        config.kv_blocks = Some(tokens.div_ceil(BLOCK_TOKENS).max(context.div_ceil(BLOCK_TOKENS)));
+        let full = context.saturating_mul(usage.batch);
+        let tokens = match usage.pool {
+            Pool::Full => full,
+            Pool::Tokens(n) => n,
+            Pool::Fits => {
+                let one = planner.need(&config, &planner.options(kv_types(args.kv)[0]))?;
+                let room = available().map_or(full, |free| {
+                    let rest = (free / 2).saturating_sub(one.total() - one.kv);
+                    rest / (one.kv / context).max(1)
+                });
+                room.min(full)
+            }
+        };
+        config.kv_blocks = Some(tokens.max(context).div_ceil(BLOCK_TOKENS));
     }
     let kv = kv_types(args.kv);
     let need = |config: &EngineConfig, kv| planner.need(config, &planner.options(kv));

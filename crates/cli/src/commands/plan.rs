@@ -3,7 +3,7 @@
 use anyhow::Result;
 use quarrel_bench::text::thousands;
 use quarrel_hub::human_bytes;
-use quarrel_runtime::memory::{self, Planner, Use};
+use quarrel_runtime::memory::{self, Planner, Pool, Use};
 use quarrel_runtime::process;
 use serde_json::{Map, json};
 
@@ -19,7 +19,7 @@ pub(crate) fn run(mut args: Plan) -> Result<()> {
     let planner = Planner::new(&opened, &options)?;
     let batch = args.batch as usize;
     // As `run` and `chat` guess if nothing else is said.
-    let usage = Use { batch, outputs: batch, guesses: DRAFT_MAX.into(), pool: None };
+    let usage = Use { batch, outputs: batch, guesses: DRAFT_MAX.into(), pool: Pool::Full };
     let sizes = memory::sizes(&opened, &planner, &options, usage, TALK)?;
     let options = planner.options(sizes.kv);
     let f = planner.footprint(&sizes.config, &options)?;
