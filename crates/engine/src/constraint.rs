@@ -64,7 +64,8 @@ impl ConstraintBox {
 
 /// A constraint that panics fails its own request, like one that says no.
 fn contained<T>(step: usize, f: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
-    let outcome = catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err("it panicked, which is a bug".into()));
+    let outcome =
+        catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err("it panicked, which is a bug".into()));
     outcome.map_err(|why| Error::Constraint { step, why })
 }
 

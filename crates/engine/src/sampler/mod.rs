@@ -92,14 +92,7 @@ impl Sampler {
         if let Some(p) = &mut penalties {
             prompt.iter().for_each(|t| p.push(*t, false));
         }
-        Sampler {
-            sampling,
-            rng: Pcg64::new(seed),
-            penalties,
-            top,
-            constraint: None,
-            before_guesses: None,
-        }
+        Sampler { sampling, rng: Pcg64::new(seed), penalties, top, constraint: None, before_guesses: None }
     }
 
     /// Draws only what the constraint allows, from here on.
