@@ -4,12 +4,14 @@
 
 pub mod chat_template;
 mod error;
+pub mod grammar;
 pub mod stop;
 pub mod stream_decoder;
 pub mod tokenizer;
 
 pub use chat_template::{ChatTemplate, DateTime, RenderInput};
 pub use error::{Error, Result};
+pub use grammar::{Grammar, GrammarFactory, GrammarSpec, Guided, Reasoning};
 pub use stop::StopMatcher;
 pub use stream_decoder::StreamDecoder;
 pub use tokenizer::{Ends, Special, Tokenizer};
