@@ -6,6 +6,7 @@
 mod body;
 mod call;
 mod format;
+mod grammar;
 mod json;
 mod parser;
 mod python;
@@ -13,8 +14,11 @@ mod tool;
 mod xml;
 
 pub use format::ToolFormat;
+pub use grammar::{control_token, tool_grammar};
 pub use parser::{Arguments, OutputEvent, OutputParser};
 pub use tool::{MAX_TOOLS, Tool, ToolChoice};
 
+#[cfg(test)]
+mod grammar_tests;
 #[cfg(test)]
 mod tests;

@@ -142,7 +142,7 @@ impl OutputParser {
                 let space = std::mem::take(&mut self.space);
                 self.content(&space);
             }
-            Mode::Text | Mode::Reasoning => {}
+            Mode::Text | Mode::Reasoning => self.space.clear(),
         }
         std::mem::take(&mut self.events)
     }

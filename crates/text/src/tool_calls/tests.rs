@@ -74,7 +74,7 @@ fn read(mut parser: OutputParser, pieces: &[&str]) -> Vec<String> {
     out
 }
 
-fn whole(format: ToolFormat, text: &str) -> Vec<String> {
+pub(super) fn read_whole(format: ToolFormat, text: &str) -> Vec<String> {
     read(parser(format, Prompt::Silent, Arguments::Whole), &[text])
 }
 
@@ -182,16 +182,13 @@ fn what_only_looks_like_a_call_is_content() {
         (Prompted, "{\"city\": \"Paris\"}"),
     ];
     for (format, text) in texts {
-        assert_eq!(whole(format, text), [format!("C {text}")], "{format:?}");
+        assert_eq!(read_whole(format, text), [format!("C {text}")], "{format:?}");
     }
     // After a real call, the broken one.
     let text = "<tool_call>{\"name\": \"now\"}</tool_call>\n<tool_call>{\"name\": \"nothing\"}</tool_call>";
-    assert_eq!(
-        whole(Hermes, text),
-        ["0 now {}", "C <tool_call>{\"name\": \"nothing\"}</tool_call>"]
-    );
+    assert_eq!(read_whole(Hermes, text), ["0 now {}", "C <tool_call>{\"name\": \"nothing\"}</tool_call>"]);
     let text = "[TOOL_CALLS][{\"name\": \"now\"}, {\"nam]";
-    assert_eq!(whole(Mistral, text), ["0 now {}", "C , {\"nam]"]);
+    assert_eq!(read_whole(Mistral, text), ["0 now {}", "C , {\"nam]"]);
 }
 
 #[test]
