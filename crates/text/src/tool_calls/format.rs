@@ -172,21 +172,14 @@ impl ToolFormat {
 
 impl Layout {
     /// Marks inside calls, which control tokens have to show for the reading.
-    fn inner(&self) -> impl Iterator<Item = &'static str> {
-        let inner: &[&str] = match self.openings.first().map(|o| o.kind) {
-            None => &["<|channel|>", "<|message|>"],
-            Some(Kind::Header(Header::DeepSeek)) => &["<｜tool▁sep｜>"],
-            Some(Kind::Header(Header::Kimi)) => &["<|tool_call_argument_begin|>"],
-            Some(Kind::Mistral) => &["[ARGS]"],
-            Some(Kind::Xml(tags, _)) => {
-                return [tags.param, tags.value, tags.close]
-                    .into_iter()
-                    .filter(|t| !t.is_empty())
-                    .collect::<Vec<_>>()
-                    .into_iter();
-            }
-            _ => &[],
-        };
-        inner.to_vec().into_iter()
+    fn inner(&self) -> Vec<&'static str> {
+        match self.openings.first().map(|o| o.kind) {
+            None => vec!["<|channel|>", "<|message|>"],
+            Some(Kind::Header(Header::DeepSeek)) => vec!["<｜tool▁sep｜>"],
+            Some(Kind::Header(Header::Kimi)) => vec!["<|tool_call_argument_begin|>"],
+            Some(Kind::Mistral) => vec!["[ARGS]"],
+            Some(Kind::Xml(tags, _)) => vec![tags.param, tags.value, tags.close],
+            _ => Vec::new(),
+        }
     }
 }

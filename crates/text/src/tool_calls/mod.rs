@@ -5,6 +5,7 @@
 
 mod body;
 mod call;
+mod conversation;
 mod format;
 mod grammar;
 mod json;
@@ -13,6 +14,7 @@ mod python;
 mod tool;
 mod xml;
 
+pub use conversation::{ChatStyle, Conversation, Telling};
 pub use format::ToolFormat;
 pub use grammar::{control_token, tool_grammar};
 pub use parser::{Arguments, OutputEvent, OutputParser};

@@ -201,19 +201,22 @@ impl<'a> Parser<'a> {
         let c = self.rest.chars().next()?;
         self.rest = &self.rest[c.len_utf8()..];
         let digits = match c {
-            'n' => return Some(out.push('\n')),
-            't' => return Some(out.push('\t')),
-            'r' => return Some(out.push('\r')),
-            '\n' => return Some(()),
-            '\\' | '\'' | '"' => return Some(out.push(c)),
             'x' => 2,
             'u' => 4,
             'U' => 8,
-            c => {
-                out.push('\\'); // Python keeps the backslash of what is no escape
-                return Some(out.push(c));
-            }
+            _ => 0,
         };
+        if digits == 0 {
+            match c {
+                'n' => out.push('\n'),
+                't' => out.push('\t'),
+                'r' => out.push('\r'),
+                '\n' => {}
+                '\\' | '\'' | '"' => out.push(c),
+                c => out.extend(['\\', c]), // Python keeps the backslash of what is no escape
+            }
+            return Some(());
+        }
         let (code, rest) = self.rest.split_at_checked(digits)?;
         self.rest = rest;
         out.push(char::from_u32(u32::from_str_radix(code, 16).ok()?)?);
