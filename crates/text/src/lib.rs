@@ -12,7 +12,7 @@ pub mod tool_calls;
 
 pub use chat_template::{ChatTemplate, DateTime, RenderInput};
 pub use error::{Error, Result};
-pub use reasoning::Reasoning;
+pub use reasoning::{Prompt, ReasoningMarks};
 pub use stop::StopMatcher;
 pub use stream_decoder::StreamDecoder;
 pub use tokenizer::{Ends, Special, Tokenizer};

@@ -4,7 +4,7 @@ use crate::Tokenizer;
 
 /// The marks around the reasoning of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Reasoning {
+pub struct ReasoningMarks {
     /// What begins it.
     pub start: &'static str,
     /// What ends it. A grammar for the answer begins after this, and after [`Self::answer`].
@@ -25,19 +25,19 @@ pub enum Prompt {
 }
 
 /// All known marks; those of one family only come first.
-const FAMILIES: [Reasoning; 5] = [
-    Reasoning {
+const FAMILIES: [ReasoningMarks; 5] = [
+    ReasoningMarks {
         start: "<|channel|>analysis<|message|>",
         end: "<|end|>",
         answer: "<|start|>assistant<|channel|>final<|message|>",
     },
-    Reasoning { start: "<|START_THINKING|>", end: "<|END_THINKING|>", answer: "" },
-    Reasoning { start: "<seed:think>", end: "</seed:think>", answer: "" },
-    Reasoning { start: "[THINK]", end: "[/THINK]", answer: "" },
-    Reasoning { start: "<think>", end: "</think>", answer: "" },
+    ReasoningMarks { start: "<|START_THINKING|>", end: "<|END_THINKING|>", answer: "" },
+    ReasoningMarks { start: "<seed:think>", end: "</seed:think>", answer: "" },
+    ReasoningMarks { start: "[THINK]", end: "[/THINK]", answer: "" },
+    ReasoningMarks { start: "<think>", end: "</think>", answer: "" },
 ];
 
-impl Reasoning {
+impl ReasoningMarks {
     /// The marks that a chat template writes or reads; `None` where it knows no reasoning.
     pub fn detect(source: &str) -> Option<Self> {
         let [harmony, others @ ..] = FAMILIES;
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn marks_of_templates() {
-        let start = |source| Reasoning::detect(source).map(|r| r.start);
+        let start = |source| ReasoningMarks::detect(source).map(|r| r.start);
         assert_eq!(start("{%- if '</think>' in message.content %}"), Some("<think>"));
         assert_eq!(start("{{- '<|START_THINKING|>' }}"), Some("<|START_THINKING|>"));
         assert_eq!(start("{%- set think_end_token = '</seed:think>' -%}"), Some("<seed:think>"));
@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn what_the_prompt_left_open() {
-        let think = Reasoning::detect("<think>").unwrap();
+        let think = ReasoningMarks::detect("<think>").unwrap();
         let cases = [
             ("<|im_start|>assistant\n<think>\n", Prompt::Open),
             ("<|im_start|>assistant\n<think>\n\n</think>\n\n", Prompt::Closed),
@@ -96,7 +96,7 @@ mod tests {
         for (prompt, state) in cases {
             assert_eq!(think.after(prompt), state, "{prompt}");
         }
-        let harmony = Reasoning::detect("<|channel|><|message|>").unwrap();
+        let harmony = ReasoningMarks::detect("<|channel|><|message|>").unwrap();
         assert_eq!(harmony.after("<|end|><|start|>assistant"), Prompt::Silent);
     }
 }

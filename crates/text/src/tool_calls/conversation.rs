@@ -8,7 +8,7 @@ use serde_json::{Map, Value as Json};
 
 use super::format::ToolFormat;
 use super::tool::{Tool, bad};
-use crate::reasoning::Reasoning;
+use crate::reasoning::ReasoningMarks;
 use crate::{ChatTemplate, Result};
 
 /// Most messages of a conversation.
@@ -20,7 +20,7 @@ pub struct ChatStyle {
     /// How calls are written.
     pub format: ToolFormat,
     /// The marks around reasoning, if the template knows any.
-    pub reasoning: Option<Reasoning>,
+    pub reasoning: Option<ReasoningMarks>,
     /// How the tools reach the model.
     pub telling: Telling,
     /// The template does not write `tool_calls`; they are put in the content.
@@ -83,7 +83,7 @@ impl ChatStyle {
         };
         Self {
             format,
-            reasoning: Reasoning::detect(source),
+            reasoning: ReasoningMarks::detect(source),
             telling,
             calls_in_content: !has("tool_calls"),
             results_from_user: !(has("'tool'") || has("\"tool\"")),

@@ -15,7 +15,7 @@ use crate::Tokenizer;
 /// The grammar of an answer: the calls of these tools, as `choice` has it, more than one after another where `parallel`.
 /// `control` gives the id of a mark that is a control token of the vocabulary ([`control_token`]).
 ///
-/// A reasoning block is no part of it; the grammar begins after [`Reasoning::end`](crate::Reasoning::end). For
+/// A reasoning block is no part of it; the grammar begins after [`end`](crate::ReasoningMarks::end). For
 /// [`ToolFormat::Harmony`] it is: there the grammar begins with the answer.
 ///
 /// Arguments follow the tool's schema. Parameters that a schema does not declare are not written, unless it says
@@ -44,7 +44,10 @@ pub fn tool_grammar(
 
 /// The id of a mark that is a control token, for [`tool_grammar`].
 pub fn control_token(tokenizer: &Tokenizer) -> impl Fn(&str) -> Option<u32> {
-    |mark| tokenizer.token_id(mark).filter(|&id| tokenizer.is_special(id))
+    |mark| {
+        let id = tokenizer.token_id(mark)?;
+        (tokenizer.is_special(id) || tokenizer.is_end_of_generation(id)).then_some(id)
+    }
 }
 
 struct Grammar<'a> {
@@ -373,8 +376,7 @@ impl Grammar<'_> {
                 json[0],
                 json[1],
                 message,
-                Raw(&schema),
-                Mark("<|call|>"),
+                Raw(&schema), // and `<|call|>`, which ends the answer
             ])
         });
         let answer = self.sequence(&[Mark("<|channel|>"), Text("final"), Mark("<|message|>"), Raw("TEXT")]);

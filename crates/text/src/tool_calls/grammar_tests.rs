@@ -45,7 +45,6 @@ const MARKS: &[&str] = &[
     "<|end|>",
     "<|start|>",
     "<|constrain|>",
-    "<|call|>",
     "<|eos|>",
 ];
 
@@ -151,7 +150,7 @@ fn texts() -> Vec<(ToolFormat, &'static str, &'static str)> {
         (CommandR, "<|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"get_weather\", \"parameters\": {\"city\": \"Paris\"}}\n]<|END_ACTION|>",
             "<|START_ACTION|>[\n    {\"tool_call_id\": \"0\", \"tool_name\": \"now\", \"parameters\": {}},\n    {\"tool_call_id\": \"1\", \"tool_name\": \"now\", \"parameters\": {}}\n]<|END_ACTION|>"),
         (Lfm2, "<|tool_call_start|>[get_weather(city=\"Paris\")]<|tool_call_end|>", "<|tool_call_start|>[get_weather(city=\"Paris\", units=\"C\"), now()]<|tool_call_end|>"),
-        (Harmony, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Paris\"}<|call|>", ""),
+        (Harmony, "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>commentary to=functions.get_weather <|constrain|>json<|message|>{\"city\": \"Paris\"}", ""),
     ]
 }
 
@@ -244,4 +243,52 @@ fn arguments_follow_the_schema() {
     }
     let none = grammar(ToolFormat::Hermes, &ToolChoice::None, true, false);
     assert!(judge.takes(&none, "anything <tool_call>", false));
+}
+
+/// A text that the grammar lets through, drawn at random; `None` when it does not end soon.
+fn draw(judge: &Judge, grammar: &str, seed: u64) -> Option<String> {
+    let mut matcher = Matcher::new(judge.0.create_parser(TopLevelGrammar::from_lark(grammar.into())));
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
+    let mut random = move |n: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 33) as usize % n
+    };
+    let mut text = String::new();
+    for _ in 0..600 {
+        if matcher.is_accepting().unwrap() && (random(2) == 0 || matcher.is_stopped()) {
+            return Some(text);
+        }
+        let mask = matcher.compute_mask().unwrap();
+        let allowed = |id: &u32| mask.is_allowed(*id) && (*id >= 256 || (32..127).contains(id) || *id == 10);
+        let ids: Vec<u32> = (0..256 + MARKS.len() as u32 - 1).filter(allowed).collect();
+        // Marks and quotes end what would seldom end by itself.
+        let ends =
+            ids.iter().copied().filter(|id| *id >= 256 || matches!(*id, 34 | 60 | 125)).collect::<Vec<u32>>();
+        let from = if ends.is_empty() || random(3) > 0 { &ids } else { &ends };
+        let id = from[random(from.len())];
+        match MARKS.get((id as usize).wrapping_sub(256)) {
+            Some(mark) => text.push_str(mark),
+            None => text.push(char::from(id as u8)),
+        }
+        matcher.consume_token(id).unwrap();
+    }
+    None
+}
+
+#[test]
+fn what_a_grammar_lets_through_is_read_as_calls() {
+    let judge = Judge::new();
+    for (format, _, _) in texts() {
+        let g = grammar(format, &ToolChoice::Required, true, true);
+        let drawn: Vec<String> = (0..12).filter_map(|seed| draw(&judge, &g, seed)).collect();
+        assert!(!drawn.is_empty(), "{format:?}: nothing ends");
+        for text in drawn {
+            let events = read_whole(format, &text);
+            let calls = events.iter().filter(|e| e.starts_with(|c: char| c.is_ascii_digit())).count();
+            let other = events.iter().any(|e| e.starts_with(['C', '!'])) && format != ToolFormat::Harmony;
+            assert!(calls > 0 && !other, "{format:?}: {text:?} gives {events:?}");
+        }
+    }
 }

@@ -5,7 +5,7 @@ use super::call::{Calls, Progress, Sink};
 use super::format::ToolFormat;
 use super::json::Scanner;
 use super::tool::Tool;
-use crate::reasoning::{Prompt, Reasoning};
+use crate::reasoning::{Prompt, ReasoningMarks};
 
 /// What an answer consists of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,7 +57,7 @@ pub enum Arguments {
 #[derive(Clone, Debug)]
 pub struct OutputParser {
     format: ToolFormat,
-    reasoning: Option<Reasoning>,
+    reasoning: Option<ReasoningMarks>,
     calls: Calls,
     mode: Mode,
     /// What may be the beginning of a mark.
@@ -95,10 +95,10 @@ enum Mark {
 
 impl OutputParser {
     /// A parser at the start of an answer. Without tools no call is looked for. `prompt` is what the rendered prompt
-    /// left open ([`Reasoning::after`]).
+    /// left open ([`ReasoningMarks::after`]).
     pub fn new(
         format: ToolFormat,
-        reasoning: Option<Reasoning>,
+        reasoning: Option<ReasoningMarks>,
         prompt: Prompt,
         tools: Vec<Tool>,
         arguments: Arguments,

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 
 use super::*;
-use crate::reasoning::{Prompt, Reasoning};
+use crate::reasoning::{Prompt, ReasoningMarks};
 
 pub(super) fn tools() -> Vec<Tool> {
     Tool::list_from_openai(&json!([
@@ -25,7 +25,7 @@ fn parser(format: ToolFormat, prompt: Prompt, arguments: Arguments) -> OutputPar
         ToolFormat::Mistral | ToolFormat::MistralNamed => "[THINK]",
         _ => "<think>",
     };
-    OutputParser::new(format, Reasoning::detect(family), prompt, tools(), arguments)
+    OutputParser::new(format, ReasoningMarks::detect(family), prompt, tools(), arguments)
 }
 
 /// The events in short: `R reasoning`, `C content`, `0 name arguments`, `! broken`.
