@@ -93,6 +93,14 @@ pub enum Error {
         /// The limit.
         what: String,
     },
+    /// A part of a request (messages, tools) cannot be used.
+    #[error("{at}: {what}")]
+    Request {
+        /// Which part: `messages[2].content`.
+        at: String,
+        /// What is wrong with it, and what to do.
+        what: String,
+    },
     /// The template source is not a usable Jinja template.
     #[error("chat template: {0}")]
     Template(String),
