@@ -20,6 +20,8 @@ const APPLICATION_ID: i64 = 0x5172_726c;
 /// Each brings the schema from the version of its index to the next one. Never edited once released, only added to.
 const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
 const BUSY_MS: u64 = 10_000;
+/// The smallest page that SQLite has.
+const PAGE_BYTES_MIN: u64 = 512;
 
 /// What may be stored. Every write is checked against these before anything is changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -134,14 +136,15 @@ impl Store {
         let responses_removed = self.write(|tx| Ok(crate::responses::remove_expired(tx, now)?))?;
         let counters_removed = self.write(|tx| Ok(crate::keys::remove_old_counters(tx, now)?))?;
         let connection = self.write.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = |c: &Connection| -> Result<u64, Fault> {
-            Ok(pragma(c, "page_count")?.saturating_mul(pragma(c, "page_size")?).max(0) as u64)
-        };
         let work = || -> Result<u64, Fault> {
-            let before = free(&connection)?;
-            // At most 16 MiB at a time, so that writers wait for moments only.
-            connection.execute_batch("PRAGMA incremental_vacuum(4096); PRAGMA optimize")?;
-            Ok(before.saturating_sub(free(&connection)?))
+            let pages = pragma(&connection, "page_count")?;
+            // At most 16 MiB at a time, so that writers wait for moments only. Each step frees one page.
+            let mut vacuum = connection.prepare("PRAGMA incremental_vacuum(4096)")?;
+            let mut steps = vacuum.query([])?;
+            while steps.next()?.is_some() {}
+            connection.execute_batch("PRAGMA optimize")?;
+            let freed = (pages - pragma(&connection, "page_count")?).max(0);
+            Ok(freed as u64 * pragma(&connection, "page_size")?.max(0) as u64)
         };
         let bytes_freed = work().map_err(|f| f.at(&self.path, BUSY_MS))?;
         Ok(Maintained { responses_removed, counters_removed, bytes_freed })
@@ -305,11 +308,16 @@ fn make_file(path: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(e) => return Err(io("making the file")(e)),
     }
+    let found = fs::metadata(path).map_err(io("reading the permissions"))?;
+    if (1..PAGE_BYTES_MIN).contains(&found.len()) {
+        // SQLite would take it for an empty one, and write over it.
+        let why = format!("{} bytes are less than one page", found.len());
+        return Err(Error::Damaged { path: path.to_owned(), why });
+    }
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let found = fs::metadata(path).map_err(io("reading the permissions"))?.permissions();
-        if found.mode() & 0o077 != 0 {
+        if found.permissions().mode() & 0o077 != 0 {
             let own = fs::Permissions::from_mode(0o600);
             fs::set_permissions(path, own).map_err(io("taking others' permissions away"))?;
         }

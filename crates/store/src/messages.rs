@@ -359,7 +359,7 @@ pub(crate) fn odd(column: usize, why: Box<dyn std::error::Error + Send + Sync>) 
 
 /// The first line of a text, shortened to what a list shows.
 fn title_of(m: &NewMessage) -> String {
-    let text = m.plain_text();
+    let text = m.plain_text().replace(|c: char| c.is_control() && c != '\n', " ");
     let line = text.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or_default();
     match line.char_indices().nth(60) {
         Some((end, _)) => {
@@ -400,6 +400,7 @@ mod tests {
             ("", ""),
             ("\n\n  Hello \nworld", "Hello"),
             (&"word ".repeat(40), &format!("{}...", "word ".repeat(12).trim_end())[..]),
+            ("a\tb\u{0}c\r\nd", "a b c"),
             (&"é".repeat(61), &format!("{}...", "é".repeat(60))[..]),
         ] {
             assert_eq!(title_of(&NewMessage::text(Role::User, text)), title);
