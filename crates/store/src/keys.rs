@@ -15,8 +15,8 @@ use crate::{Error, Period, Result, Store, UnixMs, ids, time};
 const SECRET_CHARS: usize = 43;
 const NAME_BYTES_MAX: usize = 200;
 const KEYS_MAX: u64 = 10_000;
-/// Counters are kept this long, for whoever asks how much was used.
-const COUNTERS_KEPT_MS: i64 = 400 * time::DAY_MS;
+/// Counters and ended keys are kept this long, for whoever asks what was used.
+const KEPT_MS: i64 = 400 * time::DAY_MS;
 
 /// What a key may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -233,7 +233,7 @@ impl Store {
 
     /// Counts tokens, whatever the quota says, and gives what the periods have now.
     pub fn add_usage(&self, id: &str, tokens: u64, now: UnixMs) -> Result<Usage> {
-        self.write(|tx| {
+        self.count(|tx| {
             let n = by_id(tx, id)?.0;
             add(tx, n, tokens, 0, now)?;
             usage(tx, n, now)
@@ -243,7 +243,7 @@ impl Store {
     /// Counts tokens ahead if the quota has room for them: what a request may use at most. Requests at the same time
     /// therefore never pass it together. If the program dies before [`Store::settle`], they stay counted.
     pub fn reserve(&self, id: &str, tokens: u64, now: UnixMs) -> Result<Reservation> {
-        self.write(|tx| {
+        self.count(|tx| {
             let (n, key) = by_id(tx, id)?;
             let used = usage(tx, n, now)?;
             for (period, quota, used, (_, resets_at)) in [
@@ -265,7 +265,7 @@ impl Store {
     /// Replaces what was counted ahead by what was used, in the periods of the reservation; gives what they have now.
     pub fn settle(&self, reservation: Reservation, used: u64) -> Result<Usage> {
         let Reservation { key, tokens, taken_at } = reservation;
-        self.write(|tx| {
+        self.count(|tx| {
             let n = by_id(tx, &key)?.0;
             add(tx, n, used, tokens, taken_at)?;
             usage(tx, n, taken_at)
@@ -371,6 +371,10 @@ fn usage(tx: &Transaction<'_>, n: i64, now: UnixMs) -> Result<Usage, Fault> {
     Ok(Usage { day: read(Period::Day, time::day(now).0)?, month: read(Period::Month, time::month(now).0)? })
 }
 
-pub(crate) fn remove_old_counters(tx: &Transaction<'_>, now: UnixMs) -> rusqlite::Result<u64> {
-    Ok(tx.execute("DELETE FROM usage WHERE begins_at < ?1", [now.saturating_sub(COUNTERS_KEPT_MS)])? as u64)
+/// Counters and ended keys of long ago; gives how many of each.
+pub(crate) fn remove_old(tx: &Transaction<'_>, now: UnixMs) -> rusqlite::Result<(u64, u64)> {
+    let before = now.saturating_sub(KEPT_MS);
+    let counters = tx.execute("DELETE FROM usage WHERE begins_at < ?1", [before])?;
+    let keys = tx.execute("DELETE FROM keys WHERE revoked_at < ?1 OR expires_at < ?1", [before])?;
+    Ok((counters as u64, keys as u64))
 }

@@ -6,17 +6,17 @@
 //! may block. Whatever a function returned `Ok` for is on disk.
 #![forbid(unsafe_code)]
 
-// pub mod bm25;
-// pub mod context;
+pub mod bm25;
+pub mod context;
 mod conversations;
 mod db;
 mod error;
 mod export;
-// pub mod fusion;
+pub mod fusion;
 mod ids;
 mod keys;
 mod messages;
-// pub mod presets;
+pub mod presets;
 mod responses;
 mod time;
 mod words;

@@ -89,7 +89,7 @@ fn a_killed_writer_loses_nothing_it_acknowledged() {
         assert_eq!(ids[..acks.len()], acks.iter().collect::<Vec<_>>(), "round {round}");
         // At most what was being written is there beside it, and never half of a pair.
         assert!(
-            messages.len() % 2 == 0 && messages.len() <= acks.len() + 3,
+            messages.len().is_multiple_of(2) && messages.len() <= acks.len() + 3,
             "{} of {}",
             messages.len(),
             acks.len()
@@ -256,6 +256,35 @@ fn a_damaged_log_loses_its_end_and_nothing_else() {
         assert_eq!(copied.info(ME, &c).unwrap().messages, messages, "{cut} bytes cut");
         copied.check().unwrap();
     }
+}
+
+/// By hand: `mount -t tmpfs -o size=3m none DIR`, then with QUARREL_STORE_TEST_DIR=DIR `cargo test ... -- --ignored disk`.
+#[test]
+#[ignore = "needs a small file system"]
+fn a_full_disk_is_said_and_loses_nothing() {
+    let dir =
+        std::path::PathBuf::from(std::env::var(DIR).expect("QUARREL_STORE_TEST_DIR: a small file system"));
+    let store = open(&dir).unwrap();
+    let c = store.create(ME, &NewConversation::default(), 0).unwrap().id;
+    let (mut stored, mut full) = (0, 0);
+    while full < 5 {
+        match store.append(ME, &c, Place::End, &[text(&format!("word{stored} ").repeat(2000))], 1) {
+            Ok(_) => stored += 1,
+            Err(e) => {
+                assert!(
+                    e.kind() == Kind::Full && e.to_string().contains("no room left on the disk"),
+                    "{e:?}"
+                );
+                full += 1;
+            }
+        }
+    }
+    assert!(stored > 10, "{stored}");
+    assert_eq!(store.conversation(ME, &c).unwrap().messages.len(), stored);
+    drop(store);
+    let store = open(&dir).unwrap();
+    assert_eq!(store.conversation(ME, &c).unwrap().messages.len(), stored);
+    store.check().unwrap();
 }
 
 #[test]
