@@ -9,12 +9,14 @@ mod answer;
 mod file;
 mod load;
 pub mod memory;
+mod obey;
 mod open;
 pub mod process;
 pub mod prompt;
 
 pub use answer::TextStream;
 pub use load::{EngineOptions, Running};
+pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};
 
 /// Who is told what happens meanwhile: lines for people, and details for those who asked for them.

@@ -1,6 +1,7 @@
 //! A model on disk: its header, tokenizer and chat template, before its weights are read.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use quarrel_formats::{Array, Source, Value as MetaValue};
@@ -17,7 +18,7 @@ pub struct Opened {
     /// Its tensors.
     pub source: Source,
     /// From text to ids and back.
-    pub tokenizer: Tokenizer,
+    pub tokenizer: Arc<Tokenizer>,
     /// How it wants conversations; `None` for a model that only goes on with text.
     pub template: Option<ChatTemplate>,
 }
@@ -29,7 +30,7 @@ impl Opened {
         if source.tensors().len() == 0 {
             bail!("{} is a vocabulary without weights; it can tokenize, not answer", local.name);
         }
-        let tokenizer = tokenizer_of(&source)?;
+        let tokenizer = Arc::new(tokenizer_of(&source)?);
         let template = template_of(&source)?;
         if template.is_none() && local.template.is_some() {
             (talk.note)(

@@ -8,7 +8,6 @@ use utoipa::openapi::{RefOr, Schema};
 
 use crate::error::ApiError;
 
-/// Deepest nesting of a body; serde_json's own bound is 128.
 type Object = Map<String, Value>;
 
 /// A body's object.
@@ -45,8 +44,22 @@ pub(crate) fn typed<T: DeserializeOwned>(object: Object) -> Result<T, ApiError> 
     })
 }
 
-/// Takes the fields that `T`'s schema lists out of a body, so that two types share it; the rest stays.
-pub(crate) fn take<T: DeserializeOwned + PartialSchema>(body: &mut Object) -> Result<T, ApiError> {
+/// Takes the fields that `T`'s schema lists out of a body, so that two types share it; the rest stays. `aliases` are other
+/// names of fields, and theirs.
+pub(crate) fn take<T: DeserializeOwned + PartialSchema>(
+    body: &mut Object,
+    aliases: &[(&str, &str)],
+) -> Result<T, ApiError> {
+    for (alias, name) in aliases {
+        if let Some(value) = body.remove(*alias)
+            && body.insert((*name).into(), value).is_some()
+        {
+            return Err(ApiError::field(
+                *alias,
+                format!("{alias} and {name} are the same; give one of them"),
+            ));
+        }
+    }
     let RefOr::T(Schema::Object(schema)) = T::schema() else {
         return Err(ApiError::server("a schema of the server is no object"));
     };

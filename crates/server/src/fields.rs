@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quarrel_engine::{Class, DynamicTemperature, Eviction, Request, Retention, Sampling, Speculate};
+use quarrel_text::GrammarSpec;
 use serde::Deserialize;
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
@@ -99,6 +101,47 @@ pub(crate) enum Evict {
     Snapkv,
 }
 
+/// A schema that the answer has to obey.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct JsonSchema {
+    /// Its name, for people.
+    #[allow(dead_code, reason = "taken so that it may be given")]
+    name: Option<String>,
+    /// What it is for, for people.
+    #[allow(dead_code, reason = "taken so that it may be given")]
+    description: Option<String>,
+    /// The JSON Schema.
+    #[schema(value_type = Object)]
+    schema: Value,
+    /// Always on here.
+    #[allow(dead_code, reason = "taken so that it may be given")]
+    strict: Option<bool>,
+}
+
+/// The form of the answer.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub(crate) enum ResponseFormat {
+    /// As the model likes.
+    Text,
+    /// A JSON object.
+    JsonObject,
+    /// JSON that a schema accepts.
+    JsonSchema {
+        /// The schema.
+        json_schema: JsonSchema,
+    },
+}
+
+/// Other names of fields.
+pub(crate) const ALIASES: [(&str, &str); 4] = [
+    ("repeat_penalty", "repetition_penalty"),
+    ("repeat_last_n", "penalty_window"),
+    ("guided_regex", "regex"),
+    ("guided_grammar", "grammar"),
+];
+
 /// Fields that all ways of making text share.
 #[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -114,14 +157,12 @@ pub(crate) struct Fields {
     /// Keep tokens of at least this share of the best one's probability; 0 keeps all.
     pub(crate) min_p: Option<f32>,
     /// Divides the logits of tokens that were there; 1 is off.
-    #[serde(alias = "repeat_penalty")]
     pub(crate) repetition_penalty: Option<f32>,
     /// Subtracted from the logits of tokens that the answer has; 0 is off.
     pub(crate) presence_penalty: Option<f32>,
     /// Subtracted for each time that the answer has a token; 0 is off.
     pub(crate) frequency_penalty: Option<f32>,
     /// The penalties look at this many last tokens; without it at all.
-    #[serde(alias = "repeat_last_n")]
     pub(crate) penalty_window: Option<u32>,
     /// Temperature by entropy, instead of `temperature`.
     pub(crate) dynamic_temperature: Option<DynamicTemp>,
@@ -141,6 +182,12 @@ pub(crate) struct Fields {
     pub(crate) stream: Option<bool>,
     /// What the events contain beside the answer.
     pub(crate) stream_options: Option<StreamOptions>,
+    /// The form of the answer, forced token by token.
+    pub(crate) response_format: Option<ResponseFormat>,
+    /// The answer matches this regular expression.
+    pub(crate) regex: Option<String>,
+    /// The answer is of this grammar, in llguidance's variant of Lark.
+    pub(crate) grammar: Option<String>,
     /// Whose request it is: for the log, nothing else.
     pub(crate) user: Option<String>,
     /// How urgent it is; `interactive` if not given.
@@ -174,6 +221,29 @@ impl Fields {
                 Err(ApiError::field("stop", message))
             }
             None => Ok(stops),
+        }
+    }
+
+    /// What the answer must obey, if anything.
+    pub(crate) fn grammar(&self) -> Result<Option<GrammarSpec>, ApiError> {
+        let format = match &self.response_format {
+            None | Some(ResponseFormat::Text) => None,
+            Some(ResponseFormat::JsonObject) => Some(GrammarSpec::JsonObject),
+            Some(ResponseFormat::JsonSchema { json_schema }) => {
+                Some(GrammarSpec::JsonSchema(json_schema.schema.clone()))
+            }
+        };
+        let regex = self.regex.clone().map(GrammarSpec::Regex);
+        let lark = self.grammar.clone().map(GrammarSpec::Lark);
+        let mut given = [("response_format", format), ("regex", regex), ("grammar", lark)]
+            .into_iter()
+            .filter_map(|(name, spec)| Some((name, spec?)));
+        let first = given.next();
+        match (&first, given.next()) {
+            (Some((a, _)), Some((b, _))) => {
+                Err(ApiError::field(b, format!("{b}: the answer cannot obey {a} too; give one of them")))
+            }
+            _ => Ok(first.map(|(_, spec)| spec)),
         }
     }
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use quarrel_engine::{Event, FinishReason, Request, RequestStats, Stream};
 use quarrel_runtime::TextStream;
-use quarrel_text::Tokenizer;
 use quarrel_text::stream_decoder::{Control, Leading};
+use quarrel_text::{OutputEvent, OutputParser, Tokenizer};
 
 use crate::error::ApiError;
 use crate::models::Lease;
@@ -26,8 +26,8 @@ pub(crate) struct Token {
 /// One thing that happened to an answer.
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
-    /// Text that is free, of the tokens of this step; may be empty while something is held back.
-    Text { choice: u32, text: String, token: Option<Token> },
+    /// More of an answer, by the token of this step; there may be no event while something is held back.
+    Piece { choice: u32, events: Vec<OutputEvent>, token: Option<Token> },
     /// An answer is over.
     Finished { choice: u32, finish: Finish },
     /// All are.
@@ -39,6 +39,8 @@ pub(crate) enum Step {
 pub(crate) enum Finish {
     /// The model ended it, or a stop string.
     Stop,
+    /// The model calls tools.
+    ToolCalls,
     /// `max_tokens`, or the end of the context.
     Length,
     /// The deadline.
@@ -52,6 +54,7 @@ impl Finish {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Finish::Stop => "stop",
+            Finish::ToolCalls => "tool_calls",
             Finish::Length => "length",
             Finish::Deadline | Finish::Aborted => "aborted",
         }
@@ -64,13 +67,27 @@ pub(crate) struct Summary {
     pub(crate) stats: RequestStats,
     /// Tokens of all answers, those of stop strings included.
     pub(crate) completion_tokens: usize,
+    /// Those of them that were reasoning.
+    pub(crate) reasoning_tokens: usize,
     /// The stop string of each answer that one ended.
     pub(crate) stop: Vec<Option<String>>,
 }
 
 struct Choice {
     text: TextStream,
+    /// Tells reasoning and tool calls from text.
+    parser: Option<OutputParser>,
     over: bool,
+}
+
+impl Choice {
+    fn events(&mut self, text: String) -> Vec<OutputEvent> {
+        match &mut self.parser {
+            Some(parser) => parser.push(&text),
+            None if text.is_empty() => Vec::new(),
+            None => vec![OutputEvent::Content(text)],
+        }
+    }
 }
 
 /// A request that runs. Dropping it aborts it.
@@ -80,6 +97,7 @@ pub(crate) struct Generating {
     choices: Vec<Choice>,
     pending: std::collections::VecDeque<Step>,
     tokens: usize,
+    reasoning: usize,
     done: bool,
 }
 
@@ -88,6 +106,8 @@ pub(crate) struct TextOptions {
     pub(crate) leading: Leading,
     pub(crate) control: Control,
     pub(crate) stop: Vec<String>,
+    /// At the start of an answer.
+    pub(crate) parser: Option<OutputParser>,
 }
 
 impl Generating {
@@ -102,10 +122,21 @@ impl Generating {
         }
         let n = request.n as usize;
         let stream = lease.handle().submit(request)?;
-        let choice =
-            || Choice { text: TextStream::new(text.leading, text.control, text.stop.clone()), over: false };
+        let choice = || Choice {
+            text: TextStream::new(text.leading, text.control, text.stop.clone()),
+            parser: text.parser.clone(),
+            over: false,
+        };
         let choices = std::iter::repeat_with(choice).take(n).collect();
-        Ok(Generating { lease, stream, choices, pending: Default::default(), tokens: 0, done: false })
+        Ok(Generating {
+            lease,
+            stream,
+            choices,
+            pending: Default::default(),
+            tokens: 0,
+            reasoning: 0,
+            done: false,
+        })
     }
 
     /// The model.
@@ -153,7 +184,8 @@ impl Generating {
                 }
                 self.done = true;
                 let stop = self.choices.iter().map(|c| c.text.stopped().map(str::to_owned)).collect();
-                let summary = Summary { stats, completion_tokens: self.tokens, stop };
+                let summary =
+                    Summary { stats, completion_tokens: self.tokens, reasoning_tokens: self.reasoning, stop };
                 self.pending.push_back(Step::Done(summary));
                 Ok(())
             }
@@ -163,9 +195,13 @@ impl Generating {
     fn token(&mut self, choice: u32, token: Token) -> Result<(), ApiError> {
         let Some(c) = self.choices.get_mut(choice as usize).filter(|c| !c.over) else { return Ok(()) };
         self.tokens += 1;
+        let reasons = |c: &Choice| c.parser.as_ref().is_some_and(OutputParser::in_reasoning);
+        let before = reasons(c);
         let text = c.text.push(self.lease.tokenizer(), token.id)?;
         let stopped = c.text.stopped().is_some();
-        self.pending.push_back(Step::Text { choice, text, token: Some(token) });
+        let events = c.events(text);
+        self.reasoning += usize::from(before || reasons(c));
+        self.pending.push_back(Step::Piece { choice, events, token: Some(token) });
         if stopped {
             self.finish(choice, Finish::Stop);
             if self.choices.iter().all(|c| c.over) {
@@ -179,9 +215,15 @@ impl Generating {
         let Some(c) = self.choices.get_mut(choice as usize).filter(|c| !c.over) else { return };
         c.over = true;
         let text = c.text.finish();
-        let finish = if c.text.stopped().is_some() { Finish::Stop } else { finish };
-        if !text.is_empty() {
-            self.pending.push_back(Step::Text { choice, text, token: None });
+        let mut events = c.events(text);
+        events.extend(c.parser.iter_mut().flat_map(OutputParser::finish));
+        let finish = match finish {
+            _ if c.text.stopped().is_some() => Finish::Stop,
+            Finish::Stop if c.parser.as_ref().is_some_and(|p| p.calls() > 0) => Finish::ToolCalls,
+            finish => finish,
+        };
+        if !events.is_empty() {
+            self.pending.push_back(Step::Piece { choice, events, token: None });
         }
         self.pending.push_back(Step::Finished { choice, finish });
     }

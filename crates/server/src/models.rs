@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use quarrel_engine::Handle;
 use quarrel_hub::LocalModel;
 use quarrel_runtime::memory::{Pool, Use};
 use quarrel_runtime::{EngineOptions, Opened, Running, Talk};
-use quarrel_text::{ChatTemplate, Tokenizer};
+use quarrel_text::tool_calls::ChatStyle;
+use quarrel_text::{ChatTemplate, GrammarFactory, Tokenizer};
 
 use crate::error::ApiError;
 
@@ -44,6 +45,10 @@ pub(crate) struct Live {
     pub(crate) id: String,
     pub(crate) opened: Opened,
     pub(crate) running: Running,
+    /// How the template takes conversations with tools.
+    pub(crate) style: Option<ChatStyle>,
+    /// Made when the first grammar is asked for.
+    grammars: OnceLock<Result<GrammarFactory, quarrel_text::Error>>,
     /// Seconds since 1970.
     pub(crate) loaded_at: u64,
     /// Milliseconds since the start of the server.
@@ -63,6 +68,12 @@ impl Live {
 
     pub(crate) fn template(&self) -> Option<&ChatTemplate> {
         self.opened.template.as_ref()
+    }
+
+    /// What compiles grammars for it; the first time takes some hundred milliseconds.
+    pub(crate) fn grammars(&self) -> Result<&GrammarFactory, ApiError> {
+        let made = self.grammars.get_or_init(|| GrammarFactory::new(self.opened.tokenizer.clone()));
+        made.as_ref().map_err(|e| ApiError::bad(e.to_string()))
     }
 
     /// Requests that use it now.
@@ -211,7 +222,19 @@ impl Models {
             let running = opened.load(&settings.engine, usage, None, 0, talk, |_| {})?;
             let loaded_at = unix_seconds();
             let (last_used, in_flight) = (AtomicU64::default(), AtomicUsize::default());
-            Ok(Live { id: source.id, opened, running, loaded_at, last_used, in_flight, started })
+            let style = opened.template.as_ref().map(ChatStyle::of);
+            let grammars = OnceLock::new();
+            Ok(Live {
+                id: source.id,
+                opened,
+                running,
+                style,
+                grammars,
+                loaded_at,
+                last_used,
+                in_flight,
+                started,
+            })
         });
         let loaded = load.await.map_err(|e| ApiError::server(format!("loading the model failed: {e}")))?;
         let failed = loaded.as_ref().err().map(|e| format!("{e:#}"));

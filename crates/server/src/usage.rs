@@ -53,14 +53,14 @@ pub(crate) struct Timings {
 }
 
 impl Usage {
-    pub(crate) fn new(s: &Summary, reasoning_tokens: usize) -> Usage {
+    pub(crate) fn new(s: &Summary) -> Usage {
         Usage {
             prompt_tokens: s.stats.prompt_tokens,
             completion_tokens: s.completion_tokens,
             total_tokens: s.stats.prompt_tokens + s.completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens: s.stats.cached_tokens },
             completion_tokens_details: CompletionDetails {
-                reasoning_tokens,
+                reasoning_tokens: s.reasoning_tokens,
                 accepted_prediction_tokens: s.stats.accepted_tokens,
                 rejected_prediction_tokens: s.stats.drafted_tokens.saturating_sub(s.stats.accepted_tokens),
             },

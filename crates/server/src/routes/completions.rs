@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use quarrel_engine::ScoreRequest;
 use quarrel_runtime::prompt::encode_prompt;
+use quarrel_text::OutputEvent;
 use quarrel_text::stream_decoder::Leading;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,7 +16,7 @@ use utoipa::ToSchema;
 
 use crate::app::{App, Caller};
 use crate::error::{ApiError, ErrorBody};
-use crate::fields::Fields;
+use crate::fields::{ALIASES, Fields};
 use crate::generate::{Finish, Generating, Step, Summary, Token, token_text};
 use crate::models::Lease;
 use crate::prompt::{self, Encoded, blocking};
@@ -126,7 +127,7 @@ pub(crate) async fn completions(
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let mut object = body::object(&bytes)?;
-    let fields: Fields = body::take(&mut object)?;
+    let fields: Fields = body::take(&mut object, &ALIASES)?;
     let own: CompletionBody = body::typed(object)?;
     if let Some(n) = own.logprobs.filter(|n| *n > 20) {
         return Err(ApiError::field("logprobs", format!("logprobs is {n}; it must be 0 to 20")));
@@ -141,8 +142,7 @@ pub(crate) async fn completions(
     if stream {
         let [prompt] = <[_; 1]>::try_from(prompts)
             .map_err(|_| ApiError::field("prompt", "prompt: one prompt can be streamed, not several"))?;
-        let (request, text) = prompt::request(&lease, &fields, prompt, own.logprobs, &caller)?;
-        let generating = Generating::start(lease, request, text)?;
+        let generating = prompt::plain(lease, prompt, fields.clone(), own.logprobs, caller).await?;
         let usage = fields.stream_options.unwrap_or_default().include_usage;
         let logs = (0..fields.n.unwrap_or(1)).map(|_| Logprobs::default()).collect();
         let (id, created) = (ids::new("cmpl-"), models::unix_seconds());
@@ -160,8 +160,7 @@ pub(crate) async fn completions(
             None
         } else {
             let lease = app.models.lease(Some(&model)).await?;
-            let (request, text) = prompt::request(&lease, &fields, prompt, own.logprobs, &caller)?;
-            Some(Generating::start(lease, request, text)?)
+            Some(prompt::plain(lease, prompt, fields.clone(), own.logprobs, caller.clone()).await?)
         };
         running.push_back((ids, generating));
     }
@@ -200,7 +199,7 @@ pub(crate) async fn completions(
         created: models::unix_seconds(),
         model,
         choices,
-        usage: Usage::new(&total, 0),
+        usage: Usage::new(&total),
         timings: Timings::new(&timed),
         system_fingerprint: FINGERPRINT,
     })
@@ -266,6 +265,12 @@ async fn echo_of(
     .await
 }
 
+/// The text of events of plain text, which are of one kind.
+fn content(events: Vec<OutputEvent>) -> String {
+    let text = |e| if let OutputEvent::Content(text) = e { Some(text) } else { None };
+    events.into_iter().filter_map(text).collect()
+}
+
 async fn collect(
     mut generating: Generating,
     logprobs: Option<u8>,
@@ -276,7 +281,7 @@ async fn collect(
     let mut echoed = echoed;
     while let Some(step) = generating.next().await {
         let choice = match &step {
-            Ok(Step::Text { choice, .. } | Step::Finished { choice, .. }) => *choice as usize,
+            Ok(Step::Piece { choice, .. } | Step::Finished { choice, .. }) => *choice as usize,
             _ => 0,
         };
         while choices.len() <= choice {
@@ -289,9 +294,9 @@ async fn collect(
             });
         }
         match step? {
-            Step::Text { text, token, .. } => {
+            Step::Piece { events, token, .. } => {
                 let c = &mut choices[choice];
-                c.text += &text;
+                c.text += &content(events);
                 if let (Some(logs), Some(t), Some(n)) = (&mut c.logprobs, token, logprobs) {
                     logs.push(generating.lease(), t.id, Some(t.logprob), &t.top, n > 0);
                 }
@@ -349,7 +354,8 @@ impl Protocol for Chunks {
 
     fn step(&mut self, generating: &Generating, step: Step, out: &mut Vec<Sent>) -> Result<(), ApiError> {
         match step {
-            Step::Text { choice, text, token } => {
+            Step::Piece { choice, events, token } => {
+                let text = content(events);
                 let logs = self.logs(generating, choice, token);
                 if !text.is_empty() || !logs.is_null() {
                     out.push(self.piece(choice, &text, logs, None));
@@ -359,7 +365,7 @@ impl Protocol for Chunks {
             Step::Done(summary) => {
                 if self.usage {
                     let mut chunk = self.chunk(json!([]));
-                    chunk["usage"] = json!(Usage::new(&summary, 0));
+                    chunk["usage"] = json!(Usage::new(&summary));
                     chunk["timings"] = json!(Timings::new(&summary));
                     out.push(Sent::json(&chunk));
                 }

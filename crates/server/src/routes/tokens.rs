@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use quarrel_runtime::prompt::encode_prompt;
-use quarrel_text::{Ends, Special};
+use quarrel_text::{Ends, Special, Tool};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -107,6 +107,10 @@ pub(crate) struct ApplyTemplate {
     model: Option<String>,
     #[schema(value_type = Vec<Object>)]
     messages: Vec<Value>,
+    /// OpenAI's tools.
+    #[schema(value_type = Vec<Object>)]
+    tools: Option<Value>,
+    /// Variables for the template.
     #[schema(value_type = Object)]
     chat_template_kwargs: Option<Map<String, Value>>,
 }
@@ -126,8 +130,11 @@ pub(crate) async fn apply_template(State(app): State<App>, bytes: Bytes) -> Resu
     let ask: ApplyTemplate = body::parse(&bytes)?;
     let lease = app.models.lease(ask.model.as_deref()).await?;
     blocking(move || {
-        let ask = ChatPrompt { messages: ask.messages, extra: ask.chat_template_kwargs, go_on: false };
-        Ok(Json(Rendered { prompt: prompt::chat_text(&lease, ask)? }))
+        let tools = ask.tools.as_ref().map(Tool::list_from_openai).transpose();
+        let tools = tools.map_err(|e| ApiError::field("tools", e.to_string()))?.unwrap_or_default();
+        let extra = ask.chat_template_kwargs.unwrap_or_default();
+        let ask = ChatPrompt { tools, extra, ..ChatPrompt::new(ask.messages) };
+        Ok(Json(Rendered { prompt: prompt::conversation(&lease, ask)?.text }))
     })
     .await
 }
