@@ -2,20 +2,19 @@
 
 use crate::adapters::Use;
 use crate::beam::{Move, Search};
+use crate::constraint::ConstraintBox;
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::handle::{Place, Scores};
+use crate::outbox::Outbox;
 use crate::request::Request;
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
 use crate::speculate::Speculate;
 use crate::{Error, Result};
 use std::{
-    sync::{
-        Arc,
-        atomic::AtomicBool,
-        mpsc::{Sender, SyncSender},
-    },
+    collections::HashMap,
+    sync::{Arc, atomic::AtomicBool, mpsc::SyncSender},
     time::{Duration, Instant},
 };
 
@@ -36,7 +35,7 @@ pub(crate) struct Client {
 
 pub(crate) enum Task {
     Generate(Box<Generation>),
-    Score { from: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
+    Score { from: usize, top: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
     Logits { reply: SyncSender<Result<Vec<f32>>> },
 }
 
@@ -75,7 +74,7 @@ struct Branch {
 
 /// The answers of a request in the making.
 pub(crate) struct Generation {
-    events: Sender<Event>,
+    events: Outbox,
     prompt: usize,
     max_tokens: usize,
     stop_ids: Vec<u32>,
@@ -87,6 +86,8 @@ pub(crate) struct Generation {
     branches: Vec<Branch>,
     width: usize,
     search: Option<Search>,
+    /// Of the search's sequences, in the state after their tokens.
+    constraints: HashMap<u64, ConstraintBox>,
     speculate: Speculate,
     /// Guesses that were computed, and those that came true.
     drafted: u64,
@@ -133,16 +134,28 @@ impl Tools<'_> {
 
 impl Generation {
     /// Of a request whose first sequence is `sequence`.
-    pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Sender<Event>) -> Generation {
+    pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Outbox) -> Generation {
         let width = request.width() as usize;
         let most = match request.eviction {
             Eviction::Refuse => request.kv_tokens.map(|n| n as usize),
             _ => Some(usize::MAX),
         };
         let Request {
-            prompt, sampling, max_tokens, stop_ids, ignore_eos, logprobs, n, beams, speculate, ..
+            prompt,
+            sampling,
+            max_tokens,
+            stop_ids,
+            ignore_eos,
+            logprobs,
+            n,
+            beams,
+            speculate,
+            constraint,
+            ..
         } = request;
-        let sampler = Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt);
+        let mut sampler =
+            Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt).constrained(constraint);
+        let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
         let now = Instant::now();
         let first =
             Branch { sequence, sampler, made: 0, sum: 0.0, held: Vec::new(), last: now, reason: None };
@@ -157,6 +170,7 @@ impl Generation {
             branches: vec![first],
             width,
             search: beams.map(|b| Search::new(b, sequence)),
+            constraints: constraint.map(|c| (sequence, c)).into_iter().collect(),
             speculate,
             drafted: 0,
             accepted: 0,
@@ -203,11 +217,10 @@ impl Generation {
 
     /// The first token of every answer, from the prompt's last row.
     fn begin(&mut self, s: &Sequence, tools: &mut Tools, now: Instant, acts: &mut Vec<Act>) {
-        let first = self.branches[0].sampler.clone();
         let row = (self.width > 1).then(|| tools.row.clone());
         for choice in 1..self.width {
             let sequence = tools.new_id();
-            let sampler = first.reseeded(self.seed.wrapping_add(choice as u64));
+            let sampler = self.branches[0].sampler.reseeded(self.seed.wrapping_add(choice as u64));
             self.branches.push(Branch {
                 sequence,
                 sampler,
@@ -224,6 +237,9 @@ impl Generation {
                 tools.row.clone_from(row);
             }
             self.next(b, s.tokens.len(), s.id, tools, now, acts);
+            if matches!(acts.last(), Some(Act::Fail(_))) {
+                return; // which ends the others too
+            }
         }
     }
 
@@ -283,7 +299,8 @@ impl Generation {
         let answer = search.tokens(s.id);
         let k = search.candidates();
         let sampler = &self.branches[0].sampler;
-        let next = match sampler.best(tools.row, k, answer, s.tokens.len(), tools.scratch) {
+        let (constraint, step) = (self.constraints.get_mut(&s.id), s.tokens.len());
+        let next = match sampler.best(tools.row, k, answer, constraint, step, tools.scratch) {
             Ok(next) => next,
             Err(error) => return vec![Act::Fail(error)],
         };
@@ -294,6 +311,9 @@ impl Generation {
         let full = made >= self.max_tokens || s.tokens.len() + 1 >= self.most.unwrap_or(tools.context);
         let stop_ids = &self.stop_ids;
         let moves = search.advance(|t| stop_ids.contains(&t), full, || tools.new_id());
+        if let Err(error) = follow(&mut self.constraints, &moves, step) {
+            return vec![Act::Fail(error)];
+        }
         let mut acts: Vec<Act> = moves
             .into_iter()
             .map(|m| match m {
@@ -328,12 +348,12 @@ impl Generation {
         if at > self.evicted_at {
             self.evicted_at = at;
             self.eviction.add(&evicted);
-            let _ = self.events.send(Event::Evicted { at, evicted });
+            self.events.send(Event::Evicted { at, evicted });
         }
     }
 
     pub(crate) fn report_progress(&self, done: usize, total: usize) {
-        let _ = self.events.send(Event::Prefill { done, total });
+        self.events.send(Event::Prefill { done, total });
     }
 
     /// Whether no token has been drawn yet.
@@ -343,7 +363,7 @@ impl Generation {
 
     fn finished(&self, choice: usize, reason: FinishReason) {
         if self.width > 1 {
-            let _ = self.events.send(Event::Finished { choice: choice as u32, reason });
+            self.events.send(Event::Finished { choice: choice as u32, reason });
         }
     }
 
@@ -379,7 +399,7 @@ impl Generation {
         let told = if self.compare { None } else { self.branches[0].reason };
         let first = told.or(ended.first().map(|e| e.1)).unwrap_or(reason);
         let stats = self.stats(submitted);
-        let _ = self.events.send(Event::Done { reason: first, stats });
+        self.events.send(Event::Done { reason: first, stats });
     }
 
     fn stats(&self, submitted: Instant) -> RequestStats {
@@ -403,9 +423,30 @@ impl Generation {
     }
 }
 
+/// Takes the constraints of a search's sequences along; forks come before what changes the forked.
+fn follow(constraints: &mut HashMap<u64, ConstraintBox>, moves: &[Move], step: usize) -> Result<()> {
+    for m in moves {
+        match *m {
+            Move::Fork { from, id, token } => {
+                if let Some(mut fork) = constraints.get(&from).cloned() {
+                    fork.accept(token, step)?;
+                    constraints.insert(id, fork);
+                }
+            }
+            Move::Push { sequence, token } => {
+                if let Some(c) = constraints.get_mut(&sequence) {
+                    c.accept(token, step)?;
+                }
+            }
+            Move::Drop { sequence } => drop(constraints.remove(&sequence)),
+        }
+    }
+    Ok(())
+}
+
 /// A send that fails means a dropped stream, which has set `cancelled`.
-fn send(events: &Sender<Event>, choice: usize, c: Choice) {
-    let _ = events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
+fn send(events: &Outbox, choice: usize, c: Choice) {
+    events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
 }
 
 impl Client {
@@ -419,11 +460,14 @@ impl Client {
     ) -> Vec<Act> {
         match &mut self.task {
             Task::Generate(g) => g.output(s, tools, between),
-            Task::Score { from, scores, .. } => match checked_max(tools.row, at + 1) {
+            Task::Score { from, top, scores, .. } => match checked_max(tools.row, at + 1) {
                 Ok(max) => {
                     let next = s.tokens[at + 1];
                     let lse = softmax::log_sum_exp(tools.row, max);
                     scores.log_probs[at + 1 - *from] = f64::from(tools.row[next as usize]) - lse;
+                    if *top > 0 {
+                        scores.top[at + 1 - *from] = tools.scratch.best(tools.row, *top, lse);
+                    }
                     if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
                 }
                 Err(error) => vec![Act::Fail(error)],
@@ -453,7 +497,7 @@ impl Client {
         };
         match self.task {
             Task::Generate(g) if reason == FinishReason::Deadline && g.is_new() => {
-                let _ = g.events.send(Event::Failed(Error::Deadline(self.deadline.unwrap_or_default())));
+                g.events.send(Event::Failed(Error::Deadline(self.deadline.unwrap_or_default())));
             }
             Task::Generate(g) => g.end(reason, self.submitted),
             Task::Score { reply, scores, .. } => {
@@ -468,7 +512,7 @@ impl Client {
     pub(crate) fn fail(self, error: Error) {
         drop(self.adapter);
         match self.task {
-            Task::Generate(g) => drop(g.events.send(Event::Failed(error))),
+            Task::Generate(g) => g.events.send(Event::Failed(error)),
             Task::Score { reply, .. } => drop(reply.send(Err(error))),
             Task::Logits { reply } => drop(reply.send(Err(error))),
         }

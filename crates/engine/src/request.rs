@@ -1,5 +1,6 @@
 //! What a caller asks for: a prompt of token ids, how to sample, when to stop, and how urgent it is.
 
+use crate::constraint::ConstraintBox;
 use crate::evict::{Eviction, Evictor};
 use crate::speculate::Speculate;
 use crate::{Error, Result};
@@ -201,6 +202,8 @@ pub struct Request {
     pub kv_tokens: Option<u32>,
     /// Name of a loaded adapter to compute it with; see [`crate::Handle::load_adapter`].
     pub adapter: Option<String>,
+    /// What its tokens must obey; each answer gets a fork of its own.
+    pub constraint: Option<ConstraintBox>,
 }
 
 /// Largest [`Request::logprobs`].
@@ -227,6 +230,7 @@ impl Request {
             eviction: Eviction::default(),
             kv_tokens: None,
             adapter: None,
+            constraint: None,
         }
     }
 
@@ -253,9 +257,7 @@ impl Request {
         if self.max_tokens == Some(0) {
             return Err(Error::Field { field: "max_tokens", value: "0".into(), range: "1 or more" });
         }
-        if let Some(n) = self.logprobs.filter(|n| *n > LOGPROBS_MAX) {
-            return Err(Error::Field { field: "logprobs", value: n.to_string(), range: "0 to 64" });
-        }
+        check_logprobs(self.logprobs.unwrap_or(0))?;
         self.check_width()?;
         match self.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
             Some((id, _)) => Err(Error::Token { id: *id, what: "logit_bias", vocab }),
@@ -319,6 +321,12 @@ pub(crate) fn check_budget(kv_tokens: Option<u32>, context: usize) -> Result<()>
         }
         None => Ok(()),
     }
+}
+
+/// Whether so many best tokens can be reported.
+pub(crate) fn check_logprobs(n: u8) -> Result<()> {
+    let error = || Error::Field { field: "logprobs", value: n.to_string(), range: "0 to 64" };
+    if n > LOGPROBS_MAX { Err(error()) } else { Ok(()) }
 }
 
 /// Checks that there are tokens and that all are in the vocabulary.

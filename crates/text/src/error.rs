@@ -93,7 +93,26 @@ pub enum Error {
         /// The limit.
         what: String,
     },
+    /// A part of a request (messages, tools) cannot be used.
+    #[error("{at}: {what}")]
+    Request {
+        /// Which part: `messages[2].content`.
+        at: String,
+        /// What is wrong with it, and what to do.
+        what: String,
+    },
     /// The template source is not a usable Jinja template.
     #[error("chat template: {0}")]
     Template(String),
+    /// What an answer must obey cannot be used: it is wrong, not supported or too large.
+    #[error("{kind}: {what}")]
+    Grammar {
+        /// Which kind of specification.
+        kind: &'static str,
+        /// What is wrong, in one line.
+        what: String,
+    },
+    /// A grammar cannot go on in an answer.
+    #[error("grammar: {0}")]
+    GrammarStep(String),
 }

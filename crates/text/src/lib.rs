@@ -4,12 +4,18 @@
 
 pub mod chat_template;
 mod error;
+pub mod grammar;
+pub mod reasoning;
 pub mod stop;
 pub mod stream_decoder;
 pub mod tokenizer;
+pub mod tool_calls;
 
 pub use chat_template::{ChatTemplate, DateTime, RenderInput};
 pub use error::{Error, Result};
+pub use grammar::{Grammar, GrammarFactory, GrammarSpec, Guided, Reasoning};
+pub use reasoning::{Prompt, ReasoningMarks};
 pub use stop::StopMatcher;
 pub use stream_decoder::StreamDecoder;
 pub use tokenizer::{Ends, Special, Tokenizer};
+pub use tool_calls::{OutputEvent, OutputParser, Tool, ToolChoice, ToolFormat};

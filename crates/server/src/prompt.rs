@@ -1,0 +1,274 @@
+//! From a request's words to the engine's request: the conversation rendered and tokenized, grammars compiled, and how the
+//! answer is to be read.
+
+use quarrel_engine::{Request, Sampling};
+use quarrel_runtime::prompt::{encode_prompt, message, render};
+use quarrel_text::grammar::Reasoning;
+use quarrel_text::stream_decoder::{Control, Leading};
+use quarrel_text::tool_calls::{Arguments, control_token, tool_grammar};
+use quarrel_text::{
+    GrammarSpec, Guided, OutputParser, Prompt as PromptEnd, ReasoningMarks, RenderInput, Tool, ToolChoice,
+};
+use serde_json::{Map, Value};
+
+use crate::app::Caller;
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::generate::{Generating, TextOptions};
+use crate::models::{Lease, Live};
+
+/// Most messages of a conversation.
+const MESSAGES_MAX: usize = 4096;
+
+/// How much a model may reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// Not at all, where its template can say so.
+    None,
+    /// At most so many tokens.
+    Tokens(u32),
+}
+
+/// A conversation to go on with.
+pub(crate) struct ChatPrompt {
+    /// OpenAI's messages.
+    pub(crate) messages: Vec<Value>,
+    pub(crate) tools: Vec<Tool>,
+    pub(crate) choice: ToolChoice,
+    /// Several calls in one answer.
+    pub(crate) parallel: bool,
+    /// The word that the template is told, and the bound that is kept.
+    pub(crate) effort: (Option<String>, Option<Effort>),
+    /// Variables for the template.
+    pub(crate) extra: Map<String, Value>,
+    /// Go on with the assistant's last message.
+    pub(crate) go_on: bool,
+}
+
+impl ChatPrompt {
+    /// A conversation and nothing else.
+    pub(crate) fn new(messages: Vec<Value>) -> ChatPrompt {
+        ChatPrompt {
+            messages,
+            tools: Vec::new(),
+            choice: ToolChoice::Auto,
+            parallel: true,
+            effort: (None, None),
+            extra: Map::new(),
+            go_on: false,
+        }
+    }
+}
+
+/// A prompt in tokens, and how the answer's text begins.
+pub(crate) struct Encoded {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) leading: Leading,
+}
+
+/// Work that takes longer than an async task may: on a thread that may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|e| ApiError::server(format!("a bug in preparing the request: {e}")))?
+}
+
+/// Submits a conversation.
+pub(crate) async fn chat(
+    lease: Lease,
+    ask: ChatPrompt,
+    fields: Fields,
+    logprobs: Option<u8>,
+    caller: Caller,
+) -> Result<Generating, ApiError> {
+    let (lease, request, text) = blocking(move || {
+        let Rendered { text, tools, choice, parallel, reasoning } = conversation(&lease, ask)?;
+        let ids = encode_prompt(lease.tokenizer(), &text).map_err(|e| ApiError::bad(format!("{e:#}")))?;
+        let prompt = Encoded { ids, leading: Leading::Strip };
+        let (mut request, mut options) = request(&lease, &fields, prompt, logprobs, &caller)?;
+        let style = lease.style.ok_or_else(|| no_template(&lease))?;
+        let calls = !tools.is_empty() && choice != ToolChoice::None;
+        let forms = fields.grammar()?;
+        if calls && forms.is_some() {
+            let message = "response_format: not with tools that may be called; set tool_choice to \"none\"";
+            return Err(ApiError::field("response_format", message));
+        }
+        let tokenizer = lease.tokenizer();
+        let spec = match calls {
+            true => Some(GrammarSpec::Lark(tool_grammar(
+                style.format,
+                &tools,
+                &choice,
+                parallel,
+                &control_token(tokenizer),
+            ))),
+            false => forms,
+        };
+        let (marks, end, budget) = reasoning;
+        request.constraint =
+            constraint(&lease, spec, marks.filter(|_| end != PromptEnd::Closed), end, budget)?;
+        let shown = calls && style.format.needs_control_tokens(tokenizer)
+            || marks.is_some_and(|m| m.needs_control_tokens(tokenizer));
+        options.control = if shown { Control::Show } else { Control::Hide };
+        if calls || marks.is_some() {
+            let tools = if calls { tools } else { Vec::new() };
+            options.parser = Some(OutputParser::new(style.format, marks, end, tools, Arguments::Streamed));
+        }
+        Ok((lease, request, options))
+    })
+    .await?;
+    Generating::start(lease, request, text)
+}
+
+/// What forces the answer into a form, and ends reasoning in time.
+fn constraint(
+    live: &Live,
+    spec: Option<GrammarSpec>,
+    marks: Option<ReasoningMarks>,
+    end: PromptEnd,
+    budget: Option<u32>,
+) -> Result<Option<quarrel_engine::ConstraintBox>, ApiError> {
+    let budget = budget.filter(|_| marks.is_some());
+    if spec.is_none() && budget.is_none() {
+        return Ok(None);
+    }
+    let factory = live.grammars()?;
+    let blame =
+        |e: quarrel_text::Error| ApiError::field("response_format", e.to_string()).code("invalid_grammar");
+    let grammar = spec.map(|s| factory.compile(&s)).transpose().map_err(blame)?;
+    let reasoning = marks.map(|m| Reasoning {
+        start: if end == PromptEnd::Open { String::new() } else { m.start.into() },
+        end: m.end.into(),
+        budget,
+        then: m.answer.into(),
+    });
+    let guided = Guided::new(factory, grammar, reasoning).map_err(blame)?;
+    Ok(Some(quarrel_runtime::obey(guided)))
+}
+
+fn no_template(live: &Live) -> ApiError {
+    let message = format!("{} has no chat template; use /v1/completions, which takes plain text", live.id);
+    ApiError::bad(message).code("no_chat_template")
+}
+
+/// A conversation as text, and what is needed to read the answer.
+pub(crate) struct Rendered {
+    pub(crate) text: String,
+    tools: Vec<Tool>,
+    choice: ToolChoice,
+    parallel: bool,
+    /// The marks, where the prompt leaves the model, and the bound.
+    reasoning: (Option<ReasoningMarks>, PromptEnd, Option<u32>),
+}
+
+/// Renders a conversation by the model's template.
+pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, ApiError> {
+    let (Some(template), Some(style)) = (live.template(), live.style) else { return Err(no_template(live)) };
+    let ChatPrompt { mut messages, tools, choice, parallel, effort: (word, bound), extra, go_on } = ask;
+    if messages.is_empty() || messages.len() > MESSAGES_MAX {
+        let message = format!("messages has {} entries; 1 to {MESSAGES_MAX} are needed", messages.len());
+        return Err(ApiError::field("messages", message));
+    }
+    let system = live.opened.local.system.as_ref();
+    let has_system = matches!(messages[0]["role"].as_str(), Some("system" | "developer"));
+    if let Some(system) = system.filter(|_| !has_system) {
+        messages.insert(0, message("system", system));
+    }
+    let last = match (go_on, messages.last()) {
+        (false, _) => None,
+        (true, Some(m)) if m["role"] == "assistant" && m["content"].is_string() => messages.pop(),
+        (true, _) => {
+            let message = "continue_final_message: the last message must be a text of the assistant's";
+            return Err(ApiError::field("continue_final_message", message));
+        }
+    };
+    let told = if choice == ToolChoice::None { &[][..] } else { &tools[..] };
+    let wrong = |e: quarrel_text::Error| ApiError::field("messages", e.to_string());
+    let mut chat = style.conversation(&Value::Array(messages), told).map_err(wrong)?;
+    if let Some(word) = word {
+        chat.extra.insert("reasoning_effort".into(), word.into());
+    }
+    if bound == Some(Effort::None) {
+        // The names that templates have for it.
+        for name in ["enable_thinking", "thinking"] {
+            chat.extra.insert(name.into(), false.into());
+        }
+    }
+    chat.extra.extend(extra);
+    let extra = Value::Object(chat.extra);
+    let input = RenderInput {
+        messages: Some(&chat.messages),
+        tools: chat.tools.as_ref(),
+        add_generation_prompt: true,
+        extra: Some(&extra),
+        ..RenderInput::default()
+    };
+    let text = render(live.tokenizer(), template, &input).map_err(|e| {
+        ApiError::field("messages", format!("the model's template refuses the conversation: {e:#}"))
+    })?;
+    let end = style.reasoning.map_or(PromptEnd::Silent, |m| m.after(&text));
+    let begun = last.as_ref().and_then(|m| m["content"].as_str());
+    // An answer that has begun is past its reasoning.
+    let end = if begun.is_some() { PromptEnd::Closed } else { end };
+    let budget = match bound {
+        Some(Effort::Tokens(n)) => Some(n),
+        Some(Effort::None) => Some(0).filter(|_| end == PromptEnd::Open),
+        None => None,
+    };
+    let text = text + begun.unwrap_or_default();
+    Ok(Rendered { text, tools, choice, parallel, reasoning: (style.reasoning, end, budget) })
+}
+
+/// The sampling that a request changes: what came with the model over the house's defaults.
+fn base(live: &Live) -> Sampling {
+    let mut s = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, ..Sampling::default() };
+    for (name, value) in live.opened.local.params.iter().flatten() {
+        let Some(v) = value.as_f64() else { continue };
+        match name.as_str() {
+            "temperature" => s.temperature = v as f32,
+            "top_k" => s.top_k = v as u32,
+            "top_p" => s.top_p = v as f32,
+            "min_p" => s.min_p = v as f32,
+            "repeat_penalty" => s.repetition_penalty = v as f32,
+            "presence_penalty" => s.presence_penalty = v as f32,
+            "frequency_penalty" => s.frequency_penalty = v as f32,
+            _ => {}
+        }
+    }
+    s
+}
+
+/// The engine's request, and how its answers become text.
+pub(crate) fn request(
+    live: &Live,
+    fields: &Fields,
+    prompt: Encoded,
+    logprobs: Option<u8>,
+    caller: &Caller,
+) -> Result<(Request, TextOptions), ApiError> {
+    if prompt.ids.is_empty() {
+        return Err(ApiError::bad("the prompt is empty, and this model has no token to begin with"));
+    }
+    let mut request = fields.request(prompt.ids, &base(live), &caller.key)?;
+    request.logprobs = logprobs;
+    let stop = fields.stops()?;
+    Ok((request, TextOptions { leading: prompt.leading, control: Control::Hide, stop, parser: None }))
+}
+
+/// Submits plain text.
+pub(crate) async fn plain(
+    lease: Lease,
+    prompt: Encoded,
+    fields: Fields,
+    logprobs: Option<u8>,
+    caller: Caller,
+) -> Result<Generating, ApiError> {
+    let (lease, request, text) = blocking(move || {
+        let (mut request, text) = request(&lease, &fields, prompt, logprobs, &caller)?;
+        request.constraint = constraint(&lease, fields.grammar()?, None, PromptEnd::Silent, None)?;
+        Ok((lease, request, text))
+    })
+    .await?;
+    Generating::start(lease, request, text)
+}

@@ -1,0 +1,102 @@
+//! Reasoning in a model's text: the marks around it, and whether the prompt has already opened it.
+
+use crate::Tokenizer;
+
+/// The marks around the reasoning of a family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReasoningMarks {
+    /// What begins it.
+    pub start: &'static str,
+    /// What ends it. A grammar for the answer begins after this, and after [`Self::answer`].
+    pub end: &'static str,
+    /// What stands between the end mark and the answer; empty for most families.
+    pub answer: &'static str,
+}
+
+/// Where a rendered prompt leaves the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// Inside its reasoning: the prompt ends with the start mark.
+    Open,
+    /// Behind it: the prompt has closed it (`enable_thinking=false`).
+    Closed,
+    /// Before it, or there is none: the model opens it if it likes.
+    Silent,
+}
+
+/// All known marks; those of one family only come first.
+const FAMILIES: [ReasoningMarks; 5] = [
+    ReasoningMarks {
+        start: "<|channel|>analysis<|message|>",
+        end: "<|end|>",
+        answer: "<|start|>assistant<|channel|>final<|message|>",
+    },
+    ReasoningMarks { start: "<|START_THINKING|>", end: "<|END_THINKING|>", answer: "" },
+    ReasoningMarks { start: "<seed:think>", end: "</seed:think>", answer: "" },
+    ReasoningMarks { start: "[THINK]", end: "[/THINK]", answer: "" },
+    ReasoningMarks { start: "<think>", end: "</think>", answer: "" },
+];
+
+impl ReasoningMarks {
+    /// The marks that a chat template writes or reads; `None` where it knows no reasoning.
+    pub fn detect(source: &str) -> Option<Self> {
+        let [harmony, others @ ..] = FAMILIES;
+        if source.contains("<|channel|>") && source.contains("<|message|>") {
+            return Some(harmony);
+        }
+        others.into_iter().find(|r| source.contains(r.start) || source.contains(r.end))
+    }
+
+    /// Where a rendered prompt leaves the model.
+    pub fn after(&self, prompt: &str) -> Prompt {
+        let prompt = prompt.trim_end();
+        if prompt.ends_with(self.start) {
+            Prompt::Open
+        } else if prompt.ends_with(self.end) && self.answer.is_empty() {
+            Prompt::Closed
+        } else {
+            Prompt::Silent
+        }
+    }
+
+    /// Whether the marks can only be seen when control tokens show.
+    pub fn needs_control_tokens(&self, tokenizer: &Tokenizer) -> bool {
+        let is_control = |mark| tokenizer.token_id(mark).is_some_and(|id| tokenizer.is_special(id));
+        [self.start, self.end, "<|channel|>"].into_iter().any(is_control)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn marks_of_templates() {
+        let start = |source| ReasoningMarks::detect(source).map(|r| r.start);
+        assert_eq!(start("{%- if '</think>' in message.content %}"), Some("<think>"));
+        assert_eq!(start("{{- '<|START_THINKING|>' }}"), Some("<|START_THINKING|>"));
+        assert_eq!(start("{%- set think_end_token = '</seed:think>' -%}"), Some("<seed:think>"));
+        assert_eq!(start("[THINK]Your thoughts[/THINK]"), Some("[THINK]"));
+        assert_eq!(
+            start("'<|channel|>analysis<|message|>' + message.thinking"),
+            Some("<|channel|>analysis<|message|>")
+        );
+        assert_eq!(start("{{ message.content }}"), None);
+    }
+
+    #[test]
+    fn what_the_prompt_left_open() {
+        let think = ReasoningMarks::detect("<think>").unwrap();
+        let cases = [
+            ("<|im_start|>assistant\n<think>\n", Prompt::Open),
+            ("<|im_start|>assistant\n<think>\n\n</think>\n\n", Prompt::Closed),
+            ("<｜Assistant｜></think>", Prompt::Closed),
+            ("what is <think>?<|im_end|>\n<|im_start|>assistant\n", Prompt::Silent),
+        ];
+        for (prompt, state) in cases {
+            assert_eq!(think.after(prompt), state, "{prompt}");
+        }
+        let harmony = ReasoningMarks::detect("<|channel|><|message|>").unwrap();
+        assert_eq!(harmony.after("<|end|><|start|>assistant"), Prompt::Silent);
+    }
+}
