@@ -2,6 +2,7 @@
 
 use crate::adapters::Use;
 use crate::beam::{Move, Search};
+use crate::constraint::ConstraintBox;
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::handle::{Place, Scores};
@@ -11,6 +12,7 @@ use crate::sequence::Sequence;
 use crate::speculate::Speculate;
 use crate::{Error, Result};
 use std::{
+    collections::HashMap,
     sync::{
         Arc,
         atomic::AtomicBool,
@@ -87,6 +89,8 @@ pub(crate) struct Generation {
     branches: Vec<Branch>,
     width: usize,
     search: Option<Search>,
+    /// Of the search's sequences, in the state after their tokens.
+    constraints: HashMap<u64, ConstraintBox>,
     speculate: Speculate,
     /// Guesses that were computed, and those that came true.
     drafted: u64,
@@ -140,9 +144,21 @@ impl Generation {
             _ => Some(usize::MAX),
         };
         let Request {
-            prompt, sampling, max_tokens, stop_ids, ignore_eos, logprobs, n, beams, speculate, ..
+            prompt,
+            sampling,
+            max_tokens,
+            stop_ids,
+            ignore_eos,
+            logprobs,
+            n,
+            beams,
+            speculate,
+            constraint,
+            ..
         } = request;
-        let sampler = Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt);
+        let mut sampler =
+            Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt).constrained(constraint);
+        let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
         let now = Instant::now();
         let first =
             Branch { sequence, sampler, made: 0, sum: 0.0, held: Vec::new(), last: now, reason: None };
@@ -157,6 +173,7 @@ impl Generation {
             branches: vec![first],
             width,
             search: beams.map(|b| Search::new(b, sequence)),
+            constraints: constraint.map(|c| (sequence, c)).into_iter().collect(),
             speculate,
             drafted: 0,
             accepted: 0,
@@ -203,11 +220,10 @@ impl Generation {
 
     /// The first token of every answer, from the prompt's last row.
     fn begin(&mut self, s: &Sequence, tools: &mut Tools, now: Instant, acts: &mut Vec<Act>) {
-        let first = self.branches[0].sampler.clone();
         let row = (self.width > 1).then(|| tools.row.clone());
         for choice in 1..self.width {
             let sequence = tools.new_id();
-            let sampler = first.reseeded(self.seed.wrapping_add(choice as u64));
+            let sampler = self.branches[0].sampler.reseeded(self.seed.wrapping_add(choice as u64));
             self.branches.push(Branch {
                 sequence,
                 sampler,
@@ -224,6 +240,9 @@ impl Generation {
                 tools.row.clone_from(row);
             }
             self.next(b, s.tokens.len(), s.id, tools, now, acts);
+            if matches!(acts.last(), Some(Act::Fail(_))) {
+                return; // which ends the others too
+            }
         }
     }
 
@@ -283,7 +302,8 @@ impl Generation {
         let answer = search.tokens(s.id);
         let k = search.candidates();
         let sampler = &self.branches[0].sampler;
-        let next = match sampler.best(tools.row, k, answer, s.tokens.len(), tools.scratch) {
+        let (constraint, step) = (self.constraints.get_mut(&s.id), s.tokens.len());
+        let next = match sampler.best(tools.row, k, answer, constraint, step, tools.scratch) {
             Ok(next) => next,
             Err(error) => return vec![Act::Fail(error)],
         };
@@ -294,6 +314,9 @@ impl Generation {
         let full = made >= self.max_tokens || s.tokens.len() + 1 >= self.most.unwrap_or(tools.context);
         let stop_ids = &self.stop_ids;
         let moves = search.advance(|t| stop_ids.contains(&t), full, || tools.new_id());
+        if let Err(error) = follow(&mut self.constraints, &moves, step) {
+            return vec![Act::Fail(error)];
+        }
         let mut acts: Vec<Act> = moves
             .into_iter()
             .map(|m| match m {
@@ -401,6 +424,27 @@ impl Generation {
             eviction: self.eviction,
         }
     }
+}
+
+/// Takes the constraints of a search's sequences along; forks come before what changes the forked.
+fn follow(constraints: &mut HashMap<u64, ConstraintBox>, moves: &[Move], step: usize) -> Result<()> {
+    for m in moves {
+        match *m {
+            Move::Fork { from, id, token } => {
+                if let Some(mut fork) = constraints.get(&from).cloned() {
+                    fork.accept(token, step)?;
+                    constraints.insert(id, fork);
+                }
+            }
+            Move::Push { sequence, token } => {
+                if let Some(c) = constraints.get_mut(&sequence) {
+                    c.accept(token, step)?;
+                }
+            }
+            Move::Drop { sequence } => drop(constraints.remove(&sequence)),
+        }
+    }
+    Ok(())
 }
 
 /// A send that fails means a dropped stream, which has set `cancelled`.

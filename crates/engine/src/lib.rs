@@ -10,6 +10,7 @@ mod batch;
 mod beam;
 mod block_manager;
 mod client;
+mod constraint;
 mod engine;
 mod events;
 mod evict;
@@ -27,6 +28,7 @@ mod tier;
 mod watchdog;
 
 pub use adapters::{AdapterInfo, AdapterLimits};
+pub use constraint::{Constraint, ConstraintBox};
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
@@ -164,6 +166,14 @@ pub enum Error {
         vocab: usize,
         /// The largest other one.
         max: f32,
+    },
+    /// The request's constraint failed, or leaves no token to draw.
+    #[error("the constraint of the answer failed at step {step}: {why}")]
+    Constraint {
+        /// Position of the token that was to be drawn, prompt included.
+        step: usize,
+        /// What it says.
+        why: String,
     },
     /// An adapter that cannot be loaded, or is not.
     #[error("adapter {name:?}: {why}")]

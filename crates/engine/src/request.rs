@@ -1,5 +1,6 @@
 //! What a caller asks for: a prompt of token ids, how to sample, when to stop, and how urgent it is.
 
+use crate::constraint::ConstraintBox;
 use crate::evict::{Eviction, Evictor};
 use crate::speculate::Speculate;
 use crate::{Error, Result};
@@ -201,6 +202,8 @@ pub struct Request {
     pub kv_tokens: Option<u32>,
     /// Name of a loaded adapter to compute it with; see [`crate::Handle::load_adapter`].
     pub adapter: Option<String>,
+    /// What its tokens must obey; each answer gets a fork of its own.
+    pub constraint: Option<ConstraintBox>,
 }
 
 /// Largest [`Request::logprobs`].
@@ -227,6 +230,7 @@ impl Request {
             eviction: Eviction::default(),
             kv_tokens: None,
             adapter: None,
+            constraint: None,
         }
     }
 

@@ -104,4 +104,15 @@ pub enum Error {
     /// The template source is not a usable Jinja template.
     #[error("chat template: {0}")]
     Template(String),
+    /// What an answer must obey cannot be used: it is wrong, not supported or too large.
+    #[error("{kind}: {what}")]
+    Grammar {
+        /// Which kind of specification.
+        kind: &'static str,
+        /// What is wrong, in one line.
+        what: String,
+    },
+    /// A grammar cannot go on in an answer.
+    #[error("grammar: {0}")]
+    GrammarStep(String),
 }

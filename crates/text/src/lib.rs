@@ -4,6 +4,7 @@
 
 pub mod chat_template;
 mod error;
+pub mod grammar;
 pub mod reasoning;
 pub mod stop;
 pub mod stream_decoder;
@@ -12,6 +13,7 @@ pub mod tool_calls;
 
 pub use chat_template::{ChatTemplate, DateTime, RenderInput};
 pub use error::{Error, Result};
+pub use grammar::{Grammar, GrammarFactory, GrammarSpec, Guided, Reasoning};
 pub use reasoning::{Prompt, ReasoningMarks};
 pub use stop::StopMatcher;
 pub use stream_decoder::StreamDecoder;

@@ -1,11 +1,13 @@
 //! From a row of logits to a token. The stages run in the published order, each in a file of its own:
-//! logit bias, penalties, temperature (static or entropy-scaled), top-k, top-p, min-p, draw.
+//! the mask of a constraint, logit bias, penalties, temperature (static or entropy-scaled), top-k, top-p, min-p, draw. Bias
+//! and penalties change each logit by itself, so the mask is applied where the others begin: only what it allows is gathered.
 //!
 //! Nothing is sorted but the candidates that are left, and nothing is allocated once the buffers have grown.
 
 mod bias;
 mod draw;
 mod logprobs;
+mod mask;
 mod min_p;
 mod penalties;
 mod rng;
@@ -14,8 +16,10 @@ mod temperature;
 mod top_k;
 mod top_p;
 
+use crate::constraint::ConstraintBox;
 use crate::request::Sampling;
 use crate::{Error, Result};
+use mask::Allowed;
 use penalties::Penalties;
 use rng::Pcg64;
 use std::cmp::Ordering;
@@ -56,6 +60,7 @@ impl Edits {
 pub(crate) struct Scratch {
     candidates: Vec<Candidate>,
     edits: Edits,
+    allowed: Allowed,
 }
 
 /// What was drawn.
@@ -68,13 +73,14 @@ pub(crate) struct Choice {
     pub(crate) top: Vec<(u32, f32)>,
 }
 
-/// The sampler of one request: its settings, random numbers and token counts.
+/// The sampler of one answer: its settings, random numbers, token counts and constraint.
 #[derive(Debug, Clone)]
 pub(crate) struct Sampler {
     sampling: Sampling,
     rng: Pcg64,
     penalties: Option<Penalties>,
     top: usize,
+    constraint: Option<ConstraintBox>,
     /// The random numbers as they were before the guesses.
     before_guesses: Option<Pcg64>,
 }
@@ -86,7 +92,17 @@ impl Sampler {
         if let Some(p) = &mut penalties {
             prompt.iter().for_each(|t| p.push(*t, false));
         }
-        Sampler { sampling, rng: Pcg64::new(seed), penalties, top, before_guesses: None }
+        Sampler { sampling, rng: Pcg64::new(seed), penalties, top, constraint: None, before_guesses: None }
+    }
+
+    /// Draws only what the constraint allows, from here on.
+    pub(crate) fn constrained(self, constraint: Option<ConstraintBox>) -> Sampler {
+        Sampler { constraint, ..self }
+    }
+
+    /// The constraint, for a search that does not draw and has one for each of its sequences.
+    pub(crate) fn take_constraint(&mut self) -> Option<ConstraintBox> {
+        self.constraint.take()
     }
 
     /// The same settings and counts with random numbers of another seed.
@@ -105,8 +121,10 @@ impl Sampler {
         if let Some(p) = &self.penalties {
             p.apply(row, &mut scratch.edits);
         }
-        let max = if scratch.edits.0.is_empty() { raw } else { checked_max(row, step)? };
-        let id = self.pick(row, max, &mut scratch.candidates);
+        let mut constraint = self.constraint.take();
+        let outcome = self.draw(row, raw, step, constraint.as_mut(), scratch);
+        self.constraint = constraint;
+        let id = outcome?;
         if let Some(p) = &mut self.penalties {
             p.push(id, true);
         }
@@ -114,8 +132,33 @@ impl Sampler {
         Ok(Choice { id, logprob, top })
     }
 
+    /// Draws from the row after bias and penalties; `raw` was its largest logit before.
+    fn draw(
+        &mut self,
+        row: &[f32],
+        raw: f32,
+        step: usize,
+        constraint: Option<&mut ConstraintBox>,
+        scratch: &mut Scratch,
+    ) -> Result<u32> {
+        let Scratch { candidates, edits, allowed } = scratch;
+        if let Some(constraint) = constraint {
+            if let Some((logits, max)) = allowed.gather(constraint, row, step)? {
+                let index = self.pick(logits, max, candidates);
+                let id = allowed.id(index);
+                return constraint.accept(id, step).map(|()| id);
+            }
+            let max = if edits.0.is_empty() { raw } else { checked_max(row, step)? };
+            let id = self.pick(row, max, candidates);
+            return constraint.accept(id, step).map(|()| id);
+        }
+        let max = if edits.0.is_empty() { raw } else { checked_max(row, step)? };
+        Ok(self.pick(row, max, candidates))
+    }
+
     /// From here on tokens are drawn from another model, to guess what will be drawn: with the same random numbers and
-    /// penalties, so that equal rows give equal tokens. [`Self::take_back`] undoes it all.
+    /// penalties, so that equal rows give equal tokens, but free of the constraint, which sees drawn tokens alone.
+    /// [`Self::take_back`] undoes it all.
     pub(crate) fn guess(&mut self) {
         self.before_guesses = Some(self.rng.clone());
         self.penalties.iter_mut().for_each(Penalties::guess);
@@ -123,9 +166,9 @@ impl Sampler {
 
     /// Draws a token as [`Self::next`] does, and says the probability that the row alone gives it.
     pub(crate) fn next_guess(&mut self, row: &mut [f32], scratch: &mut Scratch) -> Result<(u32, f32)> {
-        let top = std::mem::take(&mut self.top);
+        let (top, constraint) = (std::mem::take(&mut self.top), self.constraint.take());
         let choice = self.next(row, 0, scratch);
-        self.top = top;
+        (self.top, self.constraint) = (top, constraint);
         choice.map(|c| (c.id, c.logprob.exp()))
     }
 
@@ -138,12 +181,13 @@ impl Sampler {
     }
 
     /// The `k` best tokens after bias and penalties with their log-probabilities, best first, for a search that does not
-    /// draw; the answer so far is `answer`.
+    /// draw; the answer so far is `answer`. What `constraint` forbids is left out, and the others' shares stay as they are.
     pub(crate) fn best(
         &self,
         row: &mut [f32],
         k: usize,
         answer: impl Iterator<Item = u32>,
+        constraint: Option<&mut ConstraintBox>,
         step: usize,
         scratch: &mut Scratch,
     ) -> Result<Vec<(u32, f32)>> {
@@ -157,7 +201,18 @@ impl Sampler {
         }
         let lse = logprobs::log_sum_exp(row, checked_max(row, step)?);
         let mut best = Vec::new();
-        logprobs::top(row, k, lse, &mut scratch.candidates, &mut best);
+        let Scratch { candidates, allowed, .. } = scratch;
+        let gathered = match constraint {
+            Some(c) => allowed.gather(c, row, step)?,
+            None => None,
+        };
+        match gathered {
+            Some((logits, _)) => {
+                logprobs::top(logits, k, lse, candidates, &mut best);
+                best.iter_mut().for_each(|(index, _)| *index = allowed.id(*index));
+            }
+            None => logprobs::top(row, k, lse, candidates, &mut best),
+        }
         best.retain(|(_, lp)| *lp > f32::NEG_INFINITY);
         Ok(best)
     }
