@@ -77,3 +77,12 @@ fn grammars_of_all_families_compile() {
         }
     }
 }
+
+#[test]
+fn marks_that_are_control_tokens_stand_as_tokens() {
+    let tokenizer = tokenizer();
+    let control = control_token(&tokenizer);
+    let name = "<|im_start|>";
+    assert!(control(name).is_some() && control("<tool_call>").is_none());
+    assert!(!ToolFormat::Hermes.needs_control_tokens(&tokenizer), "its marks are text in this vocabulary");
+}
