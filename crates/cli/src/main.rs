@@ -3,13 +3,12 @@
 
 mod adapter;
 mod args;
-mod chat_format;
+mod bytes;
 mod commands;
 mod failure;
 mod input;
 mod instructions;
 mod interrupt;
-mod memory;
 mod models;
 mod render;
 mod session;

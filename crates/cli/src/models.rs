@@ -1,13 +1,9 @@
-//! From what a person typed to a model on disk and its tokenizer.
+//! From what a person typed to a model on disk.
 
-use std::fs;
 use std::io::{self, BufRead, IsTerminal, Write};
-use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use quarrel_formats::Source;
+use anyhow::{Result, bail};
 use quarrel_hub::{Hub, LocalModel, Options, Outcome, Wanted, human_bytes};
-use quarrel_text::Tokenizer;
 
 use crate::args::{FetchArgs, ModelArgs};
 use crate::render::{self, Transfers};
@@ -80,52 +76,4 @@ fn accepts(wanted: &Wanted, offered: &Wanted, reasons: &str) -> Result<Option<bo
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
     Ok(Some(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes")))
-}
-
-/// The tokenizer of whatever a path holds: a `tokenizer.json`, a GGUF (a vocabulary is enough), a checkpoint.
-pub(crate) fn tokenizer_at(path: &Path) -> Result<Tokenizer> {
-    if path.extension().is_some_and(|e| e.eq_ignore_ascii_case("json")) {
-        return json_tokenizer(path);
-    }
-    tokenizer(&open(path)?)
-}
-
-/// Opens a model file.
-pub(crate) fn open(path: &Path) -> Result<Source> {
-    Ok(Source::open(path)?)
-}
-
-/// The tokenizer of an opened model.
-pub(crate) fn tokenizer(source: &Source) -> Result<Tokenizer> {
-    match source {
-        Source::Gguf(gguf) => {
-            Tokenizer::from_gguf(&gguf.metadata).with_context(|| format!("{}", gguf.paths[0].display()))
-        }
-        Source::Hf(hf) => {
-            let mut tokenizer = json_tokenizer(&hf.dir.join("tokenizer.json"))?;
-            tokenizer.add_end_of_generation(&generation_ends(&hf.dir)?)?;
-            Ok(tokenizer)
-        }
-    }
-}
-
-fn json_tokenizer(path: &Path) -> Result<Tokenizer> {
-    let read = |path: &Path| fs::read(path).with_context(|| format!("cannot read {}", path.display()));
-    let config = path.with_file_name("tokenizer_config.json");
-    let config = if config.exists() { Some(read(&config)?) } else { None };
-    Tokenizer::from_json(&read(path)?, config.as_deref()).with_context(|| format!("{}", path.display()))
-}
-
-/// The ids that `generation_config.json` lists as ends of an answer.
-fn generation_ends(dir: &Path) -> Result<Vec<u32>> {
-    let path = dir.join("generation_config.json");
-    if !path.exists() {
-        return Ok(Vec::new());
-    }
-    let config = crate::input::json(&path)?;
-    let ends = match &config["eos_token_id"] {
-        serde_json::Value::Array(ids) => ids.iter().filter_map(serde_json::Value::as_u64).collect(),
-        one => Vec::from_iter(one.as_u64()),
-    };
-    Ok(ends.into_iter().filter_map(|id| u32::try_from(id).ok()).collect())
 }

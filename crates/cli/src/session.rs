@@ -2,169 +2,82 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use indicatif::ProgressBar;
-use quarrel_cpu::Cpu;
-use quarrel_engine::{
-    DraftModel, Engine, EngineConfig, Event, EvictionStats, FinishReason, Handle, LoadOptions, Request,
-    RequestStats, Speculate,
-};
-use quarrel_formats::{Array, Source, Value as MetaValue};
-use quarrel_hub::LocalModel;
-use quarrel_ir::Device as _;
+use quarrel_engine::{Event, EvictionStats, FinishReason, Handle, Request, RequestStats, Speculate};
+use quarrel_runtime::memory::Use;
+use quarrel_runtime::{Talk, TextStream, process};
+use quarrel_text::Tokenizer;
 use quarrel_text::stream_decoder::{Control, Leading};
-use quarrel_text::{ChatTemplate, StopMatcher, StreamDecoder, Tokenizer};
 use serde_json::{Value, json};
 
+pub(crate) use quarrel_runtime::Opened;
+
 use crate::adapter::Lora;
-use crate::args::{Device, EngineArgs, EvictArgs, GuessArgs, ModelArgs};
+use crate::args::{EngineArgs, EvictArgs, GuessArgs, ModelArgs};
 use crate::interrupt::Answering;
-use crate::memory::{self, Planner, Use};
 use crate::settings::Settings;
-use crate::{chat_format, models, render};
+use crate::{models, render};
 
 /// From this loading time on a person is shown that something happens.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// A model on disk with what is needed to talk to it, before its weights are loaded.
-pub(crate) struct Opened {
-    pub(crate) local: LocalModel,
-    pub(crate) source: Source,
-    pub(crate) tokenizer: Tokenizer,
-    pub(crate) template: Option<ChatTemplate>,
+/// Who hears what happens while a model is opened and loaded.
+pub(crate) const TALK: Talk = Talk { note: |line| render::note(line), detail: |line| render::detail(line) };
+
+/// Opens the model that the flags name, fetched if need be.
+pub(crate) fn open(args: &ModelArgs) -> Result<Opened> {
+    Opened::new(models::resolve(args)?, TALK)
 }
 
-impl Opened {
-    pub(crate) fn new(args: &ModelArgs) -> Result<Opened> {
-        let local = models::resolve(args)?;
-        let mut source = models::open(&local.path)?;
-        if source.tensors().len() == 0 {
-            bail!("{} is a vocabulary without weights; it can tokenize, not answer", local.name);
-        }
-        let tokenizer = models::tokenizer(&source)?;
-        let template = chat_format::template_of(&source)?;
-        if template.is_none() && local.template.is_some() {
-            render::note(
-                "the model's template is in Ollama's language (Go), which is not read; its file has none of its own",
-            );
-        }
-        // Most of a header: the tokenizer has these in a form of its own.
-        if let Source::Gguf(gguf) = &mut source {
-            for key in ["tokens", "merges", "scores", "token_type"].map(|k| format!("tokenizer.ggml.{k}")) {
-                if gguf.metadata.contains(&key) {
-                    gguf.metadata.insert(key, MetaValue::Array(Array::U8(Vec::new())));
-                }
-            }
-        }
-        quarrel_cpu::trim_heap();
-        Ok(Opened { local, source, tokenizer, template })
-    }
+/// Loads the weights, for one conversation at a time.
+pub(crate) fn load(opened: &Opened, args: &EngineArgs, lora: Option<&Lora>) -> Result<Running> {
+    load_for(opened, args, Use::ONE, lora)
+}
 
-    /// Loads the weights, for one conversation at a time.
-    pub(crate) fn load(&self, args: &EngineArgs, lora: Option<&Lora>) -> Result<Running> {
-        self.load_for(args, Use::ONE, lora)
+/// Loads the weights, and those of a draft model, for one conversation at a time.
+pub(crate) fn load_to_guess(
+    opened: &Opened,
+    args: &EngineArgs,
+    guess: &GuessArgs,
+    model: &ModelArgs,
+    lora: Option<&Lora>,
+) -> Result<Running> {
+    let speculate = guess.mode();
+    if guess.draft.is_some() && matches!(speculate, Speculate::Lookup | Speculate::Ngram) {
+        bail!("--draft guesses with --speculate auto (beside the others) or off (alone)");
     }
+    let guesses = if speculate == Speculate::Off { 0 } else { guess.draft_max.into() };
+    let draft = guess.draft.as_ref().map(|name| open(&model.clone().or_named(Some(name.clone()))));
+    let usage = Use { guesses, ..Use::ONE };
+    let running = load_with(opened, args, usage, draft.transpose()?.as_ref(), lora)?;
+    Ok(Running { speculate, ..running })
+}
 
-    /// Loads the weights, and those of a draft model, for one conversation at a time.
-    pub(crate) fn load_to_guess(
-        &self,
-        args: &EngineArgs,
-        guess: &GuessArgs,
-        model: &ModelArgs,
-        lora: Option<&Lora>,
-    ) -> Result<Running> {
-        let speculate = guess.mode();
-        if guess.draft.is_some() && matches!(speculate, Speculate::Lookup | Speculate::Ngram) {
-            bail!("--draft guesses with --speculate auto (beside the others) or off (alone)");
-        }
-        let guesses = if speculate == Speculate::Off { 0 } else { guess.draft_max.into() };
-        let draft = guess.draft.as_ref().map(|name| self.draft(model.clone().or_named(Some(name.clone()))));
-        let running = self.load_with(args, Use { guesses, ..Use::ONE }, draft.transpose()?.as_ref(), lora)?;
-        Ok(Running { speculate, ..running })
-    }
+/// Loads the weights, with the sizes that flags and memory allow.
+pub(crate) fn load_for(
+    opened: &Opened,
+    args: &EngineArgs,
+    usage: Use,
+    lora: Option<&Lora>,
+) -> Result<Running> {
+    load_with(opened, args, usage, None, lora)
+}
 
-    /// A draft model's file, if its tokens are this one's.
-    fn draft(&self, args: ModelArgs) -> Result<Source> {
-        let draft = Opened::new(&args)?;
-        let (a, b) = (&self.tokenizer, &draft.tokenizer);
-        let differs =
-            |id: &u32| !matches!((a.token_bytes(*id), b.token_bytes(*id)), (Ok(a), Ok(b)) if a == b);
-        let size = a.vocab_size();
-        if size != b.vocab_size() {
-            bail!(
-                "{} cannot guess for {}: it has {} tokens instead of {size}",
-                draft.local.name,
-                self.local.name,
-                b.vocab_size()
-            );
-        }
-        if let Some(id) = (0..size as u32).find(differs) {
-            bail!("{} cannot guess for {}: token {id} is another", draft.local.name, self.local.name);
-        }
-        Ok(draft.source)
-    }
-
-    /// Loads the weights, with the sizes that flags and memory allow.
-    pub(crate) fn load_for(&self, args: &EngineArgs, usage: Use, lora: Option<&Lora>) -> Result<Running> {
-        self.load_with(args, usage, None, lora)
-    }
-
-    fn load_with(
-        &self,
-        args: &EngineArgs,
-        usage: Use,
-        draft: Option<&Source>,
-        lora: Option<&Lora>,
-    ) -> Result<Running> {
-        let started = Instant::now();
-        let extra = lora.map(Lora::bytes).transpose()?.unwrap_or(0);
-        let memory_budget = args.memory_budget.map(|b| b.saturating_sub(extra));
-        let args = &EngineArgs { memory_budget, ..args.clone() };
-        let planner = Planner::new(self, args)?;
-        let sizes = memory::sizes(self, &planner, args, usage)?;
-        let trained = planner.spec.context as usize;
-        let context = sizes.config.context;
-        if context > trained {
-            render::note(format!(
-                "a context of {context} tokens is more than the {trained} the model was trained for"
-            ));
-        }
-        let device = match args.device {
-            Device::Cpu => {
-                let options = planner.options(sizes.kv);
-                Box::new(Cpu::new(options).context("cannot start the CPU device")?)
-            }
-        };
-        let draft = match draft {
-            Some(source) => {
-                let device = Cpu::new(planner.options(sizes.kv)).context("cannot start the CPU device")?;
-                Some(DraftModel::load(source, Box::new(device), context)?)
-            }
-            None => None,
-        };
-        let info = device.info();
-        let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
-        if info.threads > cores {
-            render::note(format!("{} threads on {cores} processors are slower than {cores}", info.threads));
-        }
-        render::detail(format!("device {} ({}), {} threads", info.name, info.description, info.threads));
-        let mut bar = LoadBar { total: self.source.total_bytes(), done: 0, started, bar: None };
-        let options = LoadOptions { context: Some(context), ..LoadOptions::default() };
-        let configure = |c: &mut EngineConfig| *c = sizes.config;
-        let loaded = Engine::load_with_draft(&self.source, device, &options, draft, configure, |bytes| {
-            bar.advance(bytes)
-        });
-        bar.finish();
-        let handle = loaded?.handle;
-        render::detail(format!(
-            "context {} tokens, {} in memory, loaded in {:.2} s",
-            handle.info().context,
-            quarrel_hub::human_bytes(handle.info().device_bytes as u64),
-            started.elapsed().as_secs_f64()
-        ));
-        let adapter = lora.map(|l| l.load(&handle)).transpose()?;
-        Ok(Running { handle, trained, adapter, load: started.elapsed(), speculate: Speculate::Off })
-    }
+fn load_with(
+    opened: &Opened,
+    args: &EngineArgs,
+    usage: Use,
+    draft: Option<&Opened>,
+    lora: Option<&Lora>,
+) -> Result<Running> {
+    let extra = lora.map(Lora::bytes).transpose()?.unwrap_or(0);
+    let mut bar = LoadBar { total: opened.source.total_bytes(), done: 0, started: Instant::now(), bar: None };
+    let loaded = opened.load(&args.options(), usage, draft, extra, TALK, |bytes| bar.advance(bytes));
+    bar.finish();
+    let quarrel_runtime::Running { handle, trained, load, .. } = loaded?;
+    let adapter = lora.map(|l| l.load(&handle)).transpose()?;
+    Ok(Running { handle, trained, adapter, load, speculate: Speculate::Off })
 }
 
 /// Shown once loading takes longer than [`PATIENCE`].
@@ -259,8 +172,7 @@ impl Running {
         let answering = Answering::begin();
         let stream = self.handle.submit(request).map_err(|e| self.explain(e))?;
         let id = stream.id();
-        let mut decoder = StreamDecoder::new(ask.leading, Control::Hide);
-        let mut matcher = StopMatcher::new(ask.settings.stop.clone());
+        let mut texts = TextStream::new(ask.leading, Control::Hide, ask.settings.stop.clone());
         let (mut text, mut tokens, mut logprobs, mut end) = (String::new(), 0, Vec::new(), None);
         let mut give = |piece: String, text: &mut String| {
             text.push_str(&piece);
@@ -277,9 +189,8 @@ impl Running {
                     if ask.logprobs.is_some() {
                         logprobs.push(token_logprobs(tokenizer, token, logprob, &top)?);
                     }
-                    let out = matcher.push(&decoder.push(tokenizer, token)?);
-                    give(out.text, &mut text)?;
-                    if out.stopped.is_some() {
+                    give(texts.push(tokenizer, token)?, &mut text)?;
+                    if texts.stopped().is_some() {
                         end = Some(End::Stop);
                         self.handle.cancel(id);
                     }
@@ -290,10 +201,7 @@ impl Running {
                 | Event::Evicted { .. } => {}
                 Event::Failed(e) => return Err(self.explain(e)),
                 Event::Done { reason, stats } => {
-                    if end != Some(End::Stop) {
-                        let rest = matcher.push(&decoder.finish());
-                        give(rest.text + &matcher.finish(), &mut text)?;
-                    }
+                    give(texts.finish(), &mut text)?;
                     let end = end.unwrap_or(match reason {
                         FinishReason::Stop => End::Stop,
                         FinishReason::Length => End::Length,
@@ -362,7 +270,7 @@ impl Answer {
             "decode_tokens_per_s": tenth(self.decode_speed()),
             "drafted_tokens": self.stats.drafted_tokens,
             "accepted_tokens": self.stats.accepted_tokens,
-            "peak_rss_bytes": render::peak_rss_bytes(),
+            "peak_rss_bytes": process::peak_rss_bytes(),
         })
     }
 
@@ -378,7 +286,7 @@ impl Answer {
             0 => String::new(),
             n => format!(" ({n} cached)"),
         };
-        let memory = render::peak_rss_bytes().map(quarrel_hub::human_bytes);
+        let memory = process::peak_rss_bytes().map(quarrel_hub::human_bytes);
         let guessed = match (self.stats.accepted_tokens, self.stats.drafted_tokens) {
             (_, 0) => String::new(),
             (accepted, drafted) => format!(", {accepted} of {drafted} guesses right"),

@@ -6,6 +6,7 @@ use crate::constraint::ConstraintBox;
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::handle::{Place, Scores};
+use crate::outbox::Outbox;
 use crate::request::Request;
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
@@ -13,11 +14,7 @@ use crate::speculate::Speculate;
 use crate::{Error, Result};
 use std::{
     collections::HashMap,
-    sync::{
-        Arc,
-        atomic::AtomicBool,
-        mpsc::{Sender, SyncSender},
-    },
+    sync::{Arc, atomic::AtomicBool, mpsc::SyncSender},
     time::{Duration, Instant},
 };
 
@@ -38,7 +35,7 @@ pub(crate) struct Client {
 
 pub(crate) enum Task {
     Generate(Box<Generation>),
-    Score { from: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
+    Score { from: usize, top: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
     Logits { reply: SyncSender<Result<Vec<f32>>> },
 }
 
@@ -77,7 +74,7 @@ struct Branch {
 
 /// The answers of a request in the making.
 pub(crate) struct Generation {
-    events: Sender<Event>,
+    events: Outbox,
     prompt: usize,
     max_tokens: usize,
     stop_ids: Vec<u32>,
@@ -137,7 +134,7 @@ impl Tools<'_> {
 
 impl Generation {
     /// Of a request whose first sequence is `sequence`.
-    pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Sender<Event>) -> Generation {
+    pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Outbox) -> Generation {
         let width = request.width() as usize;
         let most = match request.eviction {
             Eviction::Refuse => request.kv_tokens.map(|n| n as usize),
@@ -351,12 +348,12 @@ impl Generation {
         if at > self.evicted_at {
             self.evicted_at = at;
             self.eviction.add(&evicted);
-            let _ = self.events.send(Event::Evicted { at, evicted });
+            self.events.send(Event::Evicted { at, evicted });
         }
     }
 
     pub(crate) fn report_progress(&self, done: usize, total: usize) {
-        let _ = self.events.send(Event::Prefill { done, total });
+        self.events.send(Event::Prefill { done, total });
     }
 
     /// Whether no token has been drawn yet.
@@ -366,7 +363,7 @@ impl Generation {
 
     fn finished(&self, choice: usize, reason: FinishReason) {
         if self.width > 1 {
-            let _ = self.events.send(Event::Finished { choice: choice as u32, reason });
+            self.events.send(Event::Finished { choice: choice as u32, reason });
         }
     }
 
@@ -402,7 +399,7 @@ impl Generation {
         let told = if self.compare { None } else { self.branches[0].reason };
         let first = told.or(ended.first().map(|e| e.1)).unwrap_or(reason);
         let stats = self.stats(submitted);
-        let _ = self.events.send(Event::Done { reason: first, stats });
+        self.events.send(Event::Done { reason: first, stats });
     }
 
     fn stats(&self, submitted: Instant) -> RequestStats {
@@ -448,8 +445,8 @@ fn follow(constraints: &mut HashMap<u64, ConstraintBox>, moves: &[Move], step: u
 }
 
 /// A send that fails means a dropped stream, which has set `cancelled`.
-fn send(events: &Sender<Event>, choice: usize, c: Choice) {
-    let _ = events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
+fn send(events: &Outbox, choice: usize, c: Choice) {
+    events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
 }
 
 impl Client {
@@ -463,11 +460,14 @@ impl Client {
     ) -> Vec<Act> {
         match &mut self.task {
             Task::Generate(g) => g.output(s, tools, between),
-            Task::Score { from, scores, .. } => match checked_max(tools.row, at + 1) {
+            Task::Score { from, top, scores, .. } => match checked_max(tools.row, at + 1) {
                 Ok(max) => {
                     let next = s.tokens[at + 1];
                     let lse = softmax::log_sum_exp(tools.row, max);
                     scores.log_probs[at + 1 - *from] = f64::from(tools.row[next as usize]) - lse;
+                    if *top > 0 {
+                        scores.top[at + 1 - *from] = tools.scratch.best(tools.row, *top, lse);
+                    }
                     if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
                 }
                 Err(error) => vec![Act::Fail(error)],
@@ -497,7 +497,7 @@ impl Client {
         };
         match self.task {
             Task::Generate(g) if reason == FinishReason::Deadline && g.is_new() => {
-                let _ = g.events.send(Event::Failed(Error::Deadline(self.deadline.unwrap_or_default())));
+                g.events.send(Event::Failed(Error::Deadline(self.deadline.unwrap_or_default())));
             }
             Task::Generate(g) => g.end(reason, self.submitted),
             Task::Score { reply, scores, .. } => {
@@ -512,7 +512,7 @@ impl Client {
     pub(crate) fn fail(self, error: Error) {
         drop(self.adapter);
         match self.task {
-            Task::Generate(g) => drop(g.events.send(Event::Failed(error))),
+            Task::Generate(g) => g.events.send(Event::Failed(error)),
             Task::Score { reply, .. } => drop(reply.send(Err(error))),
             Task::Logits { reply } => drop(reply.send(Err(error))),
         }

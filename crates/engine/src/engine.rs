@@ -366,11 +366,18 @@ impl Worker {
                 let g = Box::new(Generation::new(request, seed, sequence, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
-            Work::Score { tokens, from, evictor: e, reply } => {
+            Work::Score { tokens, from, top, evictor: e, reply } => {
                 evictor = e;
                 let log_probs = vec![0.0; tokens.len() - from];
-                let scores = Scores { log_probs, ..Scores::default() };
-                (tokens, Goal::Score { from }, Task::Score { from, scores, reply }, None, Default::default())
+                let best = if top > 0 { vec![Vec::new(); log_probs.len()] } else { Vec::new() };
+                let scores = Scores { log_probs, top: best, ..Scores::default() };
+                (
+                    tokens,
+                    Goal::Score { from },
+                    Task::Score { from, top, scores, reply },
+                    None,
+                    Default::default(),
+                )
             }
             Work::Logits { tokens, reply } => {
                 (tokens, Goal::Next, Task::Logits { reply }, None, Default::default())

@@ -4,7 +4,8 @@ use crate::adapters::{AdapterInfo, NewAdapter, Registry, Use};
 use crate::engine::EngineInfo;
 use crate::events::Event;
 use crate::evict::{Eviction, EvictionStats, Evictor};
-use crate::request::{Class, Request, check_budget, check_tokens};
+use crate::outbox::{Bell, Outbox};
+use crate::request::{Class, Request, check_budget, check_logprobs, check_tokens};
 use crate::speculate::Speculate;
 use crate::statistics::EngineStats;
 use crate::watchdog::{Pulse, Watchdog};
@@ -17,18 +18,25 @@ use std::{
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
-        mpsc::{Receiver, RecvTimeoutError, Sender, SyncSender, TryRecvError, channel, sync_channel},
+        mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel},
     },
+    task::{Context, Poll},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
 /// What an engine is to do.
 pub(crate) enum Work {
-    /// Make tokens. The channel of events needs no bound of its own: `max_tokens` and the context bound it.
-    Generate { request: Request, events: Sender<Event> },
+    /// Make tokens.
+    Generate { request: Request, events: Outbox },
     /// Log-probabilities of the tokens from position `from` on.
-    Score { tokens: Vec<u32>, from: usize, evictor: Option<Evictor>, reply: SyncSender<Result<Scores>> },
+    Score {
+        tokens: Vec<u32>,
+        from: usize,
+        top: usize,
+        evictor: Option<Evictor>,
+        reply: SyncSender<Result<Scores>>,
+    },
     /// The row of logits after the tokens.
     Logits { tokens: Vec<u32>, reply: SyncSender<Result<Vec<f32>>> },
 }
@@ -47,12 +55,14 @@ pub struct ScoreRequest {
     pub kv_tokens: Option<u32>,
     /// Name of a loaded adapter.
     pub adapter: Option<String>,
+    /// Report the model's so many best tokens at each position, at most [`crate::LOGPROBS_MAX`].
+    pub top: u8,
 }
 
 impl ScoreRequest {
     /// Scores `tokens[from..]` within the context, without an adapter.
     pub fn new(tokens: Vec<u32>, from: usize) -> ScoreRequest {
-        ScoreRequest { tokens, from, eviction: Eviction::default(), kv_tokens: None, adapter: None }
+        ScoreRequest { tokens, from, eviction: Eviction::default(), kv_tokens: None, adapter: None, top: 0 }
     }
 }
 
@@ -61,6 +71,8 @@ impl ScoreRequest {
 pub struct Scores {
     /// Natural logarithms of the probabilities of the tokens that were asked for.
     pub log_probs: Vec<f64>,
+    /// The best tokens at their positions with their log-probabilities, best first; empty if none were asked for.
+    pub top: Vec<Vec<(u32, f32)>>,
     /// What was dropped from the cache meanwhile.
     pub eviction: EvictionStats,
 }
@@ -221,11 +233,11 @@ impl Handle {
         {
             return Err(Error::Busy { wait, limit, retry_after: wait - limit });
         }
-        let (events, receiver) = channel();
+        let (events, receiver, bell) = Outbox::new();
         let class = request.class;
         let adapter = self.adapter(request.adapter.as_deref())?;
         let (id, cancelled) = self.send(Work::Generate { request, events }, class, adapter)?;
-        Ok(Stream { id, events: receiver, cancelled, shared: self.0.shared.clone(), over: false })
+        Ok(Stream { id, events: receiver, bell, cancelled, shared: self.0.shared.clone(), over: false })
     }
 
     /// Cancels a request by [`Stream::id`]: its stream ends with [`crate::FinishReason::Aborted`], and a step that is mostly
@@ -245,7 +257,8 @@ impl Handle {
 
     /// The same with what a [`ScoreRequest`] may ask for.
     pub fn score_with(&self, request: ScoreRequest) -> Result<Scores> {
-        let ScoreRequest { tokens, from, eviction, kv_tokens, adapter } = request;
+        let ScoreRequest { tokens, from, eviction, kv_tokens, adapter, top } = request;
+        check_logprobs(top)?;
         let context = self.0.info.context;
         check_budget(kv_tokens, context)?;
         let budget = kv_tokens.map_or(context, |n| n as usize);
@@ -261,7 +274,11 @@ impl Handle {
         }
         let (reply, answer) = sync_channel(1);
         let adapter = self.adapter(adapter.as_deref())?;
-        self.send(Work::Score { tokens, from, evictor, reply }, Class::Interactive, adapter)?;
+        self.send(
+            Work::Score { tokens, from, top: top.into(), evictor, reply },
+            Class::Interactive,
+            adapter,
+        )?;
         self.0.shared.wait(&answer)?
     }
 
@@ -333,6 +350,11 @@ impl Handle {
 
     fn adapter(&self, name: Option<&str>) -> Result<Option<Use>> {
         name.map(|n| self.0.adapters.acquire(n)).transpose()
+    }
+
+    /// Whether the engine takes requests: an error if its thread is gone or a step hangs.
+    pub fn check(&self) -> Result<()> {
+        self.0.shared.is_down().map_or_else(|| self.check_alive(), Err)
     }
 
     fn check_alive(&self) -> Result<()> {
@@ -412,6 +434,7 @@ impl Handle {
 pub struct Stream {
     id: u64,
     events: Receiver<Event>,
+    bell: Arc<Bell>,
     cancelled: Arc<AtomicBool>,
     shared: Arc<Shared>,
     over: bool,
@@ -435,6 +458,20 @@ impl Stream {
         };
         self.note(&event);
         Some(event)
+    }
+
+    /// The next event for an async task, which is woken when one comes; `None` at the end. Nobody wakes it when the engine
+    /// hangs: who wants to know polls again now and then.
+    pub fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        if self.over {
+            return Poll::Ready(None);
+        }
+        if let Some(event) = self.poll() {
+            return Poll::Ready(Some(event));
+        }
+        self.bell.set(context.waker());
+        // One may have come before the bell was set.
+        self.poll().map_or(Poll::Pending, |event| Poll::Ready(Some(event)))
     }
 
     fn note(&mut self, event: &Event) {

@@ -17,6 +17,7 @@ mod evict;
 mod handle;
 mod load;
 pub mod memory;
+mod outbox;
 mod pace;
 mod request;
 mod sampler;

@@ -257,9 +257,7 @@ impl Request {
         if self.max_tokens == Some(0) {
             return Err(Error::Field { field: "max_tokens", value: "0".into(), range: "1 or more" });
         }
-        if let Some(n) = self.logprobs.filter(|n| *n > LOGPROBS_MAX) {
-            return Err(Error::Field { field: "logprobs", value: n.to_string(), range: "0 to 64" });
-        }
+        check_logprobs(self.logprobs.unwrap_or(0))?;
         self.check_width()?;
         match self.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
             Some((id, _)) => Err(Error::Token { id: *id, what: "logit_bias", vocab }),
@@ -323,6 +321,12 @@ pub(crate) fn check_budget(kv_tokens: Option<u32>, context: usize) -> Result<()>
         }
         None => Ok(()),
     }
+}
+
+/// Whether so many best tokens can be reported.
+pub(crate) fn check_logprobs(n: u8) -> Result<()> {
+    let error = || Error::Field { field: "logprobs", value: n.to_string(), range: "0 to 64" };
+    if n > LOGPROBS_MAX { Err(error()) } else { Ok(()) }
 }
 
 /// Checks that there are tokens and that all are in the vocabulary.

@@ -4,7 +4,14 @@ mod common;
 
 use common::{Hooked, collect, prompt, run, start, start_on};
 use quarrel_engine::{EngineConfig, Error, Event, FinishReason, Handle, Request, Sampling};
-use std::sync::mpsc::{Sender, channel};
+use std::{
+    sync::{
+        Arc,
+        mpsc::{Sender, channel},
+    },
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+};
 
 fn greedy(prompt: Vec<u32>, n: u32) -> Request {
     Request { sampling: Sampling::greedy(), max_tokens: Some(n), ..Request::new(prompt) }
@@ -172,4 +179,32 @@ fn contradictory_sizes_are_refused_by_name() {
         let error = quarrel_engine::Engine::start(Box::new(device), program, &weights, config).err().unwrap();
         assert!(error.to_string().contains(field), "{error}");
     }
+}
+
+/// What an async runtime does, with a thread for a task.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+#[test]
+fn a_task_is_woken_for_every_event_and_for_the_end() {
+    let handle = start(config());
+    let want = run(&handle, greedy(prompt(9, 1), 30)).tokens;
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    let mut stream = handle.submit(greedy(prompt(9, 1), 30)).unwrap();
+    let mut got = Vec::new();
+    loop {
+        match stream.poll_next(&mut context) {
+            Poll::Ready(Some(Event::Token { id, .. })) => got.push(id),
+            Poll::Ready(Some(_)) => {}
+            Poll::Ready(None) => break,
+            Poll::Pending => thread::park(),
+        }
+    }
+    assert_eq!(got, want);
 }

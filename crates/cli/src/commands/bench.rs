@@ -21,12 +21,15 @@ use quarrel_hub::Config;
 use quarrel_ir::{BLOCK_TOKENS, Device as _};
 use quarrel_model::ModelSpec;
 
+use quarrel_runtime::process;
+use quarrel_runtime::prompt as chat_format;
+
 use crate::args::{Bench, BenchChild, Device, EngineArgs, Kv};
 use crate::failure::Interrupted;
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
-use crate::session::Opened;
-use crate::{chat_format, input, instructions, interrupt, models};
+use crate::session;
+use crate::{input, instructions, interrupt, models};
 
 /// The question of a process that is started to see how long its first token takes.
 const QUESTION: &str = "What is the capital of France?";
@@ -47,7 +50,7 @@ pub(crate) fn run(mut args: Bench) -> Result<()> {
         return serve(&args);
     }
     let local = models::resolve(&args.model)?;
-    let source = models::open(&local.path)?;
+    let source = quarrel_runtime::open_source(&local.path)?;
     let bench = Prepared::new(&args, &shown(&local.name), &local.path, source)?;
     let report = bench.measure(&args).map_err(|e| match e.downcast_ref() {
         Some(quarrel_bench::Error::Stopped) => Interrupted.into(),
@@ -77,7 +80,7 @@ const ALICE: &str = include_str!("bench/alice.txt");
 /// `--kv`: the types of the cache.
 fn caches(args: &Bench) -> Result<()> {
     let text = args.file.as_deref().map(input::text_file).transpose()?;
-    let opened = Opened::new(&args.model)?;
+    let opened = session::open(&args.model)?;
     let spec = quarrel_model::spec(&opened.source)?;
     let mut ids = chat_format::encode_prompt(&opened.tokenizer, text.as_deref().unwrap_or(ALICE))?;
     let context = spec.context as usize;
@@ -108,7 +111,7 @@ fn caches(args: &Bench) -> Result<()> {
 /// `--serve`: the engine under load.
 fn serve(args: &Bench) -> Result<()> {
     let local = models::resolve(&args.model)?;
-    let source = models::open(&local.path)?;
+    let source = quarrel_runtime::open_source(&local.path)?;
     let spec = quarrel_model::spec(&source)?;
     let l = &args.load;
     let work = LoadWork {
@@ -141,7 +144,7 @@ fn serve(args: &Bench) -> Result<()> {
         &loaded.handle,
         &work,
         (&name, &isa.to_string()),
-        render::rss_bytes,
+        process::rss_bytes,
         interrupt::stopped,
         &mut |what| {
             bar.set_message(what.to_string());
@@ -153,7 +156,7 @@ fn serve(args: &Bench) -> Result<()> {
         e => anyhow::Error::from(e),
     })?;
     bar.finish_and_clear();
-    report.peak_rss_bytes = render::peak_rss_bytes();
+    report.peak_rss_bytes = process::peak_rss_bytes();
     let mut out = Out::new();
     match args.json {
         true => out.json(&report),
@@ -388,14 +391,14 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
     quarrel_bench::child::end_with_parent();
     let mut out = Out::new();
     if kind == BenchChild::Turn {
-        let source = models::open(&models::resolve(&args.model)?.path)?;
+        let source = quarrel_runtime::open_source(&models::resolve(&args.model)?.path)?;
         let spec = quarrel_model::spec(&source)?;
         let work = work(args, &spec)?;
         let (isa, _) = instructions::choose(args.isa, false);
         let mut session = Session::new(&source, &spec, &work, threads(args)?, isa)?;
         return out.json(&Line::Turn(turn(&mut session, &work, &mut |_| ())?));
     }
-    let opened = Opened::new(&args.model)?;
+    let opened = session::open(&args.model)?;
     let prompt = args.prompt.unwrap_or(0).max(1) as usize;
     let answer = args.decode.unwrap_or(0).max(1);
     let (ids, max_tokens) = match (kind, &opened.template) {
@@ -414,7 +417,7 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         device: Device::Cpu,
         isa: args.isa,
     };
-    let running = opened.load(&engine, None)?;
+    let running = session::load(&opened, &engine, None)?;
     let request = Request {
         sampling: Sampling::greedy(),
         max_tokens: Some(max_tokens),
@@ -432,7 +435,7 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
             _ => {}
         }
     }
-    match render::peak_rss_bytes() {
+    match process::peak_rss_bytes() {
         Some(bytes) => out.json(&Line::PeakRss(bytes)),
         None => Ok(()),
     }

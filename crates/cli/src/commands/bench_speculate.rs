@@ -6,11 +6,12 @@ use quarrel_engine::{Request, Sampling, Speculate};
 use serde_json::json;
 use std::time::Instant;
 
+use quarrel_runtime::prompt as chat_format;
+
 use crate::args::{Bench, BenchText, DRAFT_MAX, Device, EngineArgs, Guess, GuessArgs};
-use crate::chat_format;
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
-use crate::session::Opened;
+use crate::session::{self, Opened};
 
 const WORDS: [&str; 24] = [
     "apple", "river", "stone", "window", "candle", "garden", "pencil", "mountain", "bottle", "forest",
@@ -19,7 +20,7 @@ const WORDS: [&str; 24] = [
 ];
 
 pub(crate) fn run(args: &Bench) -> Result<()> {
-    let opened = Opened::new(&args.model)?;
+    let opened = session::open(&args.model)?;
     let engine = EngineArgs {
         ctx: None,
         threads: args.threads,
@@ -29,7 +30,7 @@ pub(crate) fn run(args: &Bench) -> Result<()> {
         isa: args.isa,
     };
     let guess = GuessArgs { speculate: Some(Guess::Auto), draft: args.draft.clone(), draft_max: DRAFT_MAX };
-    let running = opened.load_to_guess(&engine, &guess, &args.model, None)?;
+    let running = session::load_to_guess(&opened, &engine, &guess, &args.model, None)?;
     let mut modes = vec![Speculate::Lookup, Speculate::Auto];
     if args.draft.is_some() {
         modes.insert(1, Speculate::Draft);

@@ -14,11 +14,13 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Config, Editor, Helper};
 use serde_json::{Value, json};
 
+use quarrel_runtime::prompt as chat_format;
+
 use crate::args::{Chat, EvictArgs};
 use crate::render::{self, Out};
-use crate::session::{Ask, End, Opened, Running};
+use crate::session::{self, Ask, End, Opened, Running};
 use crate::settings::{NAMES, Settings};
-use crate::{chat_format, input, interrupt};
+use crate::{input, interrupt};
 
 const COMMANDS: &[(&str, &str)] = &[
     ("/help", "this list"),
@@ -38,7 +40,7 @@ const HISTORY_LINES_MAX: usize = 5000;
 
 pub(crate) fn run(args: Chat) -> Result<()> {
     interrupt::install()?;
-    let opened = Opened::new(&args.model)?;
+    let opened = session::open(&args.model)?;
     if opened.template.is_none() {
         bail!(
             "{} has no chat template: it is a base model, which continues text; use quarrel run --raw",
@@ -47,7 +49,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
     }
     let settings = Settings::new(Settings::default(), &args.sample, &opened.local, &opened.source)?;
     let lora = args.adapter.lora.as_ref();
-    let running = opened.load_to_guess(&args.engine, &args.guess, &args.model, lora)?;
+    let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.model, lora)?;
     let mut chat = Conversation {
         messages: Vec::new(),
         used: 0,

@@ -19,7 +19,7 @@ pub(crate) fn run(mut args: Inspect) -> Result<()> {
     args.model = args.model.or_named(args.target.take());
     let source = match args.model.name().as_deref().and_then(adapter::directory) {
         Some(source) => source?,
-        None => models::open(&models::resolve(&args.model)?.path)?,
+        None => quarrel_runtime::open_source(&models::resolve(&args.model)?.path)?,
     };
     let mut out = Out::new();
     if args.program {

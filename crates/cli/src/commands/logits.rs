@@ -3,15 +3,17 @@
 use anyhow::{Result, bail};
 use serde_json::json;
 
+use quarrel_runtime::prompt as chat_format;
+
 use crate::args::Logits;
 use crate::render::Out;
-use crate::session::Opened;
-use crate::{chat_format, input, interrupt};
+use crate::session;
+use crate::{input, interrupt};
 
 pub(crate) fn run(args: Logits) -> Result<()> {
     let prompt = input::exact(args.words.or(args.prompt), args.file.as_deref(), "prompt")?;
     interrupt::install()?;
-    let opened = Opened::new(&args.model)?;
+    let opened = session::open(&args.model)?;
     let ids = match (&opened.template, args.chat) {
         (_, false) => chat_format::encode_prompt(&opened.tokenizer, &prompt)?,
         (Some(t), true) => {
@@ -23,7 +25,7 @@ pub(crate) fn run(args: Logits) -> Result<()> {
         bail!("the prompt is empty, and this model has no token to begin with; give it a text");
     }
     let prompt_tokens = ids.len();
-    let running = opened.load(&args.engine, None)?;
+    let running = session::load(&opened, &args.engine, None)?;
     let logits = running.handle.logits(ids).map_err(|e| running.explain(e))?;
     let best = log_softmax_top(&logits, args.top as usize);
     let text = |id: u32| opened.tokenizer.token_bytes(id).map(|b| String::from_utf8_lossy(b).into_owned());

@@ -14,6 +14,7 @@ mod plan;
 mod pull;
 mod rm;
 mod run;
+mod serve;
 mod show;
 mod template;
 mod tokenize;
@@ -27,6 +28,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::run(*args),
+        Command::Serve(args) => serve::run(*args),
         Command::Pull(args) => pull::run(args),
         Command::List(args) => list::run(args),
         Command::Show(args) => show::run(args),

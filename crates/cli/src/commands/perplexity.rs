@@ -10,10 +10,10 @@ use serde_json::json;
 
 use crate::args::{Device, EngineArgs, Kv, Perplexity};
 use crate::failure::Usage;
-use crate::memory::Use;
 use crate::render::{self, Out};
-use crate::session::{self, Opened, evicted_json};
+use crate::session::{self, evicted_json};
 use crate::{input, interrupt};
+use quarrel_runtime::memory::Use;
 
 /// Windows where the model's context allows, and nothing else is said.
 const CONTEXT: usize = 512;
@@ -22,7 +22,7 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
     let path = args.path.as_deref().or(args.file.as_deref()).unwrap_or(Path::new("-"));
     let text = input::text_file(path)?;
     interrupt::install()?;
-    let opened = Opened::new(&args.model)?;
+    let opened = session::open(&args.model)?;
     let ids = opened.tokenizer.encode(&text, Special::Plain, Ends::None)?;
     let bos = opened.tokenizer.bos().filter(|_| opened.tokenizer.adds_bos());
     let trained = quarrel_model::spec(&opened.source)?.context as usize;
@@ -45,7 +45,7 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
         device: Device::Cpu,
         isa: args.isa,
     };
-    let running = opened.load_for(&engine, Use::SCORE, args.adapter.lora.as_ref())?;
+    let running = session::load_for(&opened, &engine, Use::SCORE, args.adapter.lora.as_ref())?;
     let bar = render::steps(ids.len() as u64, "perplexity");
     let mut scores = Vec::with_capacity(ids.len());
     let mut evicted = EvictionStats::default();

@@ -3,22 +3,24 @@
 use anyhow::Result;
 use quarrel_bench::text::thousands;
 use quarrel_hub::human_bytes;
+use quarrel_runtime::memory::{self, Planner, Pool, Use};
+use quarrel_runtime::process;
 use serde_json::{Map, json};
 
 use crate::args::{DRAFT_MAX, Plan};
-use crate::memory::{self, Planner, Use};
-use crate::render::{self, Out};
-use crate::session::Opened;
+use crate::render::Out;
+use crate::session::{self, TALK};
 
 pub(crate) fn run(mut args: Plan) -> Result<()> {
     args.model = args.model.or_named(args.target.take());
-    let bare = render::rss_bytes().unwrap_or(0) as usize;
-    let opened = Opened::new(&args.model)?;
-    let planner = Planner::new(&opened, &args.engine)?;
+    let bare = process::rss_bytes().unwrap_or(0) as usize;
+    let opened = session::open(&args.model)?;
+    let options = args.engine.options();
+    let planner = Planner::new(&opened, &options)?;
     let batch = args.batch as usize;
     // As `run` and `chat` guess if nothing else is said.
-    let usage = Use { batch, outputs: batch, guesses: DRAFT_MAX.into() };
-    let sizes = memory::sizes(&opened, &planner, &args.engine, usage)?;
+    let usage = Use { batch, outputs: batch, guesses: DRAFT_MAX.into(), pool: Pool::Full };
+    let sizes = memory::sizes(&opened, &planner, &options, usage, TALK)?;
     let options = planner.options(sizes.kv);
     let f = planner.footprint(&sizes.config, &options)?;
     let tokenizer = planner.program_bytes.saturating_sub(bare + memory::PROGRAM_LATER);

@@ -7,17 +7,19 @@ use quarrel_hub::Hub;
 use quarrel_text::stream_decoder::Leading;
 use serde_json::json;
 
+use quarrel_runtime::prompt as chat_format;
+
 use crate::args::Run;
 use crate::failure::{Interrupted, Usage};
 use crate::render::{self, Out};
-use crate::session::{Answer, Ask, End, Opened, Running, evicted_json};
+use crate::session::{self, Answer, Ask, End, Opened, Running, evicted_json};
 use crate::settings::Settings;
-use crate::{chat_format, input, interrupt};
+use crate::{input, interrupt};
 
 pub(crate) fn run(args: Run) -> Result<()> {
     let prompt = prompt(&args)?;
     interrupt::install()?;
-    let opened = Opened::new(&args.model)?;
+    let opened = session::open(&args.model)?;
     let settings =
         Settings::new(Settings::one_shot(&args.sample), &args.sample, &opened.local, &opened.source)?;
     let (ids, leading) = encode(&args, &opened, &prompt)?;
@@ -25,7 +27,7 @@ pub(crate) fn run(args: Run) -> Result<()> {
         bail!("the prompt is empty, and this model has no token to begin with; give it a text");
     }
     let lora = args.adapter.lora.as_ref();
-    let running = opened.load_to_guess(&args.engine, &args.guess, &args.model, lora)?;
+    let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.model, lora)?;
     render::detail(format!("sampling {}", serde_json::Value::from(settings.values())));
     let ask = Ask { prompt: ids, settings: &settings, evict: args.evict, leading, logprobs: args.logprobs };
     let mut out = Out::new();

@@ -8,7 +8,6 @@ use quarrel_hub::{CatalogInfo, Hub, LocalModel, human_bytes};
 use serde_json::{Value, json};
 
 use crate::args::Show;
-use crate::models;
 use crate::render::{self, Out, Transfers, human_count};
 
 pub(crate) fn run(args: Show) -> Result<()> {
@@ -31,7 +30,7 @@ pub(crate) fn run(args: Show) -> Result<()> {
         hub.verify(name, &mut Transfers::default())?;
         render::note("every file has the digest that it should have");
     }
-    let source = models::open(&local.path)?;
+    let source = quarrel_runtime::open_source(&local.path)?;
     let facts = Facts::of(&source);
     if args.json { out.json(&facts.json(&local)) } else { Ok(out.table(&facts.rows(&local), &[])?) }
 }

@@ -4,9 +4,11 @@ use anyhow::{Context, Result, bail};
 use quarrel_text::chat_template::DateTime;
 use quarrel_text::{ChatTemplate, RenderInput};
 
+use quarrel_runtime::prompt as chat_format;
+
 use crate::args::Template;
 use crate::render::Out;
-use crate::{chat_format, input, models};
+use crate::{input, models};
 
 pub(crate) fn run(args: Template) -> Result<()> {
     let messages = input::json_list(&args.messages, "messages")?;
@@ -21,11 +23,11 @@ pub(crate) fn run(args: Template) -> Result<()> {
         Some(file) => ChatTemplate::new(&input::text_file(file)?)?,
         None => {
             let local = models::resolve(&args.model)?;
-            let source = models::open(&local.path)?;
-            let tokenizer = models::tokenizer(&source)?;
+            let source = quarrel_runtime::open_source(&local.path)?;
+            let tokenizer = quarrel_runtime::tokenizer_of(&source)?;
             bos = bos.or_else(|| chat_format::token_text(&tokenizer, tokenizer.bos()));
             eos = eos.or_else(|| chat_format::token_text(&tokenizer, tokenizer.eos()));
-            match chat_format::template_of(&source)? {
+            match quarrel_runtime::template_of(&source)? {
                 Some(template) => template,
                 None => bail!("{} has no chat template; give one with --file", local.name),
             }

@@ -10,7 +10,7 @@ use crate::{input, models};
 
 pub(crate) fn run(args: Tokenize) -> Result<()> {
     let text = input::exact(args.text, args.file.as_deref(), "text")?;
-    let tokenizer = models::tokenizer_at(&models::resolve(&args.model)?.path)?;
+    let tokenizer = quarrel_runtime::tokenizer_at(&models::resolve(&args.model)?.path)?;
     let (special, ends) = match args.no_special {
         true => (Special::Plain, Ends::None),
         false => (Special::Parse, Ends::Model),

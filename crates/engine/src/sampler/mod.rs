@@ -63,6 +63,15 @@ pub(crate) struct Scratch {
     allowed: Allowed,
 }
 
+impl Scratch {
+    /// The `n` best tokens of a row with their log-probabilities, best first; `lse` is the row's log-sum-exp.
+    pub(crate) fn best(&mut self, row: &[f32], n: usize, lse: f64) -> Vec<(u32, f32)> {
+        let mut top = Vec::new();
+        logprobs::top(row, n, lse, &mut self.candidates, &mut top);
+        top
+    }
+}
+
 /// What was drawn.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Choice {

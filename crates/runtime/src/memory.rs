@@ -10,67 +10,80 @@ use quarrel_hub::human_bytes;
 use quarrel_ir::{BLOCK_TOKENS, Limits, Program};
 use quarrel_model::{ModelSpec, decoder, weights};
 
-use crate::args::{EngineArgs, Kv};
-use crate::session::Opened;
-use crate::{instructions, render};
+use crate::load::EngineOptions;
+use crate::{Opened, Talk, process};
 
 /// What the program still takes between reading a header and answering: code that has not run yet, stacks, small buffers.
-pub(crate) const PROGRAM_LATER: usize = 4 << 20;
+pub const PROGRAM_LATER: usize = 4 << 20;
 
 /// The part of a budget that is kept back, because a plan is right within a few percent and a budget is a promise: 1 / 40.
 const RESERVE: u64 = 40;
 
 /// How a model will be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Use {
+pub struct Use {
     /// Sequences at once, each with a cache of full length.
-    pub(crate) batch: usize,
+    pub batch: usize,
     /// Rows of logits in a step.
-    pub(crate) outputs: usize,
+    pub outputs: usize,
     /// Tokens guessed ahead in a step.
-    pub(crate) guesses: usize,
+    pub guesses: usize,
+    /// Room in the cache of all sequences together.
+    pub pool: Pool,
+}
+
+/// Tokens in the cache of all sequences together; a context's at least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// Every sequence has its full length.
+    Full,
+    /// As many as fit into half of the free memory, if that is less.
+    Fits,
+    /// So many.
+    Tokens(usize),
 }
 
 impl Use {
     /// One conversation.
-    pub(crate) const ONE: Use = Use { batch: 1, outputs: 1, guesses: 0 };
+    pub const ONE: Use = Use { batch: 1, outputs: 1, guesses: 0, pool: Pool::Full };
     /// One text, each of whose tokens is scored.
-    pub(crate) const SCORE: Use = Use { batch: 1, outputs: 64, guesses: 0 };
+    pub const SCORE: Use = Use { batch: 1, outputs: 64, guesses: 0, pool: Pool::Full };
 }
 
 /// The memory of a model with given sizes.
-pub(crate) struct Planner {
+pub struct Planner {
     program: Program,
     stored: Vec<Vec<Stored>>,
-    pub(crate) spec: ModelSpec,
+    /// What it is.
+    pub spec: ModelSpec,
     /// The CPU but for the cache's type.
     options: CpuOptions,
     /// Bytes of this process without weights.
-    pub(crate) program_bytes: usize,
+    pub program_bytes: usize,
 }
 
 impl Planner {
-    pub(crate) fn new(opened: &Opened, args: &EngineArgs) -> Result<Planner> {
+    /// Reads the header; the process as it is now counts as the program.
+    pub fn new(opened: &Opened, args: &EngineOptions) -> Result<Planner> {
         let spec = quarrel_model::spec(&opened.source)?;
         let program = decoder::decoder(&spec, &decoder::Options::default());
         let stored = weights::headers(&opened.source, &spec, &program)?
             .into_iter()
             .map(|w| w.into_iter().map(|(dtype, bytes, mapped)| Stored { dtype, bytes, mapped }).collect())
             .collect();
-        let program_bytes = render::rss_bytes().unwrap_or(32 << 20) as usize + PROGRAM_LATER;
-        let (isa, _) = instructions::choose(args.isa, false);
+        let program_bytes = process::rss_bytes().unwrap_or(32 << 20) as usize + PROGRAM_LATER;
         let options =
-            CpuOptions { threads: args.threads.map(usize::from), isa: Some(isa), ..CpuOptions::default() };
+            CpuOptions { threads: args.threads.map(usize::from), isa: args.isa, ..CpuOptions::default() };
         Ok(Planner { program, stored, spec, options, program_bytes })
     }
 
     /// The options of the CPU for the flags and a type of the cache.
-    pub(crate) fn options(&self, kv: KvType) -> CpuOptions {
+    pub fn options(&self, kv: KvType) -> CpuOptions {
         CpuOptions { kv, ..self.options }
     }
 
     /// Bytes by part for the sizes of an engine.
-    pub(crate) fn footprint(
+    pub fn footprint(
         &self,
         config: &EngineConfig,
         options: &CpuOptions,
@@ -90,10 +103,16 @@ impl Planner {
 }
 
 /// The sizes and the options of the device.
-pub(crate) type Sizes = Fitted<KvType>;
+pub type Sizes = Fitted<KvType>;
 
 /// Chooses the sizes: those asked for, or smaller ones where a budget wants it. Refuses what cannot work here.
-pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage: Use) -> Result<Sizes> {
+pub fn sizes(
+    opened: &Opened,
+    planner: &Planner,
+    args: &EngineOptions,
+    usage: Use,
+    talk: Talk,
+) -> Result<Sizes> {
     let trained = planner.spec.context as usize;
     let own = opened.local.params.as_ref().and_then(|p| p.get("num_ctx")?.as_u64()).map(|n| n as usize);
     let context = args
@@ -108,7 +127,20 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
     config.step_outputs = usage.outputs.max(usage.batch) + usage.guesses;
     config.step_tokens = config.step_tokens.min(context).max(usage.batch + 1);
     if usage.batch > 1 {
-        config.kv_blocks = Some(context.div_ceil(BLOCK_TOKENS).saturating_mul(usage.batch));
+        let full = context.saturating_mul(usage.batch);
+        let tokens = match usage.pool {
+            Pool::Full => full,
+            Pool::Tokens(n) => n,
+            Pool::Fits => {
+                let one = planner.need(&config, &planner.options(kv_types(args.kv)[0]))?;
+                let room = available().map_or(full, |free| {
+                    let rest = (free / 2).saturating_sub(one.total() - one.kv);
+                    rest / (one.kv / context).max(1)
+                });
+                room.min(full)
+            }
+        };
+        config.kv_blocks = Some(tokens.max(context).div_ceil(BLOCK_TOKENS));
     }
     let kv = kv_types(args.kv);
     let need = |config: &EngineConfig, kv| planner.need(config, &planner.options(kv));
@@ -120,7 +152,7 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
             format!("{} does not fit into {budget}, a fortieth of it kept back", opened.local.name)
         })?;
         if (&fitted.config, fitted.kv) != (&config, kv[0]) {
-            render::note(format!(
+            (talk.note)(&format!(
                 "to fit {} into {}: context {}, {} at once, steps of {} tokens, cache in {}; needs {}",
                 opened.local.name,
                 human_bytes(budget),
@@ -135,7 +167,7 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
     }
     let fitted = Fitted { config, kv: kv[0], need: asked };
     if let Some(available) = available() {
-        check_available(&fitted, args.ctx.is_some(), available, need)
+        check_available(&fitted, args.ctx.is_some(), available, talk, need)
             .with_context(|| format!("{} does not fit into this machine's free memory", opened.local.name))?;
     }
     Ok(fitted)
@@ -143,11 +175,11 @@ pub(crate) fn sizes(opened: &Opened, planner: &Planner, args: &EngineArgs, usage
 
 /// The type asked for, or the default, and those that a budget may make of it. Without a word about it precision may go down
 /// to 4 bits; f32, which is for comparisons, becomes the default; any other type that was asked for stays.
-fn kv_types(asked: Option<Kv>) -> Vec<KvType> {
+fn kv_types(asked: Option<KvType>) -> Vec<KvType> {
     match asked {
         None => vec![KvType::F16, KvType::Q8_0, KvType::Q4_0],
-        Some(Kv::F32) => vec![KvType::F32, KvType::F16],
-        Some(kv) => vec![kv.into()],
+        Some(KvType::F32) => vec![KvType::F32, KvType::F16],
+        Some(kv) => vec![kv],
     }
 }
 
@@ -157,6 +189,7 @@ fn check_available(
     asked: &Sizes,
     fixed: bool,
     available: usize,
+    talk: Talk,
     need: impl Fn(&EngineConfig, KvType) -> quarrel_engine::Result<Need>,
 ) -> Result<()> {
     if asked.need.total() <= available {
@@ -165,7 +198,7 @@ fn check_available(
     let one = EngineConfig { max_running: 1, step_outputs: 1, ..asked.config.clone() };
     fit(&one, &[asked.kv], fixed, available, need)
         .context("choose a smaller model or less context (--ctx, --memory-budget)")?;
-    render::note(format!(
+    (talk.note)(&format!(
         "a full context of {} tokens needs {}, and {} are free; --memory-budget chooses sizes that fit",
         asked.config.context,
         human_bytes(asked.need.total() as u64),
@@ -188,7 +221,7 @@ fn available() -> Option<usize> {
         Some(limit.saturating_sub(used.saturating_sub(file_pages(&stat))))
     });
     let free = machine.into_iter().chain(groups).min()?;
-    usize::try_from(free.saturating_add(render::rss_bytes().unwrap_or(0))).ok()
+    usize::try_from(free.saturating_add(process::rss_bytes().unwrap_or(0))).ok()
 }
 
 /// `MemAvailable` of /proc/meminfo.
@@ -221,62 +254,16 @@ fn file_pages(text: &str) -> u64 {
     ["inactive_file ", "active_file "].into_iter().filter_map(of).sum()
 }
 
-/// Parses `500MB`, `2GiB`, `1.5g`: units of 1000 or, with an i or as one letter, 1024.
-pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let wrong = || format!("{text:?} is no size; write for example 500MB, 2GiB or 1.5g");
-    let text = text.trim();
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let number: f64 = number.parse().map_err(|_| wrong())?;
-    let unit: f64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1.0,
-        "kb" => 1e3,
-        "mb" => 1e6,
-        "gb" => 1e9,
-        "tb" => 1e12,
-        "k" | "kib" => 1024.0,
-        "m" | "mib" => 1_048_576.0,
-        "g" | "gib" => 1_073_741_824.0,
-        "t" | "tib" => 1_099_511_627_776.0,
-        _ => return Err(wrong()),
-    };
-    let bytes = number * unit;
-    if !(1.0..1e18).contains(&bytes) {
-        return Err(format!("{text} is not a size that memory can have"));
-    }
-    Ok(bytes as u64)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn sizes_as_people_write_them() {
-        for (text, bytes) in [
-            ("500MB", 500_000_000),
-            ("2GiB", 2 << 30),
-            ("1.5g", 3 << 29),
-            ("64 k", 65_536),
-            ("123", 123),
-            ("1tb", 1_000_000_000_000),
-            ("0.5MiB", 1 << 19),
-        ] {
-            assert_eq!(parse_bytes(text), Ok(bytes), "{text}");
-        }
-        for text in
-            ["", "MB", "-1GB", "2 apples", "1e9", "0", "nan", "inf", "1..5g", "99999999999999999999TB"]
-        {
-            assert!(parse_bytes(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
     fn a_type_of_the_cache_that_was_asked_for_is_kept() {
         assert_eq!(kv_types(None), [KvType::F16, KvType::Q8_0, KvType::Q4_0]);
-        assert_eq!(kv_types(Some(Kv::F32)), [KvType::F32, KvType::F16]);
-        for kv in [Kv::F16, Kv::Bf16, Kv::Q8_0, Kv::Q4_0] {
-            assert_eq!(kv_types(Some(kv)), [KvType::from(kv)]);
+        assert_eq!(kv_types(Some(KvType::F32)), [KvType::F32, KvType::F16]);
+        for kv in [KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Q4_0] {
+            assert_eq!(kv_types(Some(kv)), [kv]);
         }
     }
 
@@ -305,7 +292,13 @@ mod tests {
             (4096, true, 2000, false),
             (4096, false, 1500, false),
         ] {
-            let got = check_available(&asked(context), fixed, available, need);
+            let got = check_available(
+                &asked(context),
+                fixed,
+                available,
+                Talk { note: |_| {}, detail: |_| {} },
+                need,
+            );
             assert_eq!(got.is_ok(), fine, "{context} {fixed} {available}");
             if let Err(e) = got {
                 assert!(format!("{e:#}").contains("weights 0.0 MB"), "{e:#}");

@@ -1,72 +1,39 @@
 //! From a conversation to the tokens that a model is given, by the model's own template.
 
-use std::fs;
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-use quarrel_formats::Source;
 use quarrel_text::chat_template::DateTime;
 use quarrel_text::{ChatTemplate, Ends, RenderInput, Special, Tokenizer};
 use serde_json::{Value, json};
 
-use crate::input;
-
-/// The template that came with a model, if one did.
-pub(crate) fn template_of(source: &Source) -> Result<Option<ChatTemplate>> {
-    match source {
-        Source::Gguf(gguf) => Ok(ChatTemplate::from_gguf(&gguf.metadata)?),
-        Source::Hf(hf) => template_in(&hf.dir),
-    }
-}
-
-/// A checkpoint keeps it in a file of its own or in `tokenizer_config.json`.
-fn template_in(dir: &Path) -> Result<Option<ChatTemplate>> {
-    let alone = dir.join("chat_template.jinja");
-    if alone.exists() {
-        let text = fs::read_to_string(&alone).with_context(|| format!("cannot read {}", alone.display()))?;
-        return Ok(Some(ChatTemplate::new(&text)?));
-    }
-    let config = dir.join("tokenizer_config.json");
-    if !config.exists() {
-        return Ok(None);
-    }
-    match input::json(&config)?.get("chat_template") {
-        None | Some(Value::Null) => Ok(None),
-        Some(value) => Ok(Some(ChatTemplate::from_config(value)?)),
-    }
-}
-
 /// A turn as templates know it.
-pub(crate) fn message(role: &str, content: &str) -> Value {
+pub fn message(role: &str, content: &str) -> Value {
     json!({ "role": role, "content": content })
 }
 
 /// The text of a special token.
-pub(crate) fn token_text(tokenizer: &Tokenizer, id: Option<u32>) -> Option<String> {
+pub fn token_text(tokenizer: &Tokenizer, id: Option<u32>) -> Option<String> {
     id.and_then(|id| tokenizer.token_text(id).ok()).map(|t| t.into_owned())
 }
 
 /// The ids of a conversation that the assistant is to go on with.
-pub(crate) fn encode_chat(
-    tokenizer: &Tokenizer,
-    template: &ChatTemplate,
-    messages: &[Value],
-) -> Result<Vec<u32>> {
+pub fn encode_chat(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Value]) -> Result<Vec<u32>> {
+    let messages = Value::Array(messages.to_vec());
+    let input =
+        RenderInput { messages: Some(&messages), add_generation_prompt: true, ..RenderInput::default() };
+    encode_prompt(tokenizer, &render(tokenizer, template, &input)?)
+}
+
+/// The text of a conversation, with the model's own bos and eos and today's date.
+pub fn render(tokenizer: &Tokenizer, template: &ChatTemplate, input: &RenderInput<'_>) -> Result<String> {
     let (bos, eos) = (token_text(tokenizer, tokenizer.bos()), token_text(tokenizer, tokenizer.eos()));
-    let text = template.render(&RenderInput {
-        messages: Some(&Value::Array(messages.to_vec())),
-        add_generation_prompt: true,
-        bos: bos.as_deref(),
-        eos: eos.as_deref(),
-        now: Some(now()?),
-        ..RenderInput::default()
-    })?;
-    encode_prompt(tokenizer, &text)
+    let input = RenderInput { bos: bos.as_deref(), eos: eos.as_deref(), now: Some(now()?), ..*input };
+    Ok(template.render(&input)?)
 }
 
 /// The ids of a prompt: names of control tokens are those tokens, and it begins with bos where the model wants one, once.
-pub(crate) fn encode_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+pub fn encode_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode(text, Special::Parse, Ends::None)?;
     if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos)) {
         ids.insert(0, bos);
@@ -75,7 +42,7 @@ pub(crate) fn encode_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32
 }
 
 /// The time in UTC, for templates that print the date.
-pub(crate) fn now() -> Result<DateTime> {
+pub fn now() -> Result<DateTime> {
     let s = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970")?.as_secs();
     let (days, second) = ((s / 86_400) as i64, (s % 86_400) as u32);
     let (year, month, day) = civil(days);

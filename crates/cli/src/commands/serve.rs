@@ -1,0 +1,116 @@
+//! `quarrel serve`: models over HTTP.
+
+use std::collections::HashSet;
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use quarrel_engine::DiskCache;
+use quarrel_hub::Hub;
+use quarrel_runtime::memory::Pool;
+use quarrel_runtime::{EngineOptions, Talk};
+use quarrel_server::{Compat, ModelSettings, ModelSource, ServeConfig};
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{DRAFT_MAX, FetchArgs, LogFormat, MetricsCompat, Serve};
+use crate::{models, render};
+
+/// What a server says goes to its log.
+const TALK: Talk = Talk { note: |line| tracing::info!("{line}"), detail: |line| tracing::debug!("{line}") };
+
+pub(crate) fn run(args: Serve) -> Result<()> {
+    log(&args)?;
+    let engine = EngineOptions {
+        target_itl: args.target_itl_ms.map(|ms| Duration::from_millis(ms.into())),
+        host_cache: args.host_cache.unwrap_or(0),
+        disk_cache: args
+            .disk_cache
+            .clone()
+            .map(|directory| DiskCache { dir: directory, bytes: args.disk_cache_bytes }),
+        ..args.engine.options()
+    };
+    let keys = args.api_key.iter().filter(|k| !k.is_empty()).cloned().collect::<Vec<_>>();
+    if keys.is_empty() && !args.host.is_loopback() {
+        render::note(format!("{} can be reached from other machines, and no --api-key is set", args.host));
+    }
+    let config = ServeConfig {
+        address: (args.host, args.port).into(),
+        models: sources(&args)?,
+        settings: ModelSettings {
+            engine,
+            parallel: args.parallel.into(),
+            pool: args.kv_pool.map_or(Pool::Fits, |n| Pool::Tokens(n as usize)),
+            guesses: DRAFT_MAX.into(),
+            keep_alive: args.keep_alive.map(|m| Duration::from_secs(60 * u64::from(m))),
+            loaded_max: args.models_max.into(),
+        },
+        keys,
+        body_bytes_max: usize::try_from(args.max_body)?,
+        connections_max: args.max_connections as usize,
+        drain: Duration::from_secs(args.drain.into()),
+        compat: args.metrics_compat.map(|MetricsCompat::Vllm| Compat::Vllm),
+        talk: TALK,
+    };
+    // The engine has the processors; the server's own work is small.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+    let runtime = runtime.context("cannot start the server's thread")?;
+    let listening = |address| {
+        render::note(format!("listening on http://{address}, OpenAI's API under http://{address}/v1"));
+    };
+    runtime.block_on(quarrel_server::serve(config, listening))
+}
+
+/// The models by the names that requests call them by; they are looked for when they are loaded.
+fn sources(args: &Serve) -> Result<Vec<ModelSource>> {
+    let mut names = args.models.clone();
+    if names.is_empty() {
+        let asked = std::env::var("QUARREL_MODEL").ok().filter(|m| !m.is_empty());
+        names.push(match asked {
+            Some(name) => name,
+            None => Hub::from_env()?.default_model().to_owned(),
+        });
+    }
+    let mut ids = HashSet::new();
+    let mut sources = Vec::new();
+    for (at, name) in names.iter().enumerate() {
+        let (id, model) = match name.split_once('=') {
+            Some((id, model)) if !id.is_empty() && !id.contains(['/', ':']) => (id.to_owned(), model),
+            _ => (short_id(name), name.as_str()),
+        };
+        if !ids.insert(id.clone()) {
+            bail!("two models are called {id:?}; give one another name: NAME={model}");
+        }
+        // The first is needed at once, so that a name that cannot be had is said at once.
+        let (fetch, model) = (args.fetch, model.to_owned());
+        if at == 0 {
+            resolve(&model, fetch)?;
+        }
+        sources.push(ModelSource { id, resolve: Arc::new(move || resolve(&model, fetch)) });
+    }
+    Ok(sources)
+}
+
+fn resolve(model: &str, fetch: FetchArgs) -> Result<quarrel_hub::LocalModel> {
+    models::fetch(&Hub::from_env()?, model, fetch, false)
+}
+
+/// A path is called by its file's name; other names stay.
+fn short_id(name: &str) -> String {
+    let path = std::path::Path::new(name);
+    if !path.exists() {
+        return name.to_owned();
+    }
+    let stem = if path.is_dir() { path.file_name() } else { path.file_stem() };
+    stem.map_or_else(|| name.to_owned(), |s| s.to_string_lossy().into_owned())
+}
+
+fn log(args: &Serve) -> Result<()> {
+    let filter = EnvFilter::try_new(&args.log).with_context(|| format!("--log {:?}", args.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match args.log_format {
+        LogFormat::Json => builder.json().flatten_event(true).try_init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init(),
+    };
+    set.map_err(|e| anyhow::anyhow!("cannot start the log: {e}"))
+}

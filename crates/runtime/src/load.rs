@@ -1,0 +1,119 @@
+//! From an opened model to an engine that runs it, with sizes that fit.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use quarrel_cpu::{Cpu, Isa, KvType};
+use quarrel_engine::{DiskCache, DraftModel, Engine, EngineConfig, Handle, LoadOptions};
+use quarrel_ir::Device as _;
+use quarrel_model::ModelSpec;
+
+use crate::memory::{self, Planner, Use};
+use crate::{Opened, Talk};
+
+/// How a model is held and computed; what is not said is chosen.
+#[derive(Debug, Clone, Default)]
+pub struct EngineOptions {
+    /// Tokens of context, prompt and answer together; else the model's, at most 32,768.
+    pub ctx: Option<u32>,
+    /// Threads; else one for each physical core.
+    pub threads: Option<u16>,
+    /// Most bytes to take.
+    pub memory_budget: Option<u64>,
+    /// Type of the KV cache; else f16.
+    pub kv: Option<KvType>,
+    /// The processor's instructions; else what the CPU device detects.
+    pub isa: Option<Isa>,
+    /// Longest step while somebody waits for a token.
+    pub target_itl: Option<Duration>,
+    /// Bytes of memory for blocks of the cache that the device has no room for.
+    pub host_cache: u64,
+    /// Where the prefix cache survives the process.
+    pub disk_cache: Option<DiskCache>,
+}
+
+/// The engine of a model.
+pub struct Running {
+    /// The engine.
+    pub handle: Handle,
+    /// What it runs.
+    pub spec: ModelSpec,
+    /// Context that the model was trained for, in tokens.
+    pub trained: usize,
+    /// How long it took to load.
+    pub load: Duration,
+}
+
+impl Opened {
+    /// Loads the weights, with the sizes that options and memory allow. `extra` bytes of the budget are kept for what is
+    /// loaded later, `draft` is a smaller model that guesses tokens ahead, and `progress` gets the bytes of each weight.
+    pub fn load(
+        &self,
+        options: &EngineOptions,
+        usage: Use,
+        draft: Option<&Opened>,
+        extra: u64,
+        talk: Talk,
+        progress: impl FnMut(u64),
+    ) -> Result<Running> {
+        let started = Instant::now();
+        let memory_budget = options.memory_budget.map(|b| b.saturating_sub(extra));
+        let options = &EngineOptions { memory_budget, ..options.clone() };
+        let planner = Planner::new(self, options)?;
+        let sizes = memory::sizes(self, &planner, options, usage, talk)?;
+        let trained = planner.spec.context as usize;
+        let context = sizes.config.context;
+        if context > trained {
+            (talk.note)(&format!(
+                "a context of {context} tokens is more than the {trained} the model was trained for"
+            ));
+        }
+        let cpu = || Cpu::new(planner.options(sizes.kv)).context("cannot start the CPU device");
+        let device = Box::new(cpu()?);
+        let draft = match draft {
+            Some(draft) => {
+                self.check_draft(draft)?;
+                Some(DraftModel::load(&draft.source, Box::new(cpu()?), context)?)
+            }
+            None => None,
+        };
+        let info = device.info();
+        let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+        if info.threads > cores {
+            (talk.note)(&format!("{} threads on {cores} processors are slower than {cores}", info.threads));
+        }
+        (talk.detail)(&format!("device {} ({}), {} threads", info.name, info.description, info.threads));
+        let load = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let configure = |c: &mut EngineConfig| {
+            *c = sizes.config;
+            c.target_itl = options.target_itl;
+            c.host_cache = usize::try_from(options.host_cache).unwrap_or(usize::MAX);
+            c.disk_cache.clone_from(&options.disk_cache);
+        };
+        let loaded = Engine::load_with_draft(&self.source, device, &load, draft, configure, progress)?;
+        let handle = loaded.handle;
+        (talk.detail)(&format!(
+            "context {} tokens, {} in memory, loaded in {:.2} s",
+            handle.info().context,
+            quarrel_hub::human_bytes(handle.info().device_bytes as u64),
+            started.elapsed().as_secs_f64()
+        ));
+        Ok(Running { handle, spec: loaded.spec, trained, load: started.elapsed() })
+    }
+
+    /// A draft model's tokens must be this one's.
+    fn check_draft(&self, draft: &Opened) -> Result<()> {
+        let (a, b) = (&self.tokenizer, &draft.tokenizer);
+        let differs =
+            |id: &u32| !matches!((a.token_bytes(*id), b.token_bytes(*id)), (Ok(a), Ok(b)) if a == b);
+        let size = a.vocab_size();
+        let (name, ours) = (&draft.local.name, &self.local.name);
+        if size != b.vocab_size() {
+            bail!("{name} cannot guess for {ours}: it has {} tokens instead of {size}", b.vocab_size());
+        }
+        match (0..size as u32).find(differs) {
+            Some(id) => bail!("{name} cannot guess for {ours}: token {id} is another"),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What all routes share, and the router: who calls, how long a body may be, what is counted and logged.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::{Json, Router};
+use utoipa::OpenApi;
+use utoipa::openapi::OpenApi as Document;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use crate::error::{ApiError, Failure};
+use crate::ids;
+use crate::metrics::HttpCounts;
+use crate::models::Models;
+use crate::routes::{chat, completions, health, models, tokens};
+
+/// Names of metrics of another server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compat {
+    /// vLLM's, which routers know.
+    Vllm,
+}
+
+/// Who calls.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    /// What the scheduler shares the device by.
+    pub(crate) key: Arc<str>,
+}
+
+/// What all routes share.
+#[derive(Clone)]
+pub(crate) struct App(Arc<Shared>);
+
+pub(crate) struct Shared {
+    pub(crate) models: Arc<Models>,
+    pub(crate) counts: HttpCounts,
+    pub(crate) compat: Option<Compat>,
+    draining: AtomicBool,
+    warmed: AtomicBool,
+    connections: Arc<AtomicUsize>,
+    keys: Vec<String>,
+}
+
+impl std::ops::Deref for App {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+impl App {
+    pub(crate) fn new(models: Arc<Models>, compat: Option<Compat>, keys: Vec<String>) -> App {
+        App(Arc::new(Shared {
+            models,
+            compat,
+            keys,
+            counts: HttpCounts::default(),
+            draining: AtomicBool::new(false),
+            warmed: AtomicBool::new(false),
+            connections: Arc::default(),
+        }))
+    }
+
+    /// Whether new work is refused because the server shuts down.
+    pub(crate) fn draining(&self) -> bool {
+        self.draining.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Release);
+    }
+
+    /// Whether a token was made.
+    pub(crate) fn warmed(&self) -> bool {
+        self.warmed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn warm(&self) {
+        self.warmed.store(true, Ordering::Release);
+    }
+
+    /// Open connections.
+    pub(crate) fn connections(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The counter of open connections.
+    pub(crate) fn connection_counter(&self) -> Arc<AtomicUsize> {
+        self.connections.clone()
+    }
+}
+
+#[derive(OpenApi)]
+#[openapi(info(
+    title = "Longbow Quarrel",
+    description = "Language models served by `quarrel serve`. Unknown fields are refused with their names.",
+    license(name = "Apache-2.0", identifier = "Apache-2.0")
+))]
+struct Api;
+
+fn routes() -> OpenApiRouter<App> {
+    OpenApiRouter::with_openapi(Api::openapi())
+        .routes(routes!(chat::chat))
+        .routes(routes!(completions::completions))
+        .routes(routes!(models::list))
+        .routes(routes!(models::one))
+        .routes(routes!(models::load))
+        .routes(routes!(models::unload))
+        .routes(routes!(models::adapters, models::load_adapter))
+        .routes(routes!(models::unload_adapter))
+        .routes(routes!(tokens::tokenize))
+        .routes(routes!(tokens::detokenize))
+        .routes(routes!(tokens::apply_template))
+        .routes(routes!(health::health))
+        .routes(routes!(health::ready))
+        .routes(routes!(health::metrics))
+}
+
+/// The OpenAPI document.
+pub fn openapi() -> Document {
+    routes().split_for_parts().1
+}
+
+/// The router.
+pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
+    let (router, document) = routes().split_for_parts();
+    let document = Arc::new(document);
+    router
+        .route("/openapi.json", axum::routing::get(move || async move { Json(document.as_ref().clone()) }))
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(app.clone(), guard))
+        .layer(DefaultBodyLimit::max(body_bytes_max))
+        .layer(middleware::from_fn_with_state(app.clone(), observe))
+        .with_state(app)
+}
+
+async fn unknown(request: Request) -> ApiError {
+    ApiError::not_found(format!(
+        "there is no {} here; GET /openapi.json lists what there is",
+        request.uri().path()
+    ))
+}
+
+async fn wrong_method(request: Request) -> ApiError {
+    ApiError::bad(format!("{} does not take {}", request.uri().path(), request.method()))
+        .status(StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// Routes that need no key: probes.
+const OPEN: [&str; 3] = ["/health", "/ready", "/openapi.json"];
+
+/// Lets in whom the keys allow, and nobody new while the server shuts down.
+async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+    let path = request.uri().path();
+    if !OPEN.contains(&path) {
+        if app.draining() && request.method() == Method::POST {
+            return Err(ApiError::unavailable("the server is shutting down"));
+        }
+        let caller = caller(&app, &request)?;
+        request.extensions_mut().insert(caller);
+    }
+    Ok(next.run(request).await)
+}
+
+fn caller(app: &App, request: &Request) -> Result<Caller, ApiError> {
+    if app.keys.is_empty() {
+        return Ok(Caller { key: "".into() });
+    }
+    let text = |name: HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok());
+    let given = text(header::AUTHORIZATION)
+        .and_then(|v| v.strip_prefix("Bearer "))
+        .or_else(|| text(HeaderName::from_static("x-api-key")))
+        .ok_or_else(|| ApiError::unauthorized("an API key is needed: Authorization: Bearer KEY"))?;
+    // Every key is compared whole, so that the time says nothing.
+    let same = |key: &String| {
+        let differs = key.bytes().zip(given.bytes()).fold(0, |d, (a, b)| d | (a ^ b));
+        key.len() == given.len() && differs == 0
+    };
+    match app.keys.iter().filter(|k| same(k)).last() {
+        Some(key) => Ok(Caller { key: key.as_str().into() }),
+        None => Err(ApiError::unauthorized("this API key is not known here")),
+    }
+}
+
+/// The longest id of a request that is taken from its header.
+const REQUEST_ID_MAX: usize = 128;
+
+/// Gives each request an id, counts it and logs it.
+async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let name = HeaderName::from_static("x-request-id");
+    let given = request.headers().get(&name).filter(|v| v.len() <= REQUEST_ID_MAX && v.to_str().is_ok());
+    let id = given.cloned().or_else(|| HeaderValue::from_str(&ids::new("req_")).ok());
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
+    let mut response = next.run(request).await;
+    response = named_error(response);
+    let (status, time) = (response.status().as_u16(), started.elapsed());
+    let failure = response.extensions().get::<Failure>().cloned();
+    let route = route.as_deref().unwrap_or("other");
+    app.counts.observe(route, method.as_str(), status, time, failure.as_ref().map(|f| f.kind));
+    let shown = id.as_ref().and_then(|v| v.to_str().ok()).unwrap_or_default();
+    log(shown, method.as_str(), route, status, time, failure.as_ref());
+    if let Some(id) = id {
+        response.headers_mut().insert(name, id);
+    }
+    response
+}
+
+fn log(id: &str, method: &str, route: &str, status: u16, time: Duration, failure: Option<&Failure>) {
+    let ms = (time.as_secs_f64() * 1e4).round() / 10.0;
+    match failure {
+        Some(f) if status >= 500 => {
+            tracing::error!(id, method, route, status, ms, error = f.message, "request")
+        }
+        Some(f) => tracing::info!(id, method, route, status, ms, error = f.message, "request"),
+        None => tracing::info!(id, method, route, status, ms, "request"),
+    }
+}
+
+/// Errors that axum makes by itself, as ours.
+fn named_error(response: Response) -> Response {
+    let status = response.status();
+    if response.extensions().get::<Failure>().is_some()
+        || !status.is_client_error() && !status.is_server_error()
+    {
+        return response;
+    }
+    if response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|t| t.as_bytes().starts_with(b"application/json"))
+    {
+        return response;
+    }
+    let message = match status {
+        StatusCode::PAYLOAD_TOO_LARGE => "the body is longer than this server takes (--max-body)".into(),
+        _ => format!("{}: the request could not be read", status),
+    };
+    let kind = if status.is_client_error() { ApiError::bad(message) } else { ApiError::server(message) };
+    kind.status(status).into_response()
+}

@@ -1,0 +1,7 @@
+//! One file for each endpoint.
+
+pub(crate) mod chat;
+pub(crate) mod completions;
+pub(crate) mod health;
+pub(crate) mod models;
+pub(crate) mod tokens;

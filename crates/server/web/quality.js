@@ -1,0 +1,96 @@
+// What the log-probabilities of an answer say: each token laid under the text it made, the mean confidence (the mean
+// probability of the chosen tokens) and the perplexity (the exponential of the mean surprise, in nats).
+
+/** Upper bounds of probability for the classes t0 (doubtful) to t3; what is above needs no colour. */
+const STEPS = [0.25, 0.5, 0.75, 0.9];
+
+export class TokenTrack {
+  constructor() {
+    this.tokens = [];  // {end: offset in the answer, p, logprob, text, top}: sorted; a token covers the text from the end before
+    this.held = [];    // tokens whose text has not come yet (part of a character, or held back for a stop string)
+    this.length = 0;   // characters of the answer so far
+    this.count = 0;
+    this.sumLogprob = 0;
+    this.sumP = 0;
+  }
+
+  /** Takes the text and the tokens of one chunk (`logprobs.content`, may be absent). */
+  push(text, entries) {
+    for (const e of entries ?? []) {
+      if (typeof e?.logprob !== "number" || Number.isNaN(e.logprob)) continue;
+      const logprob = Math.min(0, Math.max(e.logprob, -100));
+      const p = Math.exp(logprob);
+      this.count++;
+      this.sumLogprob += logprob;
+      this.sumP += p;
+      this.held.push({ end: 0, p, logprob, text: String(e.token ?? ""), top: e.top_logprobs ?? [] });
+    }
+    if (!text) return;
+    const from = this.length;
+    this.length += text.length;
+    if (!this.held.length) return;
+    // Where the tokens spell the text, each ends behind its own letters; where they do not, they share it.
+    const spelt = this.held.map((t) => t.text).join("") === text;
+    let end = from;
+    for (const t of this.held) {
+      end = spelt ? end + t.text.length : this.length;
+      t.end = end;
+      this.tokens.push(t);
+    }
+    this.held.length = 0;
+  }
+
+  get confidence() { return this.count ? this.sumP / this.count : null; }
+  get perplexity() { return this.count ? Math.exp(-this.sumLogprob / this.count) : null; }
+
+  /** Index of the first token that ends behind `offset`. */
+  at(offset) {
+    let a = 0, b = this.tokens.length;
+    while (a < b) {
+      const mid = (a + b) >> 1;
+      if (this.tokens[mid].end > offset) b = mid; else a = mid + 1;
+    }
+    return a;
+  }
+
+  /** The function that markdown.js calls to add text: cut at the tokens, each in a span of its class. */
+  ink() {
+    return (parent, source, a, b) => {
+      for (let i = this.at(a); a < b; i++) {
+        const t = this.tokens[i];
+        const to = t ? Math.min(b, t.end) : b;
+        if (to <= a) continue;
+        for (; a < to && source[a] === " "; a++) parent.append(" "); // the tint hugs the word
+        if (to <= a) continue;
+        const step = t ? STEPS.findIndex((s) => t.p < s) : -1;
+        const span = document.createElement("span");
+        span.className = step < 0 ? "tok" : `tok t${step}`;
+        if (t) span.dataset.i = i;
+        span.textContent = source.slice(a, to);
+        parent.append(span);
+        a = to;
+      }
+    };
+  }
+}
+
+const percent = (p) => (p >= 0.9995 ? "100%" : p < 0.001 ? "<0.1%" : p < 0.1 ? `${(p * 100).toFixed(1)}%` : `${Math.round(p * 100)}%`);
+const visible = (s) => s.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/ /g, "·") || "∅";
+
+/** Fills the tooltip of a token: its probability, and what else it could have been. */
+export function describeToken(tip, t) {
+  const rows = t.top.length ? t.top : [{ token: t.text, logprob: t.logprob }];
+  tip.replaceChildren(...rows.slice(0, 5).map((r) => {
+    const row = document.createElement("div"), name = document.createElement("code"), bar = document.createElement("meter"),
+      p = Math.exp(Math.min(0, r.logprob));
+    row.className = r.token === t.text ? "chosen" : "";
+    name.textContent = visible(String(r.token)).slice(0, 24);
+    bar.value = p;
+    const value = document.createElement("span");
+    value.textContent = percent(p);
+    row.append(name, bar, value);
+    return row;
+  }));
+}
+
+export { percent };
