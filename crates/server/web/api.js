@@ -18,6 +18,12 @@ export class ApiError extends Error {
     this.retryAfter = retryAfter;
   }
 
+  /** One line: what went wrong and what to do. */
+  get line() {
+    const { message, advice } = this;
+    return advice ? `${/[.!?]$/.test(message) ? message : `${message}.`} ${advice}` : message;
+  }
+
   /** What a person can do about it. */
   get advice() {
     if (this.status === 0) return "Check that quarrel serve is running, then try again.";
@@ -26,6 +32,7 @@ export class ApiError extends Error {
     if (this.status === 403) return "This key may not do that; ask for one with the scope it names.";
     if (/context|too_long/.test(`${this.code} ${this.type}`)) return "Start a new chat, shorten the message, or edit an earlier one.";
     if (this.status === 404 && /model/i.test(`${this.code} ${this.param} ${this.message}`)) return "Choose another model above.";
+    if (this.status === 404 && /conversation/i.test(this.message)) return "It may have been deleted; start a new chat.";
     if (this.status === 413) return "Send a shorter message.";
     if (this.status === 429) return this.retryAfter ? `Wait ${this.retryAfter} s, then try again.` : "Wait a moment, then try again.";
     if (this.status === 503) return "The server is starting or stopping; try again soon.";

@@ -99,7 +99,7 @@ function failed(e, again) {
   const known = e instanceof ApiError;
   if (!known) console.error(e);
   if (known && e.status === 401) { askKey(again); return; }
-  const line = known ? `${e.message} ${e.advice}` : "Something went wrong on this page. Reload it.";
+  const line = known ? e.line : "Something went wrong on this page. Reload it.";
   const note = h("div", { class: "notice", role: "alert" }, h("span", {}, line),
     again && h("button", { type: "button", onclick: () => { note.remove(); again(); } }, "Try again"),
     h("button", { type: "button", onclick: () => note.remove() }, "Dismiss"));
@@ -229,6 +229,7 @@ async function answer(to) {
     if (m.state === "error") m.error = e instanceof ApiError ? e : new ApiError(-1, { message: String(e.message) });
     if (e.status === 401) askKey(() => act("again", m));
   }
+  if (models.find((x) => x.id === to.model)?.loaded === false) loadModels(); // it is now
   to.run = null;
   to.updated_at = Date.now() / 1000;
   if (to === chat) { showRun(); showContext(); }
@@ -426,13 +427,14 @@ $("preset").addEventListener("change", () => { kept.set("preset", $("preset").va
 async function start() {
   if (!(await loadModels())) return;
   await Promise.all([loadPresets(), sidebar.refresh()]);
-  const id = /^#c=(.+)$/.exec(location.hash)?.[1];
-  if (id && !chat) await openChat(decodeURIComponent(id));
+  if (idInAddress() && !chat) await openChat(idInAddress());
 }
 
+function idInAddress() {
+  try { return decodeURIComponent(/^#c=(.+)$/.exec(location.hash)?.[1] ?? ""); } catch { return ""; }
+}
 addEventListener("hashchange", () => { // an address that a person typed; the page itself replaces, which is not told here
-  const id = /^#c=(.+)$/.exec(location.hash)?.[1];
-  if (id) openChat(decodeURIComponent(id)); else newChat();
+  if (idInAddress()) openChat(idInAddress()); else newChat();
 });
 
 showChat();

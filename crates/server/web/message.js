@@ -113,7 +113,7 @@ export class MessageView {
 
   drawError() {
     const { m } = this;
-    const said = m.error ? `${m.error.message} ${m.error.advice}`.trim() : m.state === "stopped" ? "Stopped." : m.note ?? "";
+    const said = m.error ? m.error.line : m.state === "stopped" ? "Stopped." : m.note ?? "";
     this.root.classList.toggle("failed", !!m.error);
     if (this.error.dataset.said === said) return;
     this.error.dataset.said = said;

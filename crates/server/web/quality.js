@@ -29,13 +29,19 @@ export class TokenTrack {
     const from = this.length;
     this.length += text.length;
     if (!this.held.length) return;
-    // Where the tokens spell the text, each ends behind its own letters; where they do not, they share it.
     const spelt = this.held.map((t) => t.text).join("") === text;
-    let end = from;
-    for (const t of this.held) {
-      end = spelt ? end + t.text.length : this.length;
-      t.end = end;
-      this.tokens.push(t);
+    if (spelt) {
+      let end = from;
+      for (const t of this.held) {
+        end += t.text.length;
+        t.end = end;
+        this.tokens.push(t);
+      }
+    } else { // parts of one character: together they have the probability of all of them
+      const logprob = this.held.reduce((sum, t) => sum + t.logprob, 0);
+      const only = this.held.length === 1 ? this.held[0] : { logprob, p: Math.exp(logprob), text, top: [] };
+      only.end = this.length;
+      this.tokens.push(only);
     }
     this.held.length = 0;
   }

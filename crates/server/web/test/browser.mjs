@@ -436,6 +436,23 @@ if (mock) {
     same(bad, [], "cases");
   });
 
+  await test("tokens find their text: parts of a character, text held back, two at once", async (page) => {
+    const found = await page.evaluate(async () => {
+      const { TokenTrack } = await import("./quality.js");
+      const track = new TokenTrack(), lp = (token, p) => ({ token, logprob: Math.log(p), top_logprobs: [] });
+      track.push("Hi", [lp("Hi", 1)]);
+      track.push("", [lp("\ufffd", 0.5)]);
+      track.push("😀", [lp("\ufffd", 0.5)]);
+      track.push("", [lp(" a", 0.8)]);
+      track.push(" ab", [lp("b", 0.4)]);
+      track.push(" no logprobs", null);
+      const div = document.createElement("div");
+      track.ink()(div, "Hi😀 ab no logprobs", 0, 19);
+      return [track.tokens.map((t) => [t.end, Number(t.p.toFixed(2))]), [...div.children].map((n) => [n.textContent, n.className]), div.textContent, Number(track.confidence.toFixed(2)), track.count];
+    });
+    same(found, [[[2, 1], [4, 0.25], [6, 0.8], [7, 0.4]], [["Hi", "tok"], ["😀", "tok t1"], ["a", "tok t3"], ["b", "tok t1"], ["no logprobs", "tok"]], "Hi😀 ab no logprobs", 0.64, 5], "the tokens");
+  });
+
   await test("reasoning is folded, told as it runs, opened by a click", async (page) => {
     await ready(page);
     await sendText(page, "think slow about it");

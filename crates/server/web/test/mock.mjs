@@ -1,7 +1,8 @@
 // A small server with the routes that the page uses, for its tests: it streams with delays, fails, thinks, calls tools and
-// breaks off, by what the last message says. `node mock.mjs [PORT] [--no-store] [--key KEY]` runs it by hand.
+// breaks off, by what the last message says. `node mock.mjs [PORT] [--no-store] [--key KEY]` runs it by hand; with `--to URL`
+// the page is served from this folder and everything else by a real server, so that the page can be changed without a build.
 
-import { createServer } from "node:http";
+import { createServer, request } from "node:http";
 import { readFile } from "node:fs/promises";
 import { extname, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -83,7 +84,7 @@ function answerTo(text) {
 }
 
 /** Starts the server on the loopback; gives {url, seen, close}. `seen` holds the chat requests that came. */
-export async function start({ port = 0, store = true, key = null } = {}) {
+export async function start({ port = 0, store = true, key = null, to = null } = {}) {
   const conversations = new Map(), seen = [];
   let made = 0;
   const error = (res, status, message, more = {}, headers = {}) => {
@@ -176,6 +177,15 @@ export async function start({ port = 0, store = true, key = null } = {}) {
         return res.end(data);
       } catch { return error(res, 404, "No such page."); }
     }
+    if (to) {
+      const on = request(new URL(req.url, to), { method: req.method, headers: { ...req.headers, host: new URL(to).host } }, (answer) => {
+        res.writeHead(answer.statusCode, answer.headers);
+        answer.pipe(res);
+      });
+      on.on("error", () => res.destroy());
+      res.on("close", () => on.destroy());
+      return req.pipe(on);
+    }
     if (key && req.headers.authorization !== `Bearer ${key}`) return error(res, 401, "The API key is missing or wrong.", { type: "authentication_error", code: "invalid_api_key" });
     let body = {};
     if (req.method === "POST" || req.method === "PATCH") {
@@ -236,7 +246,7 @@ export async function start({ port = 0, store = true, key = null } = {}) {
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {
-  const args = process.argv.slice(2), at = args.indexOf("--key");
-  const mock = await start({ port: Number(args.find((a) => /^\d+$/.test(a)) ?? 8099), store: !args.includes("--no-store"), key: at >= 0 ? args[at + 1] : null });
+  const args = process.argv.slice(2), after = (name) => (args.includes(name) ? args[args.indexOf(name) + 1] : null);
+  const mock = await start({ port: Number(args.find((a) => /^\d+$/.test(a)) ?? 8099), store: !args.includes("--no-store"), key: after("--key"), to: after("--to") });
   console.log(mock.url);
 }
