@@ -172,7 +172,7 @@ fn compare(store: &Store, all: &[Known]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(12) })]
 
     #[test]
     fn the_store_does_what_lists_would_do(changes in prop::collection::vec(change(), 1..40)) {
