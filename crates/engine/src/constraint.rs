@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 /// Which tokens may come next. The engine asks once for each token that it draws, and tells it each that it has drawn, in
-/// order; what is only guessed ahead never gets here.
+/// order; what is only guessed ahead goes to forks that are dropped.
 pub trait Constraint: Send + Sync {
     /// Sets the bits of the ids that may come next: bit `i % 32` of word `i / 32` is id `i`. All are 0 before; bits beyond
     /// the vocabulary mean nothing. `false` says that nothing is forbidden, whatever was written.
@@ -62,6 +62,23 @@ impl ConstraintBox {
     }
 }
 
+/// What a fork that panicked gives.
+struct Broken;
+
+impl Constraint for Broken {
+    fn mask(&mut self, _: &mut [u32]) -> std::result::Result<bool, String> {
+        Err("it panicked, which is a bug".into())
+    }
+
+    fn accept(&mut self, _: u32) -> std::result::Result<(), String> {
+        Err("it panicked, which is a bug".into())
+    }
+
+    fn fork(&self) -> Box<dyn Constraint> {
+        Box::new(Broken)
+    }
+}
+
 /// A constraint that panics fails its own request, like one that says no.
 fn contained<T>(step: usize, f: impl FnOnce() -> std::result::Result<T, String>) -> Result<T> {
     let outcome =
@@ -71,7 +88,8 @@ fn contained<T>(step: usize, f: impl FnOnce() -> std::result::Result<T, String>)
 
 impl Clone for ConstraintBox {
     fn clone(&self) -> ConstraintBox {
-        ConstraintBox { inner: self.inner.fork(), origin: self.origin.clone(), used: self.used }
+        let inner = catch_unwind(AssertUnwindSafe(|| self.inner.fork())).unwrap_or_else(|_| Box::new(Broken));
+        ConstraintBox { inner, origin: self.origin.clone(), used: self.used }
     }
 }
 

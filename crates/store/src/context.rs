@@ -108,7 +108,8 @@ pub struct LeftOut {
     pub ids: Vec<String>,
 }
 
-/// A summary that should be made.
+/// A summary that should be made. If more was cut off than a model can read at once, the messages are the first piece of
+/// it, and the plan with the new summary wants the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SummaryWanted {
     /// What it should be made of, in order, beside the summary that there is.
@@ -203,10 +204,16 @@ pub fn plan(
         // Of everything that was cut off and no summary has: retrieved turns too, they may not be there the next time.
         summary_wanted: {
             let from = known.map_or(0, |(up_to, _)| up_to + 1);
-            let open: Vec<usize> = (from..messages.len()).filter(|i| !kept[*i]).collect();
-            let fits = summary_max > 0;
-            open.last().filter(|_| fits).map(|last| SummaryWanted {
-                ids: ids(&open),
+            let mut free = room - 2 * summary_max; // beside the summary before and the new one
+            let open = (from..messages.len()).filter(|i| summary_max > 0 && !kept[*i]);
+            let piece = open.enumerate().take_while(|(n, i)| {
+                let fits = u64::from(messages[*i].tokens) <= free;
+                free = free.saturating_sub(u64::from(messages[*i].tokens));
+                fits || *n == 0
+            });
+            let piece: Vec<usize> = piece.map(|(_, i)| i).collect();
+            piece.last().map(|last| SummaryWanted {
+                ids: ids(&piece),
                 extends: known.is_some(),
                 up_to: messages[*last].id.to_owned(),
                 tokens_max: summary_max as u32, // at most a u32 of the policy

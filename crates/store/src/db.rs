@@ -134,10 +134,17 @@ impl Store {
     }
 
     /// Removes responses past their time, counters and keys of long ago, and gives free pages back. To be called now and
-    /// then, every few minutes say; nothing depends on when.
+    /// then, every few minutes say; nothing depends on when, but the words of deleted messages stay in the search index
+    /// (not their text, which goes at once) until it was.
     pub fn maintain(&self, now: UnixMs) -> Result<Maintained> {
         let responses_removed = self.write(|tx| Ok(crate::responses::remove_expired(tx, now)?))?;
         let (counters_removed, keys_removed) = self.write(|tx| Ok(crate::keys::remove_old(tx, now)?))?;
+        // A negative number merges towards one segment, which has no deleted words; of at most so many pages at a time.
+        self.write(|tx| {
+            tx.execute("INSERT INTO titles_words (titles_words, rank) VALUES ('merge', -500)", [])?;
+            tx.execute("INSERT INTO messages_words (messages_words, rank) VALUES ('merge', -2000)", [])?;
+            Ok(())
+        })?;
         let connection = self.write.lock().unwrap_or_else(PoisonError::into_inner);
         let work = || -> Result<u64, Fault> {
             let pages = pragma(&connection, "page_count")?;
@@ -249,7 +256,7 @@ fn set_up(c: &mut Connection, path: &Path, limits: &Limits) -> Result<()> {
     switch_to_wal(c, path)?;
     let set = |c: &Connection| -> rusqlite::Result<()> {
         c.pragma_update(None, "synchronous", "FULL")?;
-        c.pragma_update(None, "secure_delete", true)?; // what is deleted is gone from the file
+        c.pragma_update(None, "secure_delete", true)?; // a deleted text is gone from the file
         c.pragma_update(None, "journal_size_limit", 64 << 20)?;
         // The second fence behind `Store::room`; the slack lets a full store still delete.
         let page = pragma(c, "page_size")?.max(512);

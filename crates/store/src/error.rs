@@ -49,8 +49,10 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// The disk is full, as SQLite says it.
-    #[error("{}: no room left on the disk; nothing was changed, free some space and repeat", .0.display())]
+    /// The disk is full, as SQLite says it. It may also say so of a file whose map of pages is damaged;
+    /// [`crate::Store::check`] knows the difference.
+    #[error("{}: no room left on the disk; nothing was changed, free some space and repeat (if there is space, the file \
+             is damaged)", .0.display())]
     DiskFull(PathBuf),
     /// A tokens quota is used up.
     #[error("key {key}: {used} of {quota} tokens of this {period} are used, {asked} more do not fit; \
@@ -263,6 +265,10 @@ impl Fault {
             )
             | (S::Utf8Error(..) | S::QueryReturnedNoRows, _) => {
                 Error::Damaged { path, why: source.to_string() }
+            }
+            // The file ends before the page that is asked for.
+            (S::SqliteFailure(e, _), _) if e.extended_code == rusqlite::ffi::SQLITE_IOERR_SHORT_READ => {
+                Error::Damaged { path, why: "it is shorter than it should be".into() }
             }
             // A table or column that is missing although the version is ours.
             (S::SqlInputError { msg, .. }, _) => Error::Damaged { path, why: msg.clone() },

@@ -241,7 +241,7 @@ mod tests {
     #[test]
     fn errors_name_the_field() {
         for (text, needle) in [
-            ("[a]\ntemprature = 1", "unknown field `temprature`"),
+            ("[a]\nheat = 1", "unknown field `heat`"),
             ("[a]\nname = 'b'", "unknown field `name`"),
             ("[a]\ndynamic_temperature = { min = 0, max = 1, curve = 2 }", "unknown field `curve`"),
             ("[a]\ndynamic_temperature = { min = 0 }", "missing field `max`"),

@@ -34,14 +34,13 @@ CREATE TABLE messages (
     UNIQUE (conversation, position)
 ) STRICT;
 
--- Both indexes read their words from the tables, so nothing is stored twice; 'secure-delete' takes the words of a deleted
--- message out of the index at once.
+-- Both indexes read their words from the tables, so no text is stored twice. The words of a deleted message stay in the
+-- index, as deleted ones, until `Store::maintain` merges it. ('secure-delete' would take them out at once, but the check
+-- of an index whose last word it removed says that it is corrupt.)
 CREATE VIRTUAL TABLE titles_words USING fts5 (title, content='conversations', content_rowid='n',
     tokenize='unicode61 remove_diacritics 2');
 CREATE VIRTUAL TABLE messages_words USING fts5 (text, content='messages', content_rowid='n',
     tokenize='unicode61 remove_diacritics 2');
-INSERT INTO titles_words (titles_words, rank) VALUES ('secure-delete', 1);
-INSERT INTO messages_words (messages_words, rank) VALUES ('secure-delete', 1);
 CREATE TRIGGER titles_added AFTER INSERT ON conversations BEGIN
     INSERT INTO titles_words (rowid, title) VALUES (new.n, new.title);
 END;

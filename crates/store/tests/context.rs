@@ -105,6 +105,26 @@ fn summary_and_retrieved_turns_take_their_places() {
 }
 
 #[test]
+fn a_long_past_is_summarised_in_pieces() {
+    let mut list = [(U, 10), (A, 10)].repeat(19);
+    list[4].1 = 300; // longer than any window: a piece of its own
+    let messages = entries(&list);
+    let (mut seen, mut pieces, mut known) = (Vec::new(), Vec::new(), None);
+    while let Some(wanted) = plan(20, &messages, known, &[], &policy(200)).unwrap().summary_wanted {
+        assert_eq!(wanted.extends, known.is_some());
+        assert_eq!(wanted.ids.last(), Some(&wanted.up_to));
+        let up_to = IDS[wanted.up_to.parse::<usize>().unwrap()];
+        known = Some(KnownSummary { up_to, tokens: 20 });
+        pieces.push(wanted.ids.len());
+        seen.extend(wanted.ids);
+    }
+    let plan = plan(20, &messages, known, &[], &policy(200)).unwrap();
+    assert_eq!(seen, plan.left_out.ids);
+    assert_eq!(plan.left_out.summarised, seen.len());
+    assert_eq!(pieces, [4, 1, 14, 11]);
+}
+
+#[test]
 fn a_turn_of_many_calls_loses_its_oldest_calls() {
     let mut list = vec![(U, 10), (A, 10), (U, 10)];
     list.extend([(A, 5), (T, 10), (T, 5)].repeat(10));

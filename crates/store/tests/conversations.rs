@@ -198,7 +198,10 @@ fn deleted_words_are_gone_from_the_file() {
     drop(store); // the last connection writes the log into the file
     assert!(holds());
     let store = Store::open(dir.path(), Limits::default()).unwrap();
+    let other = new(&store, ME, "t", 3);
+    store.append(ME, &other, Place::First, &[user("other words")], 4).unwrap();
     store.delete(ME, &c).unwrap();
+    store.maintain(5).unwrap();
     drop(store);
     assert!(!holds());
 }

@@ -1,6 +1,6 @@
 //! Reasoning in a model's text: the marks around it, and whether the prompt has already opened it.
 
-use crate::Tokenizer;
+use crate::{Reasoning, Tokenizer};
 
 /// The marks around the reasoning of a family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -9,7 +9,7 @@ pub struct ReasoningMarks {
     pub start: &'static str,
     /// What ends it. A grammar for the answer begins after this, and after [`Self::answer`].
     pub end: &'static str,
-    /// What stands between the end mark and the answer; empty for most families.
+    /// What stands between the end mark and the answer.
     pub answer: &'static str,
 }
 
@@ -24,17 +24,20 @@ pub enum Prompt {
     Silent,
 }
 
+/// Ends any message of harmony, not the reasoning alone.
+const HARMONY_END: &str = "<|end|>";
+
 /// All known marks; those of one family only come first.
 const FAMILIES: [ReasoningMarks; 5] = [
     ReasoningMarks {
         start: "<|channel|>analysis<|message|>",
-        end: "<|end|>",
+        end: HARMONY_END,
         answer: "<|start|>assistant<|channel|>final<|message|>",
     },
     ReasoningMarks { start: "<|START_THINKING|>", end: "<|END_THINKING|>", answer: "" },
     ReasoningMarks { start: "<seed:think>", end: "</seed:think>", answer: "" },
     ReasoningMarks { start: "[THINK]", end: "[/THINK]", answer: "" },
-    ReasoningMarks { start: "<think>", end: "</think>", answer: "" },
+    ReasoningMarks { start: "<think>", end: "</think>", answer: "\n\n" },
 ];
 
 impl ReasoningMarks {
@@ -52,11 +55,22 @@ impl ReasoningMarks {
         let prompt = prompt.trim_end();
         if prompt.ends_with(self.start) {
             Prompt::Open
-        } else if prompt.ends_with(self.end) && self.answer.is_empty() {
+        } else if prompt.ends_with(self.end) && self.end != HARMONY_END {
             Prompt::Closed
         } else {
             Prompt::Silent
         }
+    }
+
+    /// How an answer is guided around its reasoning ([`Guided`](crate::Guided)), with at most `budget` tokens of it; `None`
+    /// where the prompt has closed it. A grammar of calls in harmony has the reasoning in it and needs no such guide.
+    pub fn guide(&self, prompt: Prompt, budget: Option<u32>) -> Option<Reasoning> {
+        let start = match prompt {
+            Prompt::Closed => return None,
+            Prompt::Open => "",
+            Prompt::Silent => self.start,
+        };
+        Some(Reasoning { start: start.into(), end: self.end.into(), budget, then: self.answer.into() })
     }
 
     /// Whether the marks can only be seen when control tokens show.
@@ -96,6 +110,12 @@ mod tests {
         for (prompt, state) in cases {
             assert_eq!(think.after(prompt), state, "{prompt}");
         }
+        assert_eq!(think.guide(Prompt::Closed, None), None);
+        assert_eq!(
+            think.guide(Prompt::Open, Some(9)).map(|g| (g.start, g.budget)),
+            Some((String::new(), Some(9)))
+        );
+        assert_eq!(think.guide(Prompt::Silent, None).map(|g| g.start), Some("<think>".into()));
         let harmony = ReasoningMarks::detect("<|channel|><|message|>").unwrap();
         assert_eq!(harmony.after("<|end|><|start|>assistant"), Prompt::Silent);
     }

@@ -38,6 +38,9 @@ impl Allowed {
             }
         }
         let max = softmax::scan(&self.logits).max;
+        if max == f32::INFINITY {
+            return Err(Error::Logits { step, nan: 0, vocab: row.len(), max });
+        }
         if max == f32::NEG_INFINITY {
             let n = self.ids.len();
             let why = format!("the model or logit_bias forbids all of the {n} tokens that it allows");

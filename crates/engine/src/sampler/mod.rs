@@ -90,8 +90,8 @@ pub(crate) struct Sampler {
     penalties: Option<Penalties>,
     top: usize,
     constraint: Option<ConstraintBox>,
-    /// The random numbers as they were before the guesses.
-    before_guesses: Option<Pcg64>,
+    /// The random numbers and the constraint as they were before the guesses.
+    before_guesses: Option<(Pcg64, Option<ConstraintBox>)>,
 }
 
 impl Sampler {
@@ -131,9 +131,9 @@ impl Sampler {
             p.apply(row, &mut scratch.edits);
         }
         let mut constraint = self.constraint.take();
-        let outcome = self.draw(row, raw, step, constraint.as_mut(), scratch);
+        let drawn = self.draw(row, raw, step, constraint.as_mut(), scratch);
         self.constraint = constraint;
-        let id = outcome?;
+        let id = drawn?;
         if let Some(p) = &mut self.penalties {
             p.push(id, true);
         }
@@ -151,40 +151,38 @@ impl Sampler {
         scratch: &mut Scratch,
     ) -> Result<u32> {
         let Scratch { candidates, edits, allowed } = scratch;
-        if let Some(constraint) = constraint {
-            if let Some((logits, max)) = allowed.gather(constraint, row, step)? {
+        let whole = || if edits.0.is_empty() { Ok(raw) } else { checked_max(row, step) };
+        let Some(constraint) = constraint else { return Ok(self.pick(row, whole()?, candidates)) };
+        let id = match allowed.gather(constraint, row, step)? {
+            Some((logits, max)) => {
                 let index = self.pick(logits, max, candidates);
-                let id = allowed.id(index);
-                return constraint.accept(id, step).map(|()| id);
+                allowed.id(index)
             }
-            let max = if edits.0.is_empty() { raw } else { checked_max(row, step)? };
-            let id = self.pick(row, max, candidates);
-            return constraint.accept(id, step).map(|()| id);
-        }
-        let max = if edits.0.is_empty() { raw } else { checked_max(row, step)? };
-        Ok(self.pick(row, max, candidates))
+            None => self.pick(row, whole()?, candidates),
+        };
+        constraint.accept(id, step).map(|()| id)
     }
 
     /// From here on tokens are drawn from another model, to guess what will be drawn: with the same random numbers and
-    /// penalties, so that equal rows give equal tokens, but free of the constraint, which sees drawn tokens alone.
-    /// [`Self::take_back`] undoes it all.
+    /// penalties and a fork of the constraint, so that equal rows give equal tokens. [`Self::take_back`] undoes it all.
     pub(crate) fn guess(&mut self) {
-        self.before_guesses = Some(self.rng.clone());
+        let fork = self.constraint.clone();
+        self.before_guesses = Some((self.rng.clone(), std::mem::replace(&mut self.constraint, fork)));
         self.penalties.iter_mut().for_each(Penalties::guess);
     }
 
     /// Draws a token as [`Self::next`] does, and says the probability that the row alone gives it.
     pub(crate) fn next_guess(&mut self, row: &mut [f32], scratch: &mut Scratch) -> Result<(u32, f32)> {
-        let (top, constraint) = (std::mem::take(&mut self.top), self.constraint.take());
+        let top = std::mem::take(&mut self.top);
         let choice = self.next(row, 0, scratch);
-        (self.top, self.constraint) = (top, constraint);
+        self.top = top;
         choice.map(|c| (c.id, c.logprob.exp()))
     }
 
     /// Undoes what happened since [`Self::guess`].
     pub(crate) fn take_back(&mut self) {
-        if let Some(rng) = self.before_guesses.take() {
-            self.rng = rng;
+        if let Some((rng, constraint)) = self.before_guesses.take() {
+            (self.rng, self.constraint) = (rng, constraint);
             self.penalties.iter_mut().for_each(Penalties::take_back);
         }
     }

@@ -23,6 +23,8 @@ use crate::{Error, Result, Tokenizer};
 const TOKEN_BYTES_MAX: usize = 1000;
 /// Most bytes of stack that compiling may take: it recurses over what it compiles.
 const STACK_BYTES: usize = 256 << 20;
+/// Longest reason in an error, in characters; grammars are quoted there.
+const LINE_MAX: usize = 300;
 /// White space between the parts of a JSON text: enough for any indentation, not for a model that is lost in it.
 const JSON_SPACE: &str = r"[\x20\x0A\x0D\x09]{1,80}";
 
@@ -225,9 +227,8 @@ impl Grammar {
 
     /// Whether what was accepted is complete: the answer may end now.
     pub fn is_complete(&mut self) -> bool {
-        self.ended
-            || self.matcher.stop_reason().is_ok() && self.matcher.is_stopped()
-            || self.matcher.is_accepting().unwrap_or(false)
+        let stopped = self.matcher.is_stopped() && self.matcher.stop_reason().is_ok();
+        self.ended || stopped || self.matcher.is_accepting().unwrap_or(false)
     }
 }
 
@@ -245,12 +246,12 @@ fn one_line(e: &impl std::fmt::Display) -> String {
     first_line(&format!("{e:#}"))
 }
 
-/// The first line that says something; the rest are state dumps and marks in the source.
+/// The line that says something: a regular expression's error or else the first; the rest are state dumps and marks in the
+/// source.
 fn first_line(text: &str) -> String {
-    let line = text.lines().map(str::trim).find(|l| !l.is_empty()).unwrap_or("it failed without saying why");
-    let mut line: String = line.chars().take(300).collect();
-    if line.len() < text.trim().len() && line.chars().count() == 300 {
-        line.push('…');
-    }
-    line
+    let mut lines = text.lines().map(str::trim).filter(|l| !l.is_empty());
+    let first = lines.next().unwrap_or("it failed without saying why");
+    let line = lines.find_map(|l| l.strip_prefix("error: ")).unwrap_or(first);
+    let short: String = line.chars().take(LINE_MAX).collect();
+    if short.len() < line.len() { short + "…" } else { short }
 }

@@ -7,9 +7,10 @@ use std::io;
 use serde_json::{Map, Value as Json};
 
 use super::format::ToolFormat;
+use super::parser::{Arguments, OutputParser};
 use super::tool::{Tool, bad};
-use crate::reasoning::ReasoningMarks;
-use crate::{ChatTemplate, Result};
+use crate::reasoning::{Prompt, ReasoningMarks};
+use crate::{ChatTemplate, Result, Tokenizer};
 
 /// Most messages of a conversation.
 const MAX_MESSAGES: usize = 100_000;
@@ -97,8 +98,25 @@ impl ChatStyle {
             .any(|t| has(t)),
             short_ids: has("length != 9"),
             developer_role: has("developer"),
-            system_role: has("system") && !has("System role not supported"),
+            system_role: !has("System role not supported")
+                && (has("system") || has("message.role +") || has("message['role'] +")),
         }
+    }
+
+    /// A parser for the answer to this rendered prompt.
+    pub fn parser(&self, rendered: &str, tools: Vec<Tool>, arguments: Arguments) -> OutputParser {
+        OutputParser::new(self.format, self.reasoning, self.prompt(rendered), tools, arguments)
+    }
+
+    /// Where a rendered prompt leaves the model.
+    pub fn prompt(&self, rendered: &str) -> Prompt {
+        self.reasoning.map_or(Prompt::Silent, |r| r.after(rendered))
+    }
+
+    /// Whether reasoning, or calls where there are tools, can only be seen when control tokens show (`Control::Show`).
+    pub fn needs_control_tokens(&self, tokenizer: &Tokenizer, tools: bool) -> bool {
+        let calls = tools && self.format.needs_control_tokens(tokenizer);
+        calls || self.reasoning.is_some_and(|r| r.needs_control_tokens(tokenizer))
     }
 
     /// An OpenAI conversation (`messages` of `/v1/chat/completions`) for this template.
@@ -411,7 +429,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::RenderInput;
+    use crate::{OutputEvent, RenderInput};
 
     const HERMES: &str = "{% if tools %}<tools>{% for t in tools %}{{ t | tojson }}{% endfor %}{% endif %}\
         {% for m in messages %}[{{ m.role }}]{{ m.content }}{% for c in m.tool_calls %}<tool_call>{{ c.function.name }} \
@@ -472,7 +490,7 @@ mod tests {
         let chatml = ChatStyle::of(&ChatTemplate::chatml().unwrap());
         let tools = super::super::tests::tools();
         let short = json!([{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hi"}]);
-        let out = ChatStyle { system_role: true, ..chatml }.conversation(&short, &tools).unwrap();
+        let out = chatml.conversation(&short, &tools).unwrap();
         assert_eq!(out.messages[0]["role"], "system");
         let system = out.messages[0]["content"].as_str().unwrap();
         assert!(
@@ -513,6 +531,22 @@ mod tests {
             "<tool_call>\n{\"name\": \"get_weather\", \"arguments\": {\"city\": \"Paris\"}}\n</tool_call>"
         );
         assert_eq!(out.messages[2]["role"], "tool");
+    }
+
+    #[test]
+    fn a_parser_starts_where_the_prompt_ends() {
+        let style = ChatStyle::detect("{{ tools }}<tool_call><think>");
+        let mut parser = style.parser("<|im_start|>assistant\n<think>\n", Vec::new(), Arguments::Whole);
+        assert_eq!(
+            parser.push("Hm</think>Yes"),
+            [OutputEvent::Reasoning("Hm".into()), OutputEvent::Content("Yes".into())]
+        );
+        assert_eq!(style.prompt("<|im_start|>assistant\n<think>\n\n</think>\n\n"), Prompt::Closed);
+        assert_eq!(
+            ChatStyle::detect("{{ tools }}<tool_call>").prompt("<think>"),
+            Prompt::Silent,
+            "it knows no reasoning"
+        );
     }
 
     #[test]

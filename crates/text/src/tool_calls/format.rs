@@ -83,6 +83,29 @@ macro_rules! layout {
 }
 
 impl ToolFormat {
+    /// All formats.
+    pub const ALL: [Self; 19] = [
+        Self::Hermes,
+        Self::SmolLm3,
+        Self::QwenXml,
+        Self::SeedXml,
+        Self::MiniMax,
+        Self::Glm,
+        Self::Llama,
+        Self::Mistral,
+        Self::MistralNamed,
+        Self::Granite,
+        Self::Phi4,
+        Self::DeepSeek,
+        Self::DeepSeekPlain,
+        Self::Kimi,
+        Self::Functionary,
+        Self::CommandR,
+        Self::Lfm2,
+        Self::Harmony,
+        Self::Prompted,
+    ];
+
     /// The format of a chat template, from its source; [`Self::Prompted`] where the template does not know tools.
     pub fn detect(source: &str) -> Self {
         let has = |text: &str| source.contains(text);

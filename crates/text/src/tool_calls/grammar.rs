@@ -136,7 +136,7 @@ impl Grammar<'_> {
                 end: Vec::new(),
             },
             F::Mistral => Calls {
-                begin: vec![Mark("[TOOL_CALLS]"), Text("[")],
+                begin: vec![Mark("[TOOL_CALLS]"), Raw("/ ?\\[/")], // SentencePiece's models write a space
                 call: self.objects(tools, hermes),
                 between: vec![Text(", ")],
                 end: vec![Text("]")],

@@ -241,6 +241,11 @@ fn arguments_follow_the_schema() {
     ] {
         assert!(judge.stops(&g, &call(wrong), false), "{wrong}");
     }
+    let mistral = grammar(ToolFormat::Mistral, &ToolChoice::Required, true, true);
+    for space in ["", " "] {
+        let text = format!("[TOOL_CALLS]{space}[{{\"name\": \"now\", \"arguments\": {{}}}}]");
+        assert!(judge.takes(&mistral, &text, true), "{text}");
+    }
     let none = grammar(ToolFormat::Hermes, &ToolChoice::None, true, false);
     assert!(judge.takes(&none, "anything <tool_call>", false));
 }

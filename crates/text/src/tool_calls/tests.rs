@@ -295,48 +295,26 @@ fn cut<'a>(text: &'a str, cuts: &[usize]) -> Vec<&'a str> {
     pieces
 }
 
-const ALL: [ToolFormat; 19] = [
-    ToolFormat::Hermes,
-    ToolFormat::SmolLm3,
-    ToolFormat::QwenXml,
-    ToolFormat::SeedXml,
-    ToolFormat::MiniMax,
-    ToolFormat::Glm,
-    ToolFormat::Llama,
-    ToolFormat::Mistral,
-    ToolFormat::MistralNamed,
-    ToolFormat::Granite,
-    ToolFormat::Phi4,
-    ToolFormat::DeepSeek,
-    ToolFormat::DeepSeekPlain,
-    ToolFormat::Kimi,
-    ToolFormat::Functionary,
-    ToolFormat::CommandR,
-    ToolFormat::Lfm2,
-    ToolFormat::Harmony,
-    ToolFormat::Prompted,
-];
-
 proptest! {
     /// Pieces of all formats in any order: nothing panics, and the cutting does not matter.
     #[test]
     fn cutting_does_not_matter(
-        which in 0..ALL.len(),
+        which in 0..ToolFormat::ALL.len(),
         parts in prop::collection::vec(prop::sample::select(PARTS), 0..10),
         cuts in prop::collection::vec(0usize..9, 0..40),
         streamed in any::<bool>(),
     ) {
         let text = parts.concat();
         let arguments = if streamed { Arguments::Streamed } else { Arguments::Whole };
-        let parser = parser(ALL[which], Prompt::Silent, arguments);
+        let parser = parser(ToolFormat::ALL[which], Prompt::Silent, arguments);
         prop_assert_eq!(read(parser.clone(), &[&text]), read(parser, &cut(&text, &cuts)));
     }
 
     /// A text without marks comes back as it was.
     #[test]
-    fn plain_text_is_not_changed(which in 0..ALL.len(), text in "[a-z <>{}\\[\\]|/\n\"é🦙]{0,40}", cuts in prop::collection::vec(0usize..9, 0..20)) {
-        prop_assume!(!ALL[which].layout().drops.iter().any(|d| text.contains(d)));
-        let events = read(parser(ALL[which], Prompt::Silent, Arguments::Whole), &cut(&text, &cuts));
+    fn plain_text_is_not_changed(which in 0..ToolFormat::ALL.len(), text in "[a-z <>{}\\[\\]|/\n\"é🦙]{0,40}", cuts in prop::collection::vec(0usize..9, 0..20)) {
+        prop_assume!(!ToolFormat::ALL[which].layout().drops.iter().any(|d| text.contains(d)));
+        let events = read(parser(ToolFormat::ALL[which], Prompt::Silent, Arguments::Whole), &cut(&text, &cuts));
         let expected = if text.is_empty() { Vec::new() } else { vec![format!("C {text}")] };
         prop_assert_eq!(events, expected);
     }

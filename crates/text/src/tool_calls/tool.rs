@@ -243,7 +243,9 @@ fn object_schema(at: &str, schema: &Json) -> Result<Json> {
     out.insert("type".into(), "object".into());
     out.extend(map.iter().map(|(k, v)| (k.clone(), v.clone())));
     if !out.contains_key("properties") {
+        // Nothing is declared: any object will do. A schema that declares no parameters at all says `properties: {}`.
         out.insert("properties".into(), json!({}));
+        out.entry("additionalProperties").or_insert(true.into());
     }
     Ok(Json::Object(out))
 }
@@ -272,6 +274,9 @@ mod tests {
         let bare = json!([{"type": "function", "function": {"name": "now"}}]);
         let bare = Tool::list_from_openai(&bare).unwrap();
         assert_eq!(bare[0].parameters, json!({"type": "object", "properties": {}}));
+        let any = json!([{"name": "any", "input_schema": {"type": "object"}}]);
+        let any = Tool::list_from_anthropic(&any).unwrap();
+        assert_eq!(any[0].parameters["additionalProperties"], true, "nothing declared, nothing refused");
     }
 
     #[test]
