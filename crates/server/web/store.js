@@ -66,11 +66,7 @@ export class Store {
   async sync(chat) {
     if (chat.local) return;
     const kept = (await callJson(path(chat.id))).messages ?? [];
-    const skip = chat.messages[0]?.role === "system" && kept[0]?.role !== "system" ? 1 : 0; // a server may keep it apart
-    chat.messages.forEach((m, i) => {
-      const same = kept[i - skip];
-      m.id = same?.role === m.role ? same.id : null;
-    });
+    chat.messages.forEach((m, i) => { m.id = kept[i]?.role === m.role ? kept[i].id : null; });
   }
 
   /** Drops message `index` and all behind it. */
