@@ -52,6 +52,8 @@ pub(crate) enum Command {
     Chat(Box<Chat>),
     /// Serve models over HTTP: OpenAI's API, a web page, metrics
     Serve(Box<Serve>),
+    /// Make, list and revoke API keys of `serve`
+    Keys(Keys),
     /// Fetch models, checked against their digests
     Pull(Pull),
     /// List the models on this machine
@@ -279,6 +281,15 @@ pub(crate) struct Serve {
         help_heading = "Server"
     )]
     pub(crate) api_key: Vec<String>,
+    /// Folder for conversations and API keys [default: quarrel in the folder for user data]
+    #[arg(long, value_name = "DIR", env = "QUARREL_DATA", hide_env_values = true, help_heading = "Server")]
+    pub(crate) data: Option<PathBuf>,
+    /// Store nothing
+    #[arg(long, conflicts_with = "data", help_heading = "Server")]
+    pub(crate) no_store: bool,
+    /// A TOML file with presets of your own
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub(crate) presets: Option<PathBuf>,
     /// Sequences of a model at once
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Server")]
     pub(crate) parallel: u16,
@@ -328,6 +339,50 @@ pub(crate) struct Serve {
         help_heading = "Server"
     )]
     pub(crate) log: String,
+}
+
+/// What `keys` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    #[command(subcommand)]
+    pub(crate) command: KeysCommand,
+    /// Folder of the server's data [default: quarrel in the folder for user data]
+    #[arg(long, value_name = "DIR", env = "QUARREL_DATA", hide_env_values = true, global = true)]
+    pub(crate) data: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make a key and print it, once
+    Create {
+        /// What people call it
+        name: String,
+        /// What it may do: inference, models, conversations, metrics, admin
+        #[arg(long, value_name = "SCOPES", value_delimiter = ',', default_value = "inference,conversations")]
+        scope: Vec<String>,
+        /// Tokens that it may use from midnight to midnight, UTC
+        #[arg(long, value_name = "N")]
+        tokens_per_day: Option<u64>,
+        /// Tokens that it may use in a month
+        #[arg(long, value_name = "N")]
+        tokens_per_month: Option<u64>,
+        /// Requests that it may make in a minute
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        requests_per_minute: Option<u32>,
+        /// Days until it ends by itself
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: Option<u32>,
+    },
+    /// List the keys, without their secrets
+    List,
+    /// End a key now
+    Revoke {
+        /// Its id, as `keys list` prints it
+        id: String,
+    },
 }
 
 /// Whose names metrics have too.

@@ -5,6 +5,7 @@ mod adapter;
 mod args;
 mod bytes;
 mod commands;
+mod data;
 mod failure;
 mod input;
 mod instructions;

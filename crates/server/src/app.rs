@@ -1,7 +1,8 @@
 //! What all routes share, and the router: who calls, how long a body may be, what is counted and logged.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
@@ -9,16 +10,20 @@ use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
+use quarrel_store::presets::Presets;
+use quarrel_store::{ApiKey, Lookup, Scope, Store};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::charge::Account;
 use crate::error::{ApiError, Failure};
 use crate::ids;
 use crate::metrics::HttpCounts;
 use crate::models::Models;
-use crate::routes::{chat, completions, health, models, tokens};
+use crate::routes::{chat, completions, conversations, health, models, presets, tokens};
+use crate::{page, store};
 
 /// Names of metrics of another server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +37,10 @@ pub enum Compat {
 pub(crate) struct Caller {
     /// What the scheduler shares the device by.
     pub(crate) key: Arc<str>,
+    /// Whose what is stored is.
+    pub(crate) owner: Arc<str>,
+    /// Whose quota pays.
+    pub(crate) account: Option<Account>,
 }
 
 /// What all routes share.
@@ -46,6 +55,11 @@ pub(crate) struct Shared {
     warmed: AtomicBool,
     connections: Arc<AtomicUsize>,
     keys: Vec<String>,
+    /// Whether the store has keys, from which time on every request needs one.
+    stored_keys: AtomicBool,
+    pub(crate) store: Option<Arc<Store>>,
+    pub(crate) presets: Presets,
+    rates: Mutex<HashMap<String, Bucket>>,
 }
 
 impl std::ops::Deref for App {
@@ -57,11 +71,22 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    pub(crate) fn new(models: Arc<Models>, compat: Option<Compat>, keys: Vec<String>) -> App {
+    pub(crate) fn new(
+        models: Arc<Models>,
+        compat: Option<Compat>,
+        keys: Vec<String>,
+        store: Option<Arc<Store>>,
+        presets: Presets,
+    ) -> App {
+        let has_keys = store.as_ref().is_some_and(|s| s.keys().is_ok_and(|k| !k.is_empty()));
         App(Arc::new(Shared {
+            stored_keys: AtomicBool::new(has_keys),
             models,
             compat,
             keys,
+            store,
+            presets,
+            rates: Mutex::default(),
             counts: HttpCounts::default(),
             draining: AtomicBool::new(false),
             warmed: AtomicBool::new(false),
@@ -85,6 +110,16 @@ impl App {
 
     pub(crate) fn warm(&self) {
         self.warmed.store(true, Ordering::Release);
+    }
+
+    /// Looks whether the store has keys by now.
+    pub(crate) async fn look_for_keys(&self) {
+        if self.store.is_some()
+            && !self.stored_keys.load(Ordering::Acquire)
+            && let Ok(true) = self.stored(|s| Ok(!s.keys()?.is_empty())).await
+        {
+            self.stored_keys.store(true, Ordering::Release);
+        }
     }
 
     /// Open connections.
@@ -116,6 +151,11 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(models::unload))
         .routes(routes!(models::adapters, models::load_adapter))
         .routes(routes!(models::unload_adapter))
+        .routes(routes!(conversations::list, conversations::create))
+        .routes(routes!(conversations::read, conversations::rename, conversations::delete))
+        .routes(routes!(conversations::delete_from))
+        .routes(routes!(conversations::export))
+        .routes(routes!(presets::list))
         .routes(routes!(tokens::tokenize))
         .routes(routes!(tokens::detokenize))
         .routes(routes!(tokens::apply_template))
@@ -135,6 +175,8 @@ pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
     let document = Arc::new(document);
     router
         .route("/openapi.json", axum::routing::get(move || async move { Json(document.as_ref().clone()) }))
+        .route("/", axum::routing::get(page::index))
+        .route("/{file}", axum::routing::get(page::asset))
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(app.clone(), guard))
@@ -161,33 +203,95 @@ const OPEN: [&str; 3] = ["/health", "/ready", "/openapi.json"];
 /// Lets in whom the keys allow, and nobody new while the server shuts down.
 async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, ApiError> {
     let path = request.uri().path();
-    if !OPEN.contains(&path) {
+    if !OPEN.contains(&path) && !page::is_page(path) {
         if app.draining() && request.method() == Method::POST {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
-        let caller = caller(&app, &request)?;
+        let caller = caller(&app, request.method().clone(), path.to_owned(), key_of(&request)).await?;
         request.extensions_mut().insert(caller);
     }
     Ok(next.run(request).await)
 }
 
-fn caller(app: &App, request: &Request) -> Result<Caller, ApiError> {
-    if app.keys.is_empty() {
-        return Ok(Caller { key: "".into() });
+/// What a key must be allowed for a route.
+fn scope(method: &Method, path: &str) -> Scope {
+    if path.starts_with("/v1/conversations") {
+        Scope::Conversations
+    } else if path == "/metrics" {
+        Scope::Metrics
+    } else if path.starts_with("/v1/models/") && method != Method::GET {
+        Scope::Models
+    } else {
+        Scope::Inference
     }
+}
+
+/// The key that a request brings.
+fn key_of(request: &Request) -> Option<String> {
     let text = |name: HeaderName| request.headers().get(name).and_then(|v| v.to_str().ok());
-    let given = text(header::AUTHORIZATION)
-        .and_then(|v| v.strip_prefix("Bearer "))
-        .or_else(|| text(HeaderName::from_static("x-api-key")))
-        .ok_or_else(|| ApiError::unauthorized("an API key is needed: Authorization: Bearer KEY"))?;
+    let bearer = text(header::AUTHORIZATION).and_then(|v| v.strip_prefix("Bearer "));
+    bearer.or_else(|| text(HeaderName::from_static("x-api-key"))).map(str::to_owned)
+}
+
+async fn caller(app: &App, method: Method, path: String, given: Option<String>) -> Result<Caller, ApiError> {
+    let stored = app.stored_keys.load(Ordering::Acquire);
+    if app.keys.is_empty() && !stored {
+        return Ok(Caller { key: "".into(), owner: "local".into(), account: None });
+    }
+    let given =
+        given.ok_or_else(|| ApiError::unauthorized("an API key is needed: Authorization: Bearer KEY"))?;
     // Every key is compared whole, so that the time says nothing.
     let same = |key: &String| {
         let differs = key.bytes().zip(given.bytes()).fold(0, |d, (a, b)| d | (a ^ b));
         key.len() == given.len() && differs == 0
     };
-    match app.keys.iter().filter(|k| same(k)).last() {
-        Some(key) => Ok(Caller { key: key.as_str().into() }),
-        None => Err(ApiError::unauthorized("this API key is not known here")),
+    if let Some((i, _)) = app.keys.iter().enumerate().filter(|(_, k)| same(k)).last() {
+        let name: Arc<str> = format!("key {}", i + 1).into();
+        return Ok(Caller { key: name.clone(), owner: name, account: None });
+    }
+    let unknown = || ApiError::unauthorized("this API key is not known here");
+    if !stored {
+        return Err(unknown());
+    }
+    let key = match app.stored(move |s| s.lookup_key(&given, store::now())).await? {
+        Lookup::Good(key) => key,
+        Lookup::Unknown => return Err(unknown()),
+        Lookup::Revoked => return Err(ApiError::unauthorized("this API key was revoked")),
+        Lookup::Expired => return Err(ApiError::unauthorized("this API key has expired")),
+    };
+    let needed = scope(&method, &path);
+    if !key.allows(needed) {
+        let message = format!("this API key may not do that: it needs the scope {}", needed.name());
+        return Err(ApiError::forbidden(message));
+    }
+    app.pace(&key)?;
+    let id: Arc<str> = key.id.into();
+    let account = Some(Account { store: app.store()?, key: id.clone() });
+    Ok(Caller { key: id.clone(), owner: id, account })
+}
+
+/// Requests that a key has left, refilled as time goes by.
+struct Bucket {
+    left: f64,
+    at: Instant,
+}
+
+impl App {
+    /// Refuses a request beyond its key's requests a minute.
+    fn pace(&self, key: &ApiKey) -> Result<(), ApiError> {
+        let Some(most) = key.requests_per_minute.map(f64::from) else { return Ok(()) };
+        let mut rates = self.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let bucket = rates.entry(key.id.clone()).or_insert(Bucket { left: most, at: now });
+        let refilled = bucket.left + most * (now - bucket.at).as_secs_f64() / 60.0;
+        (bucket.left, bucket.at) = (refilled.min(most), now);
+        if bucket.left < 1.0 {
+            let wait = Duration::from_secs_f64((1.0 - bucket.left) * 60.0 / most.max(1e-3));
+            let message = format!("this API key may make {most} requests a minute");
+            return Err(ApiError::busy(message, "rate_limit_exceeded", wait));
+        }
+        bucket.left -= 1.0;
+        Ok(())
     }
 }
 

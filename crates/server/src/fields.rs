@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use quarrel_engine::{Class, DynamicTemperature, Eviction, Request, Retention, Sampling, Speculate};
+use quarrel_store::presets::{Preset, Presets};
 use quarrel_text::GrammarSpec;
 use serde::Deserialize;
 use serde_json::Value;
@@ -182,6 +183,8 @@ pub(crate) struct Fields {
     pub(crate) stream: Option<bool>,
     /// What the events contain beside the answer.
     pub(crate) stream_options: Option<StreamOptions>,
+    /// Named settings of `GET /v1/presets`, for what this request does not set.
+    pub(crate) preset: Option<String>,
     /// The form of the answer, forced token by token.
     pub(crate) response_format: Option<ResponseFormat>,
     /// The answer matches this regular expression.
@@ -222,6 +225,27 @@ impl Fields {
             }
             None => Ok(stops),
         }
+    }
+
+    /// Fills what is not set from the named settings; gives these.
+    pub(crate) fn take_preset(&mut self, presets: &Presets) -> Result<Option<Preset>, ApiError> {
+        let Some(name) = &self.preset else { return Ok(None) };
+        let p = presets.find(name).map_err(|e| ApiError::field("preset", e.to_string()))?.clone();
+        // A temperature of the request's own is not overruled by a dynamic one.
+        if self.temperature.is_none() && self.dynamic_temperature.is_none() {
+            self.dynamic_temperature =
+                p.dynamic_temperature.map(|d| DynamicTemp { min: d.min, max: d.max, exponent: d.exponent });
+        }
+        self.temperature = self.temperature.or(p.temperature);
+        self.top_p = self.top_p.or(p.top_p);
+        self.top_k = self.top_k.or(p.top_k);
+        self.min_p = self.min_p.or(p.min_p);
+        self.repetition_penalty = self.repetition_penalty.or(p.repetition_penalty);
+        self.presence_penalty = self.presence_penalty.or(p.presence_penalty);
+        self.frequency_penalty = self.frequency_penalty.or(p.frequency_penalty);
+        self.seed = self.seed.or(p.seed.map(|s| s as i64));
+        self.max_tokens = self.max_tokens.or(p.max_tokens);
+        Ok(Some(p))
     }
 
     /// What the answer must obey, if anything.
@@ -283,7 +307,7 @@ impl Fields {
             penalty_window: self.penalty_window.or(base.penalty_window).filter(|_| !blind),
             logit_bias: bias,
             seed: self.seed.map(|s| s as u64),
-            dynamic_temperature: dynamic.or(base.dynamic_temperature.filter(|_| self.temperature.is_none())),
+            dynamic_temperature: dynamic,
         })
     }
 
@@ -296,6 +320,9 @@ impl Fields {
     ) -> Result<Request, ApiError> {
         if let Some(n) = self.n.filter(|n| !(1..=CHOICES_MAX).contains(n)) {
             return Err(ApiError::field("n", format!("n is {n}; it must be 1 to {CHOICES_MAX}")));
+        }
+        if let Some(user) = &self.user {
+            tracing::info!(user, key = %key, "a request of this user");
         }
         let priority = self.priority.unwrap_or(Priority::Interactive);
         Ok(Request {

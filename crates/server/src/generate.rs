@@ -8,6 +8,7 @@ use quarrel_runtime::TextStream;
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{OutputEvent, OutputParser, Tokenizer};
 
+use crate::charge::Charge;
 use crate::error::ApiError;
 use crate::models::Lease;
 
@@ -98,6 +99,7 @@ pub(crate) struct Generating {
     pending: std::collections::VecDeque<Step>,
     tokens: usize,
     reasoning: usize,
+    charge: Option<Charge>,
     done: bool,
 }
 
@@ -135,8 +137,15 @@ impl Generating {
             pending: Default::default(),
             tokens: 0,
             reasoning: 0,
+            charge: None,
             done: false,
         })
+    }
+
+    /// Has what it takes paid.
+    pub(crate) fn paid_by(mut self, charge: Option<Charge>) -> Generating {
+        self.charge = charge;
+        self
     }
 
     /// The model.
@@ -172,7 +181,11 @@ impl Generating {
         match event {
             None => Err(ApiError::server("the engine ended without an answer")),
             Some(Event::Failed(e)) => Err(e.into()),
-            Some(Event::Prefill { .. } | Event::Evicted { .. }) => Ok(()),
+            Some(Event::Prefill { total, .. }) => {
+                self.charge.iter_mut().for_each(|c| c.used = c.used.max(total as u64));
+                Ok(())
+            }
+            Some(Event::Evicted { .. }) => Ok(()),
             Some(Event::Token { choice, id, logprob, top }) => self.token(choice, Token { id, logprob, top }),
             Some(Event::Finished { choice, reason }) => {
                 self.finish(choice, finish(reason));
@@ -195,6 +208,7 @@ impl Generating {
     fn token(&mut self, choice: u32, token: Token) -> Result<(), ApiError> {
         let Some(c) = self.choices.get_mut(choice as usize).filter(|c| !c.over) else { return Ok(()) };
         self.tokens += 1;
+        self.charge.iter_mut().for_each(|c| c.used += 1);
         let reasons = |c: &Choice| c.parser.as_ref().is_some_and(OutputParser::in_reasoning);
         let before = reasons(c);
         let text = c.text.push(self.lease.tokenizer(), token.id)?;

@@ -4,16 +4,20 @@
 
 mod app;
 mod body;
+mod charge;
 mod error;
 mod fields;
 mod generate;
 mod ids;
 mod listen;
+mod memory;
 pub mod metrics;
 mod models;
+mod page;
 mod prompt;
 mod routes;
 mod sse;
+mod store;
 mod usage;
 
 use std::net::SocketAddr;
@@ -23,6 +27,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use quarrel_engine::{Request, Sampling};
 use quarrel_runtime::Talk;
+use quarrel_store::Store;
+use quarrel_store::presets::Presets;
 use tokio::net::TcpListener;
 
 pub use app::{Compat, openapi};
@@ -41,8 +47,12 @@ pub struct ServeConfig {
     pub models: Vec<ModelSource>,
     /// How models are held.
     pub settings: ModelSettings,
-    /// Keys of which a request must have one; none lets everybody in.
+    /// Keys of which a request must have one, beside those of the store; none in both lets everybody in.
     pub keys: Vec<String>,
+    /// What is kept on disk.
+    pub store: Option<Arc<Store>>,
+    /// Named settings.
+    pub presets: Presets,
     /// Longest body in bytes.
     pub body_bytes_max: usize,
     /// Most open connections.
@@ -67,15 +77,20 @@ pub async fn serve(config: ServeConfig, listening: impl FnOnce(SocketAddr)) -> R
     })?;
     listening(listener.local_addr().context("the address of the listener")?);
     let models = Arc::new(Models::new(config.models, config.settings, config.talk));
-    let app = App::new(models.clone(), config.compat, config.keys);
+    let app = App::new(models.clone(), config.compat, config.keys, config.store, config.presets);
     let router = app::router(app.clone(), config.body_bytes_max);
     tokio::spawn(warm_up(app.clone(), config.talk));
+    let swept = app.clone();
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(Duration::from_secs(1)).await;
+            swept.look_for_keys().await;
             models.sweep().await;
         }
     });
+    if let Some(store) = app.store.clone() {
+        tokio::spawn(maintain(store));
+    }
     let stopped = app.clone();
     let stop = async move {
         signal().await;
@@ -88,6 +103,19 @@ pub async fn serve(config: ServeConfig, listening: impl FnOnce(SocketAddr)) -> R
         tracing::warn!("requests that still ran after {} s were left", config.drain.as_secs());
     }
     Ok(())
+}
+
+/// Old responses go, and the store's file is kept small.
+async fn maintain(store: Arc<Store>) {
+    loop {
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let store = store.clone();
+        match tokio::task::spawn_blocking(move || store.maintain(store::now())).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(e)) => tracing::warn!(error = %e, "the store could not be kept in order"),
+            Err(e) => tracing::error!(error = %e, "a bug in the store"),
+        }
+    }
 }
 
 /// Loads the first model and makes a token, so that the first request waits for nothing.

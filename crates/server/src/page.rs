@@ -46,13 +46,15 @@ fn file(name: &str) -> Option<Response> {
 }
 
 /// The page itself.
-pub(crate) async fn index() -> Option<Response> {
-    file("index.html")
+pub(crate) async fn index() -> Result<Response, ApiError> {
+    asset(Path("index.html".into())).await
 }
 
 /// One of its files; whether there is such a route is asked after all others.
 pub(crate) async fn asset(Path(name): Path<String>) -> Result<Response, ApiError> {
-    file(&name).ok_or_else(|| ApiError::not_found(format!("there is no /{name} here; GET /openapi.json lists what there is")))
+    file(&name).ok_or_else(|| {
+        ApiError::not_found(format!("there is no /{name} here; GET /openapi.json lists what there is"))
+    })
 }
 
 /// Whether a path is one of the page's, which need no key.
@@ -68,7 +70,9 @@ mod tests {
     fn every_file_that_the_page_imports_is_there() {
         for (name, kind, text) in FILES.iter().filter(|f| f.1 == JS) {
             for line in text.lines().filter(|l| l.starts_with("import ") || l.contains(" from \"./")) {
-                let Some(path) = line.split("\"./").nth(1).and_then(|r| r.split('"').next()) else { continue };
+                let Some(path) = line.split("\"./").nth(1).and_then(|r| r.split('"').next()) else {
+                    continue;
+                };
                 assert!(FILES.iter().any(|f| f.0 == path), "{name} ({kind}) imports {path}");
             }
         }

@@ -12,6 +12,7 @@ use quarrel_text::{
 use serde_json::{Map, Value};
 
 use crate::app::Caller;
+use crate::charge::Charge;
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::generate::{Generating, TextOptions};
@@ -82,7 +83,7 @@ pub(crate) async fn chat(
     logprobs: Option<u8>,
     caller: Caller,
 ) -> Result<Generating, ApiError> {
-    let (lease, request, text) = blocking(move || {
+    let (lease, request, text, charge) = blocking(move || {
         let Rendered { text, tools, choice, parallel, reasoning } = conversation(&lease, ask)?;
         let ids = encode_prompt(lease.tokenizer(), &text).map_err(|e| ApiError::bad(format!("{e:#}")))?;
         let prompt = Encoded { ids, leading: Leading::Strip };
@@ -115,10 +116,23 @@ pub(crate) async fn chat(
             let tools = if calls { tools } else { Vec::new() };
             options.parser = Some(OutputParser::new(style.format, marks, end, tools, Arguments::Streamed));
         }
-        Ok((lease, request, options))
+        let charge = pay(&lease, &request, &caller)?;
+        Ok((lease, request, options, charge))
     })
     .await?;
-    Generating::start(lease, request, text)
+    Ok(Generating::start(lease, request, text)?.paid_by(charge))
+}
+
+/// Most tokens that are reserved for an answer without a bound.
+const ANSWER_RESERVED: usize = 4096;
+
+/// What a request may take of its key's quota.
+fn pay(live: &Live, request: &Request, caller: &Caller) -> Result<Option<Charge>, ApiError> {
+    let Some(account) = &caller.account else { return Ok(None) };
+    let room = live.handle().info().context.saturating_sub(request.prompt.len());
+    let answer = request.max_tokens.map_or(room.min(ANSWER_RESERVED), |n| room.min(n as usize));
+    let answers = request.best_of.unwrap_or(request.n) as usize;
+    account.reserve((request.prompt.len() + answer * answers) as u64).map(Some)
 }
 
 /// What forces the answer into a form, and ends reasoning in time.
@@ -264,11 +278,12 @@ pub(crate) async fn plain(
     logprobs: Option<u8>,
     caller: Caller,
 ) -> Result<Generating, ApiError> {
-    let (lease, request, text) = blocking(move || {
+    let (lease, request, text, charge) = blocking(move || {
         let (mut request, text) = request(&lease, &fields, prompt, logprobs, &caller)?;
         request.constraint = constraint(&lease, fields.grammar()?, None, PromptEnd::Silent, None)?;
-        Ok((lease, request, text))
+        let charge = pay(&lease, &request, &caller)?;
+        Ok((lease, request, text, charge))
     })
     .await?;
-    Generating::start(lease, request, text)
+    Ok(Generating::start(lease, request, text)?.paid_by(charge))
 }

@@ -26,7 +26,7 @@ impl From<Error> for ApiError {
             Kind::Quota => ApiError::busy(message, "quota_exceeded", retry(&e)),
             Kind::Invalid => ApiError::bad(message),
             Kind::Busy => ApiError::unavailable(message),
-            _ => ApiError::server(message),
+            Kind::Internal => ApiError::server(message),
         }
     }
 }

@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod docs;
 mod inspect;
+mod keys;
 mod list;
 mod logits;
 mod man;
@@ -29,6 +30,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Run(args) => run::run(*args),
         Command::Chat(args) => chat::run(*args),
         Command::Serve(args) => serve::run(*args),
+        Command::Keys(args) => keys::run(args),
         Command::Pull(args) => pull::run(args),
         Command::List(args) => list::run(args),
         Command::Show(args) => show::run(args),

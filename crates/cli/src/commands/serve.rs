@@ -11,10 +11,13 @@ use quarrel_hub::Hub;
 use quarrel_runtime::memory::Pool;
 use quarrel_runtime::{EngineOptions, Talk};
 use quarrel_server::{Compat, ModelSettings, ModelSource, ServeConfig};
+use quarrel_store::presets::Presets;
+use quarrel_store::{Limits, Store};
 use tracing_subscriber::EnvFilter;
 
 use crate::args::{DRAFT_MAX, FetchArgs, LogFormat, MetricsCompat, Serve};
-use crate::{models, render};
+use crate::data::data_dir;
+use crate::{input, models, render};
 
 /// What a server says goes to its log.
 const TALK: Talk = Talk { note: |line| tracing::info!("{line}"), detail: |line| tracing::debug!("{line}") };
@@ -46,6 +49,8 @@ pub(crate) fn run(args: Serve) -> Result<()> {
             loaded_max: args.models_max.into(),
         },
         keys,
+        store: store(&args)?,
+        presets: presets(&args)?,
         body_bytes_max: usize::try_from(args.max_body)?,
         connections_max: args.max_connections as usize,
         drain: Duration::from_secs(args.drain.into()),
@@ -59,6 +64,27 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         render::note(format!("listening on http://{address}, OpenAI's API under http://{address}/v1"));
     };
     runtime.block_on(quarrel_server::serve(config, listening))
+}
+
+fn store(args: &Serve) -> Result<Option<Arc<Store>>> {
+    if args.no_store {
+        return Ok(None);
+    }
+    let dir = data_dir(args.data.clone())?;
+    Ok(Some(Arc::new(Store::open(&dir, Limits::default()).context("--no-store serves without it")?)))
+}
+
+fn presets(args: &Serve) -> Result<Presets> {
+    let Some(path) = &args.presets else { return Ok(Presets::built_in()) };
+    let presets = Presets::with_toml(&input::text_file(path)?).with_context(|| path.display().to_string())?;
+    if let Some(p) = presets.list().find(|p| p.template.is_some()) {
+        bail!(
+            "{}: preset {:?} has a template; a template cannot be chosen by a preset",
+            path.display(),
+            p.name
+        );
+    }
+    Ok(presets)
 }
 
 /// The models by the names that requests call them by; they are looked for when they are loaded.

@@ -13,6 +13,7 @@ use crate::app::{App, Caller};
 use crate::error::{ApiError, ErrorBody};
 use crate::fields::{ALIASES, Fields};
 use crate::generate::{Finish, Generating, Step, Summary, Token, token_text};
+use crate::memory::{self, Remembered};
 use crate::prompt::{self, ChatPrompt, Effort};
 use crate::sse::{self, Protocol, Sent};
 use crate::usage::{Timings, Usage};
@@ -50,6 +51,8 @@ pub(crate) struct ChatBody {
     pub(crate) chat_template_kwargs: Option<Map<String, Value>>,
     /// Go on with the last message, which is the assistant's, instead of beginning a new one.
     pub(crate) continue_final_message: Option<bool>,
+    /// A stored conversation to go on with: its history comes before the messages, and these and the answer are stored.
+    pub(crate) conversation: Option<String>,
     /// Kept with the answer and given back.
     #[schema(value_type = Object)]
     pub(crate) metadata: Option<Map<String, Value>>,
@@ -79,6 +82,10 @@ pub(crate) struct ChatCompletion {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Object)]
     metadata: Option<Map<String, Value>>,
+    /// The stored conversation, and what of it did not fit into the window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Object)]
+    conversation: Option<Value>,
 }
 
 #[derive(Serialize, ToSchema)]
@@ -135,10 +142,25 @@ pub(crate) async fn chat(
 ) -> Result<Response, ApiError> {
     let mut object = body::object(&bytes)?;
     let mut fields: Fields = body::take(&mut object, &ALIASES)?;
-    let chat: ChatBody = body::typed(object)?;
+    let mut chat: ChatBody = body::typed(object)?;
+    let preset = fields.take_preset(&app.presets)?;
     fields.max_tokens = chat.max_completion_tokens.or(fields.max_tokens);
     let top = top(&chat)?;
-    let lease = app.models.lease(chat.model.as_deref()).await?;
+    let named = chat.model.clone().or(preset.as_ref().and_then(|p| p.model.clone()));
+    let mut lease = app.models.lease(named.as_deref()).await?;
+    let told = chat.messages.iter().any(|m| matches!(m["role"].as_str(), Some("system" | "developer")));
+    if let Some(system) = preset.and_then(|p| p.system).filter(|_| !told) {
+        chat.messages.insert(0, quarrel_runtime::prompt::message("system", &system));
+    }
+    let mut remembered = None;
+    if let Some(id) = chat.conversation.take() {
+        if fields.n.is_some_and(|n| n != 1) {
+            return Err(ApiError::field("n", "n: a conversation goes on with one answer"));
+        }
+        let (held, messages, memory) =
+            memory::recall(&app, &caller, lease, id, chat.messages, fields.max_tokens).await?;
+        (lease, chat.messages, remembered) = (held, messages, Some(memory));
+    }
     let metadata = chat.metadata.clone();
     let model = lease.id.clone();
     let shape =
@@ -147,9 +169,10 @@ pub(crate) async fn chat(
     if fields.stream.unwrap_or(false) {
         let usage = fields.stream_options.unwrap_or_default().include_usage;
         let n = fields.n.unwrap_or(1);
-        return Ok(sse::response(generating, Chunks { shape, usage, n, metadata }));
+        let answer = Gathered::default();
+        return Ok(sse::response(generating, Chunks { shape, usage, n, metadata, remembered, answer }));
     }
-    whole(generating, shape, metadata).await
+    whole(generating, shape, metadata, remembered).await
 }
 
 /// How many best tokens are wanted.
@@ -210,10 +233,22 @@ pub(crate) struct Gathered {
     /// Ids, names and arguments of calls.
     pub(crate) calls: Vec<(String, String, String)>,
     pub(crate) tokens: Vec<Token>,
+    /// How many tokens.
+    pub(crate) count: usize,
     pub(crate) finish: Option<Finish>,
 }
 
 impl Gathered {
+    fn is_empty(&self) -> bool {
+        self.content.is_empty() && self.reasoning.is_empty() && self.calls.is_empty()
+    }
+
+    /// OpenAI's form of the calls.
+    pub(crate) fn calls_json(&self) -> Value {
+        let call = |(id, name, arguments): &(String, String, String)| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
+        self.calls.iter().map(call).collect()
+    }
+
     /// Takes what has come.
     pub(crate) fn take(&mut self, events: Vec<OutputEvent>) {
         for event in events {
@@ -265,8 +300,12 @@ async fn whole(
     mut generating: Generating,
     shape: Shape,
     metadata: Option<Map<String, Value>>,
+    mut remembered: Option<Remembered>,
 ) -> Result<Response, ApiError> {
     let (answers, summary) = gather(&mut generating).await?;
+    if let (Some(memory), Some(answer)) = (&mut remembered, answers.first()) {
+        memory.keep(answer, summary.completion_tokens)?;
+    }
     let choice = |(index, a): (usize, Gathered)| {
         let calls = a.calls.into_iter().map(|(id, name, arguments)| ToolCall {
             id,
@@ -299,6 +338,7 @@ async fn whole(
         timings: Timings::new(&summary),
         system_fingerprint: FINGERPRINT,
         metadata,
+        conversation: remembered.map(|r| r.told.clone()),
     })
     .into_response())
 }
@@ -320,6 +360,21 @@ struct Chunks {
     usage: bool,
     n: u32,
     metadata: Option<Map<String, Value>>,
+    remembered: Option<Remembered>,
+    /// What has come, for the store.
+    answer: Gathered,
+}
+
+impl Drop for Chunks {
+    /// A client that leaves finds what had come.
+    fn drop(&mut self) {
+        if let Some(memory) = &mut self.remembered
+            && !self.answer.is_empty()
+            && let Err(e) = memory.keep(&self.answer, self.answer.count)
+        {
+            tracing::error!(error = e.message, "an answer that was broken off could not be stored");
+        }
+    }
 }
 
 impl Chunks {
@@ -366,7 +421,11 @@ impl Protocol for Chunks {
     fn begin(&mut self, out: &mut Vec<Sent>) {
         for choice in 0..self.n {
             let delta = json!({ "role": "assistant", "content": "" });
-            out.push(Sent::json(&self.delta(choice, delta, Value::Null, None)));
+            let mut chunk = self.delta(choice, delta, Value::Null, None);
+            if let Some(memory) = &self.remembered {
+                chunk["conversation"] = memory.told.clone();
+            }
+            out.push(Sent::json(&chunk));
         }
     }
 
@@ -377,6 +436,10 @@ impl Protocol for Chunks {
                     Value::Null,
                     |t| json!({ "content": [logprob(generating, &t)], "refusal": null }),
                 );
+                if self.remembered.is_some() {
+                    self.answer.take(events.clone());
+                    self.answer.count += 1;
+                }
                 let deltas: Vec<Value> = events.into_iter().filter_map(Chunks::event).collect();
                 if deltas.is_empty() && !logs.is_null() {
                     out.push(Sent::json(&self.delta(choice, json!({}), logs.take(), None)));
@@ -389,6 +452,9 @@ impl Protocol for Chunks {
                 out.push(Sent::json(&self.delta(choice, json!({}), Value::Null, Some(finish))));
             }
             Step::Done(summary) => {
+                if let Some(memory) = &mut self.remembered {
+                    memory.keep(&self.answer, summary.completion_tokens)?;
+                }
                 if self.usage {
                     let mut chunk = self.chunk(json!([]));
                     chunk["usage"] = json!(Usage::new(&summary));

@@ -127,7 +127,7 @@ pub(crate) async fn completions(
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let mut object = body::object(&bytes)?;
-    let fields: Fields = body::take(&mut object, &ALIASES)?;
+    let mut fields: Fields = body::take(&mut object, &ALIASES)?;
     let own: CompletionBody = body::typed(object)?;
     if let Some(n) = own.logprobs.filter(|n| *n > 20) {
         return Err(ApiError::field("logprobs", format!("logprobs is {n}; it must be 0 to 20")));
@@ -136,7 +136,9 @@ pub(crate) async fn completions(
     if echo && stream {
         return Err(ApiError::field("echo", "echo: not with \"stream\"; ask for one of them"));
     }
-    let lease = app.models.lease(own.model.as_deref()).await?;
+    let preset = fields.take_preset(&app.presets)?;
+    let named = own.model.or(preset.and_then(|p| p.model));
+    let lease = app.models.lease(named.as_deref()).await?;
     let model = lease.id.clone();
     let (lease, prompts) = encode(lease, own.prompt).await?;
     if stream {

@@ -1,4 +1,5 @@
 //! `/v1/conversations`: list, read, rename, delete, export. A chat request with `conversation` goes on with one.
+#![allow(unused_qualifications, reason = "in what utoipa makes of parameters")]
 
 use axum::Extension;
 use axum::Json;
@@ -12,9 +13,9 @@ use serde_json::{Value, json};
 use utoipa::{IntoParams, ToSchema};
 
 use crate::app::{App, Caller};
+use crate::body;
 use crate::error::{ApiError, ErrorBody};
 use crate::store::now;
-use crate::body;
 
 /// A conversation as lists show it.
 #[derive(Serialize, ToSchema)]

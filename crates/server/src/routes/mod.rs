@@ -2,6 +2,8 @@
 
 pub(crate) mod chat;
 pub(crate) mod completions;
+pub(crate) mod conversations;
 pub(crate) mod health;
 pub(crate) mod models;
+pub(crate) mod presets;
 pub(crate) mod tokens;

@@ -1,0 +1,256 @@
+//! Conversations that the server remembers: their history before a request's messages, as much of it as the window holds, and
+//! the answer behind them. What was left out is told; a summary of it is made in the background.
+
+use std::sync::Arc;
+
+use quarrel_engine::{Class, Request, Sampling};
+use quarrel_runtime::prompt::{encode_chat, message};
+use quarrel_store::bm25::Bm25;
+use quarrel_store::context::{Entry, KnownSummary, Part, Plan, Policy, SummaryWanted, plan};
+use quarrel_store::{Conversation, NewMessage, Place, Role, Store, Summary};
+use quarrel_text::stream_decoder::{Control, Leading};
+use quarrel_text::{Ends, Special, Tokenizer};
+use serde_json::{Value, json};
+
+use crate::app::{App, Caller};
+use crate::error::ApiError;
+use crate::fields::Fields;
+use crate::generate::{Generating, TextOptions};
+use crate::models::{Lease, Live};
+use crate::prompt::blocking;
+use crate::routes::chat::{Gathered, gather};
+use crate::store::now;
+
+/// What a template puts around a message, about.
+const AROUND: u32 = 8;
+/// Turns that a search may bring back.
+const HITS_MAX: usize = 8;
+
+/// A conversation that a request goes on with.
+pub(crate) struct Remembered {
+    store: Arc<Store>,
+    app: App,
+    owner: Arc<str>,
+    id: String,
+    model: String,
+    /// The last message, behind which the answer goes.
+    last: String,
+    wanted: Option<SummaryWanted>,
+    /// What the client is told.
+    pub(crate) told: Value,
+    kept: bool,
+}
+
+/// Tokens of a text in a prompt.
+fn count(tokenizer: &Tokenizer, text: &str) -> u32 {
+    let ids = tokenizer.encode(text, Special::Plain, Ends::None);
+    ids.map_or(u32::MAX / 4, |ids| ids.len() as u32 + AROUND)
+}
+
+fn role(name: &str) -> Option<Role> {
+    [Role::System, Role::Developer, Role::User, Role::Assistant, Role::Tool]
+        .into_iter()
+        .find(|r| r.name() == name)
+}
+
+/// A message of a request as it is stored.
+fn stored(at: usize, m: &Value, live: &Live) -> Result<NewMessage, ApiError> {
+    let wrong = |what: &str| ApiError::field(format!("messages[{at}]"), format!("messages[{at}]{what}"));
+    let role =
+        m["role"].as_str().and_then(role).ok_or_else(|| wrong(".role: user, assistant or tool is needed"))?;
+    let mut new = NewMessage::text(role, "");
+    new.content = m["content"].clone();
+    new.tool_calls = Some(m["tool_calls"].clone()).filter(|c| !c.is_null());
+    new.tool_call_id = m["tool_call_id"].as_str().map(str::to_owned);
+    new.model = Some(live.id.clone());
+    new.tokens = Some(tokens_of(&new, live.tokenizer()));
+    Ok(new)
+}
+
+fn tokens_of(m: &NewMessage, tokenizer: &Tokenizer) -> u32 {
+    let calls = m.tool_calls.as_ref().map_or(0, |c| count(tokenizer, &c.to_string()));
+    count(tokenizer, &m.plain_text()) + calls
+}
+
+/// Puts the history before a request's messages, and stores these.
+pub(crate) async fn recall(
+    app: &App,
+    caller: &Caller,
+    lease: Lease,
+    id: String,
+    messages: Vec<Value>,
+    max_tokens: Option<u32>,
+) -> Result<(Lease, Vec<Value>, Remembered), ApiError> {
+    let (app, store, owner) = (app.clone(), app.store()?, caller.owner.clone());
+    blocking(move || {
+        let before = store.conversation(&owner, &id)?;
+        let is_system = |m: &Value| matches!(m["role"].as_str(), Some("system" | "developer"));
+        let (system, new): (Vec<Value>, Vec<Value>) = messages.into_iter().partition(is_system);
+        if new.is_empty() {
+            return Err(ApiError::field("messages", "messages: a message of the user is needed to go on"));
+        }
+        let new: Vec<_> =
+            new.iter().enumerate().map(|(i, m)| stored(i, m, &lease)).collect::<Result<_, _>>()?;
+        // Stored first: whatever happens from here on, what the user said is kept.
+        let place = before.info.last_message.as_deref().map_or(Place::First, Place::After);
+        store.append(&owner, &id, place, &new, now())?;
+        let whole = store.conversation(&owner, &id)?;
+        let system = system.into_iter().filter_map(|m| m["content"].as_str().map(str::to_owned));
+        let system: Vec<String> = system.collect();
+        let (prompt, plan) = window(&whole, &system.join("\n\n"), &lease, max_tokens)?;
+        let told = json!({ "id": id, "left_out": plan.left_out, "prompt_tokens_planned": plan.tokens });
+        let last = whole.messages.last().map(|m| m.id.clone()).unwrap_or_default();
+        let model = lease.id.clone();
+        let wanted = plan.summary_wanted;
+        Ok((lease, prompt, Remembered { store, app, owner, id, model, last, wanted, told, kept: false }))
+    })
+    .await
+}
+
+/// What of a conversation goes into the window, as messages for the template.
+fn window(
+    c: &Conversation,
+    system: &str,
+    live: &Live,
+    max_tokens: Option<u32>,
+) -> Result<(Vec<Value>, Plan), ApiError> {
+    let tokenizer = live.tokenizer();
+    let context = live.handle().info().context as u32;
+    let answer = max_tokens.unwrap_or(1024).min(context / 4);
+    let policy = Policy::for_budget(context.saturating_sub(answer + 4 * AROUND));
+    let entries: Vec<Entry<'_>> = c
+        .messages
+        .iter()
+        .map(|m| Entry::new(m, m.body.tokens.unwrap_or_else(|| tokens_of(&m.body, tokenizer))))
+        .collect();
+    let system_tokens = if system.is_empty() { 0 } else { count(tokenizer, system) };
+    let summary = c.summary.as_ref().map(|s| KnownSummary { up_to: &s.up_to, tokens: s.tokens });
+    let mut chosen = plan(system_tokens, &entries, summary, &[], &policy)?;
+    if chosen.left_out.messages > 0 {
+        let left: Vec<_> = c.messages.iter().filter(|m| chosen.left_out.ids.contains(&m.id)).collect();
+        let texts: Vec<String> = left.iter().map(|m| m.body.plain_text()).collect();
+        let question = c.messages.iter().rfind(|m| m.body.role == Role::User);
+        let question = question.map(|m| m.body.plain_text()).unwrap_or_default();
+        let found = Bm25::new(texts.iter().map(String::as_str)).search(&question);
+        let hits: Vec<&str> = found.iter().take(HITS_MAX).map(|(i, _)| left[*i].id.as_str()).collect();
+        chosen = plan(system_tokens, &entries, summary, &hits, &policy)?;
+    }
+    Ok((lay_out(c, system, &chosen), chosen))
+}
+
+/// The messages of a plan. The summary is part of the system prompt and old turns are part of the user's question, because
+/// templates want turns to alternate.
+fn lay_out(c: &Conversation, system: &str, plan: &Plan) -> Vec<Value> {
+    let mut head = system.to_owned();
+    let (mut out, mut found) = (Vec::new(), String::new());
+    for part in &plan.parts {
+        match *part {
+            Part::System => {}
+            Part::Summary => {
+                if let Some(s) = &c.summary {
+                    let gap = if head.is_empty() { "" } else { "\n\n" };
+                    head += &format!("{gap}Summary of the conversation so far:\n{}", s.text);
+                }
+            }
+            Part::Retrieved(i) => {
+                let m = &c.messages[i].body;
+                found += &format!("{}: {}\n", m.role.name(), m.plain_text());
+            }
+            Part::Message(i) => {
+                let m = &c.messages[i].body;
+                let mut content = m.content.clone();
+                if m.role == Role::User && !found.is_empty() {
+                    let found = std::mem::take(&mut found);
+                    content =
+                        format!("From earlier in this conversation:\n{found}\n{}", m.plain_text()).into();
+                }
+                let mut value = json!({ "role": m.role.name(), "content": content });
+                if let Some(calls) = &m.tool_calls {
+                    value["tool_calls"] = calls.clone();
+                }
+                if let Some(id) = &m.tool_call_id {
+                    value["tool_call_id"] = id.as_str().into();
+                }
+                out.push(value);
+            }
+        }
+    }
+    if !head.is_empty() {
+        out.insert(0, message("system", &head));
+    }
+    out
+}
+
+impl Remembered {
+    /// Stores the answer, whole or as far as it came. Blocks for the time of a disk's write.
+    pub(crate) fn keep(&mut self, answer: &Gathered, tokens: usize) -> Result<(), ApiError> {
+        if std::mem::replace(&mut self.kept, true) {
+            return Ok(());
+        }
+        let mut new = NewMessage::text(Role::Assistant, answer.content.clone());
+        new.reasoning = Some(answer.reasoning.clone()).filter(|r| !r.is_empty());
+        new.tool_calls = Some(answer.calls_json()).filter(|_| !answer.calls.is_empty());
+        new.model = Some(self.model.clone());
+        new.tokens = Some(tokens as u32 + AROUND);
+        let (store, owner, id, last) = (&self.store, &self.owner, &self.id, &self.last);
+        tokio::task::block_in_place(|| store.append(owner, id, Place::After(last), &[new], now()))?;
+        if let Some(wanted) = self.wanted.take() {
+            let (app, owner) = (self.app.clone(), self.owner.clone());
+            let (id, model) = (self.id.clone(), self.model.clone());
+            tokio::spawn(async move {
+                if let Err(e) = summarise(app, owner, id, model, wanted).await {
+                    tracing::warn!(error = e.message, "the summary of a conversation was not made");
+                }
+            });
+        }
+        Ok(())
+    }
+}
+
+/// Has the model write what was left out of a conversation, when it has nothing else to do.
+async fn summarise(
+    app: App,
+    owner: Arc<str>,
+    id: String,
+    model: String,
+    wanted: SummaryWanted,
+) -> Result<(), ApiError> {
+    let store = app.store()?;
+    let lease = app.models.lease(Some(&model)).await?;
+    let (from, by, conversation) = (store.clone(), owner.clone(), id.clone());
+    let c = blocking(move || Ok(from.conversation(&by, &conversation)?)).await?;
+    let mut text = String::new();
+    if let Some(s) = c.summary.as_ref().filter(|_| wanted.extends) {
+        text += &format!("Summary so far:\n{}\n\n", s.text);
+    }
+    for m in c.messages.iter().filter(|m| wanted.ids.contains(&m.id)) {
+        text += &format!("{}: {}\n", m.body.role.name(), m.body.plain_text());
+    }
+    text +=
+        "\nSummarise this conversation in a few sentences: facts, names, decisions, and what the user wants.";
+    let (lease, prompt) = blocking(move || {
+        let template = lease.template().ok_or_else(|| ApiError::bad("the model has no chat template"))?;
+        let ids = encode_chat(lease.tokenizer(), template, &[message("user", &text)]);
+        let ids = ids.map_err(|e| ApiError::bad(format!("{e:#}")))?;
+        Ok((lease, ids))
+    })
+    .await?;
+    let request = Request {
+        sampling: Sampling { repetition_penalty: 1.05, ..Sampling::greedy() },
+        max_tokens: Some(wanted.tokens_max.saturating_sub(AROUND).max(16)),
+        class: Class::Background,
+        key: owner.clone(),
+        ..Request::new(prompt)
+    };
+    let options = TextOptions {
+        leading: Leading::Strip,
+        control: Control::Hide,
+        stop: Fields::default().stops()?,
+        parser: None,
+    };
+    let mut generating = Generating::start(lease, request, options)?;
+    let (answers, summary) = gather(&mut generating).await?;
+    let text = answers.into_iter().next().map(|a| a.content).unwrap_or_default();
+    let new = Summary { text, up_to: wanted.up_to, tokens: summary.completion_tokens as u32 + AROUND };
+    blocking(move || Ok(store.set_summary(&owner, &id, &new)?)).await
+}
