@@ -51,12 +51,13 @@ export class Settings {
 
   drawFields() {
     for (const [name, { box, range, row }] of this.fields) {
-      const own = this.values[name], given = this.preset[name];
+      // Six digits: a number of 32 bits, written with those of 64, is 0.8999999761581421.
+      const own = this.values[name], given = typeof this.preset[name] === "number" ? Number(this.preset[name].toPrecision(6)) : null;
       if (document.activeElement !== box) box.value = own ?? "";
-      box.placeholder = given !== undefined && given !== null ? String(given) : box.dataset.none;
+      box.placeholder = given !== null ? String(given) : box.dataset.none;
       if (range) {
         range.value = own ?? given ?? range.dataset.rest;
-        range.setAttribute("aria-valuetext", own ?? (given !== undefined ? `${given}, by the preset` : "left to the model"));
+        range.setAttribute("aria-valuetext", own ?? (given !== null ? `${given}, by the preset` : "left to the model"));
       }
       row.classList.toggle("own", own !== undefined);
     }

@@ -61,6 +61,7 @@ const LAST = ".msg.assistant:last-child";
 const sendText = async (page, text) => { await page.fill("#input", text); await page.press("#input", "Enter"); };
 const answered = async (page, timeout) => { await page.waitForSelector(`${LAST}:not(.busy)`, { timeout }); };
 const ask = async (page, text, timeout) => { await ready(page); await sendText(page, text); await page.waitForSelector(LAST); await answered(page, timeout); };
+const askAgain = async (page, button) => { await Promise.all([page.waitForRequest(/chat\/completions/), page.click(button)]); await answered(page); };
 const text = (page, selector) => page.locator(selector).last().innerText();
 const answer = (page) => text(page, `${LAST} > .md`);
 const focused = (page) => page.evaluate(() => document.activeElement.id);
@@ -128,9 +129,7 @@ await test("stops: Esc and the button keep what arrived, and the chat goes on", 
 await test("regenerates: the last answer is replaced, the server keeps one exchange", async (page) => {
   await ask(page, "Name a colour.");
   await page.hover(LAST);
-  await page.click(`${LAST} [aria-label="Regenerate"]`);
-  await page.waitForSelector(`${LAST}.busy, ${LAST}`);
-  await answered(page);
+  await askAgain(page, `${LAST} [aria-label="Regenerate"]`);
   same(await page.locator(".msg").count(), 2, "messages");
   await page.reload();
   await page.waitForSelector(LAST);
@@ -226,6 +225,23 @@ await test("settings and preset: sent with the next message, kept over a reload"
   await ready(again);
   await again.waitForFunction((p) => document.getElementById("preset").value === p, preset);
   same(await again.inputValue('[aria-label="Temperature, number"]'), "0.35", "temperature in a new tab");
+});
+
+await test("a preset's values are shown in the empty fields", async (page) => {
+  await ready(page);
+  await page.click("#panel-open");
+  const places = await page.evaluate(async () => {
+    const presets = (await (await fetch("v1/presets", { headers: { authorization: `Bearer ${sessionStorage.getItem("quarrel.key")}` } })).json()).data;
+    const select = document.getElementById("preset"), out = [];
+    for (const p of presets) {
+      select.value = p.name;
+      select.dispatchEvent(new Event("change"));
+      const shown = document.querySelector('[aria-label="Top p, number"]').placeholder;
+      out.push(p.settings.top_p === undefined ? shown === "auto" : Math.abs(Number(shown) - p.settings.top_p) < 1e-5 && shown.length < 8);
+    }
+    return out;
+  });
+  ok(places.length > 2 && places.every(Boolean), JSON.stringify(places));
 });
 
 await test("colours tokens by confidence, tells about the one under the pointer", async (page) => {
@@ -495,9 +511,7 @@ if (mock) {
       await ask(page, `${ask_} first`);
       same(await text(page, `${LAST} .error span`), line, "the line");
       if (ask_ === "cut" || ask_ === "midway") ok((await answer(page)).length > 3, "what arrived is gone");
-      await page.click(`${LAST} .error button`);
-      await page.waitForTimeout(100);
-      await answered(page);
+      await askAgain(page, `${LAST} .error button`);
       same(await page.locator(".msg.user").count(), 1, "user messages after another try");
       await ask(page, "words 5");
       const c = mock.conversations.get(decodeURIComponent(page.url().split("#c=")[1]));
@@ -550,9 +564,7 @@ if (mock) {
     same(lone.seen.at(-1).messages.map((m) => m.role), ["user", "assistant", "user"], "the whole chat is sent");
     ok(!("conversation" in lone.seen.at(-1)), "a conversation is named");
     await page.hover(LAST);
-    await page.click(`${LAST} [aria-label="Regenerate"]`);
-    await page.waitForTimeout(100);
-    await answered(page);
+    await askAgain(page, `${LAST} [aria-label="Regenerate"]`);
     same(await page.locator(".msg").count(), 4, "messages");
     await page.click("#new");
     await ask(page, "words 7");

@@ -15,7 +15,7 @@ const seconds = () => Date.now() / 1000;
 
 const PRESETS = [
   { name: "precise", description: "One best answer", settings: { temperature: 0, top_k: 1 } },
-  { name: "balanced", description: "A little variety", settings: { temperature: 0.7, top_p: 0.95, min_p: 0.05 } },
+  { name: "balanced", description: "A little variety", settings: { temperature: 0.7, top_p: 0.8999999761581421, min_p: 0.05 } },
   { name: "creative", description: "Much variety", settings: { temperature: 1.1, top_p: 0.98 } },
 ];
 
