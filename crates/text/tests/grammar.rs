@@ -533,3 +533,14 @@ fn a_model_may_reason_or_answer_at_once() {
     assert_eq!(answer.phase(), Phase::Answer);
     assert!(Guided::new(&SETUP.factory, None, Some(Reasoning::default())).is_err());
 }
+
+#[test]
+fn an_object_of_hundreds_of_optional_properties_can_be_written() {
+    let keys: Map<String, Value> = (0..400).map(|i| (format!("a{i}"), json!({"type": "integer"}))).collect();
+    let schema = json!({"type": "object", "properties": keys, "additionalProperties": false});
+    for seed in 1..6 {
+        let mut grammar = compile(&GrammarSpec::JsonSchema(schema.clone()));
+        let text = walk(&mut grammar, seed, 40, true, |_, _| {}).unwrap();
+        assert!(serde_json::from_slice::<Value>(&text).unwrap().is_object());
+    }
+}
