@@ -38,6 +38,7 @@ export class Settings {
   /** The preset's values become what an empty field shows. */
   usePreset(settings = {}) {
     this.preset = settings;
+    $("system").placeholder = settings.system || "How the model should answer";
     this.drawFields();
   }
 
@@ -124,7 +125,7 @@ export class Settings {
       h("div", { class: "panel-top" }, h("h2", {}, "Settings"), iconButton("close", "Close settings", () => this.show(false))),
       h("section", {}, h("h3", {}, "Sampling"), ...SLIDERS.map((s) => this.slider(s)), ...numbers,
         h("div", { class: "field" }, h("span", {}, "Stop at"), stop), h("div", { class: "field" }, h("span", {}, "Reasoning"), effort), reset),
-      h("section", {}, h("h3", {}, h("label", { for: "system" }, "System prompt")), system, h("p", { class: "note" }, "Used when a chat starts.")),
+      h("section", {}, h("h3", {}, h("label", { for: "system" }, "System prompt")), system, h("p", { class: "note" }, "Sent before the messages, each time.")),
       h("section", {}, h("h3", {}, "Signals"), signals, tint),
       h("section", { class: "keys" }, h("h3", {}, "Keys"), h("dl", {}, ...keys.flatMap(([k, what]) => [h("dt", {}, h("kbd", {}, k)), h("dd", {}, what)]))));
     $("panel").addEventListener("keydown", (e) => { if (e.key === "Escape") { e.stopPropagation(); this.show(false); } });

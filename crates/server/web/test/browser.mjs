@@ -220,7 +220,7 @@ await test("settings and preset: sent with the next message, kept over a reload"
   same([body.temperature, body.seed, body.max_tokens, body.top_p, body.preset], [0.35, 7, 12, undefined, preset], "the request");
   same(body.messages.map((m) => m.role), ["system", "user"], "the messages");
   const [second] = await Promise.all([page.waitForRequest(/chat\/completions/), ask(page, "words 6")]);
-  if (body.conversation) same(second.postDataJSON().messages, [{ role: "user", content: "words 6" }], "the second request");
+  if (body.conversation) same(second.postDataJSON().messages, [{ role: "system", content: "Answer in one word." }, { role: "user", content: "words 6" }], "the second request");
   const again = await profile.newPage();
   await again.goto(base);
   await ready(again);
@@ -446,11 +446,15 @@ if (mock) {
       track.push("", [lp(" a", 0.8)]);
       track.push(" ab", [lp("b", 0.4)]);
       track.push(" no logprobs", null);
+      const after = new TokenTrack(); // the end of a reasoning and line breaks that are not shown come before the answer
+      for (const t of ["</think>", "\n\n"]) after.push("", [lp(t, 0.9)]);
+      after.push("So", [lp(" So", 0.3)]);
+      after.push(" it", [lp(" it", 0.9)]);
       const div = document.createElement("div");
       track.ink()(div, "Hi😀 ab no logprobs", 0, 19);
-      return [track.tokens.map((t) => [t.end, Number(t.p.toFixed(2))]), [...div.children].map((n) => [n.textContent, n.className]), div.textContent, Number(track.confidence.toFixed(2)), track.count];
+      return [track.tokens.map((t) => [t.end, Number(t.p.toFixed(2))]), [...div.children].map((n) => [n.textContent, n.className]), div.textContent, Number(track.confidence.toFixed(2)), track.count, after.tokens.map((t) => [t.end, t.text])];
     });
-    same(found, [[[2, 1], [4, 0.25], [6, 0.8], [7, 0.4]], [["Hi", "tok"], ["😀", "tok t1"], ["a", "tok t3"], ["b", "tok t1"], ["no logprobs", "tok"]], "Hi😀 ab no logprobs", 0.64, 5], "the tokens");
+    same(found, [[[2, 1], [4, 0.25], [6, 0.8], [7, 0.4]], [["Hi", "tok"], ["😀", "tok t1"], ["a", "tok t3"], ["b", "tok t1"], ["no logprobs", "tok"]], "Hi😀 ab no logprobs", 0.64, 5, [[2, " So"], [5, " it"]]], "the tokens");
   });
 
   await test("reasoning is folded, told as it runs, opened by a click", async (page) => {
@@ -466,6 +470,11 @@ if (mock) {
     await page.reload();
     await page.click(`${LAST} .reasoning summary`);
     await page.waitForFunction((s) => document.querySelector(s)?.innerText.includes("two ways"), `${LAST} .reasoning .md`);
+  });
+
+  await test("what did not fit into the window is told", async (page) => {
+    await ask(page, "left out");
+    same(await text(page, `${LAST} .error`), "12 earlier messages did not fit into the model's window; a summary stands for 9 of them.", "the note");
   });
 
   await test("tool calls are shown with their arguments", async (page) => {
