@@ -85,6 +85,12 @@ pub(crate) enum Command {
     /// Print this reference as Markdown
     #[command(hide = true)]
     DocsCli,
+    /// Print the OpenAPI document of `serve`
+    #[command(hide = true)]
+    DocsOpenapi,
+    /// Print the reference of metrics as Markdown
+    #[command(hide = true)]
+    DocsMetrics,
 }
 
 /// Which model, and what may be done to get it.

@@ -15,6 +15,7 @@ pub mod metrics;
 mod models;
 mod page;
 mod prompt;
+pub mod reference;
 mod routes;
 mod sse;
 mod store;
