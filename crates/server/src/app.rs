@@ -18,11 +18,14 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::charge::Account;
+use crate::dialect::Dialect;
 use crate::error::{ApiError, Failure};
 use crate::ids;
 use crate::metrics::HttpCounts;
 use crate::models::Models;
-use crate::routes::{chat, completions, conversations, health, models, presets, tokens};
+use crate::routes::{
+    anthropic, chat, completions, conversations, health, models, ollama, presets, responses, tokens,
+};
 use crate::{page, store};
 
 /// Names of metrics of another server.
@@ -145,6 +148,17 @@ fn routes() -> OpenApiRouter<App> {
     OpenApiRouter::with_openapi(Api::openapi())
         .routes(routes!(chat::chat))
         .routes(routes!(completions::completions))
+        .routes(routes!(responses::create))
+        .routes(routes!(responses::read, responses::delete))
+        .routes(routes!(responses::input_items))
+        .routes(routes!(anthropic::messages))
+        .routes(routes!(anthropic::count_tokens))
+        .routes(routes!(ollama::chat))
+        .routes(routes!(ollama::generate))
+        .routes(routes!(ollama::about::tags))
+        .routes(routes!(ollama::about::show))
+        .routes(routes!(ollama::about::ps))
+        .routes(routes!(ollama::about::version))
         .routes(routes!(models::list))
         .routes(routes!(models::one))
         .routes(routes!(models::load))
@@ -307,8 +321,9 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let id = given.cloned().or_else(|| HeaderValue::from_str(&ids::new("req_")).ok());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
+    let dialect = Dialect::of(request.uri().path());
     let mut response = next.run(request).await;
-    response = named_error(response);
+    response = dialect.say(named_error(response), id.as_ref());
     let (status, time) = (response.status().as_u16(), started.elapsed());
     let failure = response.extensions().get::<Failure>().cloned();
     let route = route.as_deref().unwrap_or("other");

@@ -1,10 +1,15 @@
 //! Request bodies: JSON of a bounded size, each field known, errors that name the field.
 
+use std::fmt;
+use std::marker::PhantomData;
+
 use axum::body::Bytes;
-use serde::de::DeserializeOwned;
+use serde::de::value::SeqAccessDeserializer;
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
-use utoipa::PartialSchema;
 use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 
@@ -29,19 +34,68 @@ pub(crate) fn parse<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, ApiError> {
 
 /// An object as a type; the error names the field.
 pub(crate) fn typed<T: DeserializeOwned>(object: Object) -> Result<T, ApiError> {
-    serde_path_to_error::deserialize(Value::Object(object)).map_err(|e| {
-        let path = e.path().to_string();
+    at("", Value::Object(object))
+}
+
+/// A part of a body as a type; `place` is where it stands in the body.
+pub(crate) fn at<T: DeserializeOwned>(place: &str, value: Value) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(value).map_err(|e| {
+        let inner = e.path().to_string();
+        let mut path = match (place, inner.as_str()) {
+            (place, ".") => place.to_owned(),
+            ("", inner) => inner.to_owned(),
+            (place, inner) => format!("{place}.{inner}"),
+        };
         let why = e.into_inner().to_string();
         // serde says "unknown field `x`, expected one of ...", with the list of all.
         if let Some(rest) = why.strip_prefix("unknown field `")
             && let Some((name, _)) = rest.split_once('`')
         {
-            let path = if path == "." { name.to_owned() } else { path };
+            // Inside of a tagged union the path ends before the field.
+            if path.rsplit('.').next() != Some(name) {
+                path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            }
             return ApiError::field(&path, format!("{path}: this field is not known here; leave it out"))
                 .code("unknown_field");
         }
-        if path == "." { ApiError::bad(why) } else { ApiError::field(&path, format!("{path}: {why}")) }
+        if path.is_empty() { ApiError::bad(why) } else { ApiError::field(&path, format!("{path}: {why}")) }
     })
+}
+
+/// A text, or a list of parts.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(unused_qualifications, reason = "what derive makes of a generic list")]
+pub(crate) enum TextOr<T> {
+    Text(String),
+    List(Vec<T>),
+}
+
+/// By hand, because serde forgets what was wrong with the part of a union without tags.
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either<T>(PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
+            type Value = TextOr<T>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text or a list")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(TextOr::Text(text.into()))
+            }
+
+            fn visit_string<E>(self, text: String) -> Result<Self::Value, E> {
+                Ok(TextOr::Text(text))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Self::Value, A::Error> {
+                Vec::deserialize(SeqAccessDeserializer::new(list)).map(TextOr::List)
+            }
+        }
+        deserializer.deserialize_any(Either(PhantomData))
+    }
 }
 
 /// Takes the fields that `T`'s schema lists out of a body, so that two types share it; the rest stays. `aliases` are other

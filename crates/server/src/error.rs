@@ -100,6 +100,19 @@ impl ApiError {
         ApiError { code: Some(code), ..self }
     }
 
+    /// The same where the client calls a field by another name, given as ours and theirs.
+    pub(crate) fn renamed(mut self, names: &[(&str, &str)]) -> ApiError {
+        let found = names.iter().find(|(ours, _)| self.param.as_deref() == Some(*ours));
+        if let Some((ours, theirs)) = found {
+            self.param = Some((*theirs).into());
+            self.message = match self.message.contains(ours) {
+                true => self.message.replacen(ours, theirs, 1),
+                false => format!("{theirs}: {}", self.message),
+            };
+        }
+        self
+    }
+
     /// OpenAI's object.
     pub(crate) fn json(&self) -> Value {
         json!({ "error": self.detail() })

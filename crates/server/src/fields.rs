@@ -135,6 +135,14 @@ pub(crate) enum ResponseFormat {
     },
 }
 
+impl ResponseFormat {
+    /// JSON that this schema accepts.
+    pub(crate) fn of_schema(schema: Value) -> ResponseFormat {
+        let json_schema = JsonSchema { name: None, description: None, schema, strict: None };
+        ResponseFormat::JsonSchema { json_schema }
+    }
+}
+
 /// Other names of fields.
 pub(crate) const ALIASES: [(&str, &str); 4] = [
     ("repeat_penalty", "repetition_penalty"),

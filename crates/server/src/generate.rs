@@ -96,6 +96,7 @@ pub(crate) struct Generating {
     lease: Lease,
     stream: Stream,
     choices: Vec<Choice>,
+    prompt: usize,
     pending: std::collections::VecDeque<Step>,
     tokens: usize,
     reasoning: usize,
@@ -122,7 +123,7 @@ impl Generating {
         if !request.ignore_eos {
             request.stop_ids = lease.tokenizer().end_of_generation().to_vec();
         }
-        let n = request.n as usize;
+        let (n, prompt) = (request.n as usize, request.prompt.len());
         let stream = lease.handle().submit(request)?;
         let choice = || Choice {
             text: TextStream::new(text.leading, text.control, text.stop.clone()),
@@ -134,6 +135,7 @@ impl Generating {
             lease,
             stream,
             choices,
+            prompt,
             pending: Default::default(),
             tokens: 0,
             reasoning: 0,
@@ -146,6 +148,11 @@ impl Generating {
     pub(crate) fn paid_by(mut self, charge: Option<Charge>) -> Generating {
         self.charge = charge;
         self
+    }
+
+    /// Tokens of the prompt.
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompt
     }
 
     /// The model.

@@ -5,6 +5,7 @@
 mod app;
 mod body;
 mod charge;
+mod dialect;
 mod error;
 mod fields;
 mod generate;

@@ -85,7 +85,8 @@ impl Live {
         self.last_used.store(self.started.elapsed().as_millis() as u64, Ordering::Release);
     }
 
-    fn idle(&self) -> Duration {
+    /// How long nobody has used it.
+    pub(crate) fn idle(&self) -> Duration {
         let last = Duration::from_millis(self.last_used.load(Ordering::Acquire));
         self.started.elapsed().saturating_sub(last)
     }
@@ -291,6 +292,11 @@ impl Models {
         let was = live.is_some();
         drop_live(live).await;
         Ok(was)
+    }
+
+    /// A model that nobody used for so long is unloaded.
+    pub(crate) fn keep_alive(&self) -> Option<Duration> {
+        self.settings.keep_alive
     }
 
     /// Unloads what nobody used for the keep-alive time.

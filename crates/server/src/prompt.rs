@@ -30,6 +30,24 @@ pub(crate) enum Effort {
     Tokens(u32),
 }
 
+impl Effort {
+    /// What a word of OpenAI's bounds reasoning to.
+    pub(crate) fn of(field: &str, word: &str) -> Result<Option<Effort>, ApiError> {
+        match word {
+            "none" => Ok(Some(Effort::None)),
+            "minimal" => Ok(Some(Effort::Tokens(128))),
+            "low" => Ok(Some(Effort::Tokens(1024))),
+            "medium" => Ok(Some(Effort::Tokens(4096))),
+            "high" | "xhigh" | "max" => Ok(None),
+            other => {
+                let other: String = other.chars().take(40).collect();
+                let known = "none, minimal, low, medium, high, xhigh and max are known";
+                Err(ApiError::field(field, format!("{field} is {other:?}; {known}")))
+            }
+        }
+    }
+}
+
 /// A conversation to go on with.
 pub(crate) struct ChatPrompt {
     /// OpenAI's messages.
@@ -121,6 +139,16 @@ pub(crate) async fn chat(
     })
     .await?;
     Ok(Generating::start(lease, request, text)?.paid_by(charge))
+}
+
+/// How many tokens a conversation has as a prompt.
+pub(crate) async fn count(lease: Lease, ask: ChatPrompt) -> Result<usize, ApiError> {
+    blocking(move || {
+        let text = conversation(&lease, ask)?.text;
+        let ids = encode_prompt(lease.tokenizer(), &text).map_err(|e| ApiError::bad(format!("{e:#}")))?;
+        Ok(ids.len())
+    })
+    .await
 }
 
 /// Most tokens that are reserved for an answer without a bound.

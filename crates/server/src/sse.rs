@@ -1,4 +1,5 @@
-//! Server-sent events: numbered, with keep-alives, and an end that is an error where there was one.
+//! Answers as they come: server-sent events, numbered and with keep-alives, or lines of JSON; and an end that is an error
+//! where there was one.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -48,8 +49,24 @@ impl Sent {
     }
 }
 
+/// How events are put on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// Server-sent events.
+    Events,
+    /// One line of JSON each.
+    Lines,
+}
+
 /// How a protocol writes an answer as events.
 pub(crate) trait Protocol: Send + 'static {
+    const WIRE: Wire = Wire::Events;
+
+    /// What is sent after a silence, where the protocol has an event for it; else it is a comment.
+    fn ping(&self) -> Option<Sent> {
+        None
+    }
+
     /// Before the first step.
     fn begin(&mut self, out: &mut Vec<Sent>);
     /// For one step.
@@ -59,7 +76,7 @@ pub(crate) trait Protocol: Send + 'static {
 }
 
 /// The answer as an event stream. Dropping the response aborts the request.
-pub(crate) fn response(generating: Generating, mut protocol: impl Protocol) -> Response {
+pub(crate) fn response<P: Protocol>(generating: Generating, mut protocol: P) -> Response {
     let mut first = Vec::new();
     protocol.begin(&mut first);
     let state = (generating, protocol, first, 0u64, false);
@@ -70,7 +87,12 @@ pub(crate) fn response(generating: Generating, mut protocol: impl Protocol) -> R
                     return None;
                 }
                 let step = match tokio::time::timeout(KEEP_ALIVE, generating.next()).await {
+                    Err(_) if P::WIRE == Wire::Lines => continue, // there every line is part of the answer
                     Err(_) => {
+                        if let Some(ping) = protocol.ping() {
+                            ready.push(ping);
+                            continue;
+                        }
                         let ping = Bytes::from_static(b": ping\n\n");
                         return Some((
                             Ok::<_, Infallible>(ping),
@@ -97,14 +119,24 @@ pub(crate) fn response(generating: Generating, mut protocol: impl Protocol) -> R
             }
             let mut bytes = Vec::new();
             for event in ready.drain(..) {
-                bytes.extend_from_slice(&event.bytes(number));
+                match P::WIRE {
+                    Wire::Events => bytes.extend_from_slice(&event.bytes(number)),
+                    Wire::Lines => {
+                        bytes.extend_from_slice(event.data.as_bytes());
+                        bytes.push(b'\n');
+                    }
+                }
                 number += 1;
             }
             Some((Ok(bytes.into()), (generating, protocol, ready, number, over)))
         });
     let mut response = Body::from_stream(events).into_response();
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    let kind = match P::WIRE {
+        Wire::Events => "text/event-stream; charset=utf-8",
+        Wire::Lines => "application/x-ndjson",
+    };
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(HeaderName::from_static("x-accel-buffering"), HeaderValue::from_static("no"));
     response

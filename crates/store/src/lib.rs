@@ -28,6 +28,7 @@ pub use ids::new_response_id;
 pub use keys::{ApiKey, Lookup, NewKey, Quota, Reservation, Scope, Usage};
 pub use messages::{Message, NewMessage, Place, Role};
 pub use responses::{Chain, NewResponse, StoredResponse};
+pub use time::iso;
 
 /// Milliseconds since 1970-01-01 UTC.
 pub type UnixMs = i64;

@@ -26,8 +26,8 @@ fn days_to(year: i64, month: i64) -> i64 {
     era * 146_097 + yoe * 365 + yoe / 4 - yoe / 100 + doy - 719_468
 }
 
-/// `2026-11-23T11:17:09Z`.
-pub(crate) fn iso(ms: UnixMs) -> String {
+/// A time as text: `2026-11-23T11:17:09Z`.
+pub fn iso(ms: UnixMs) -> String {
     let (year, month, day) = civil(ms.div_euclid(DAY_MS));
     let s = ms.rem_euclid(DAY_MS) / 1000;
     format!("{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}Z", s / 3600, s / 60 % 60, s % 60)

@@ -194,17 +194,10 @@ fn ask(chat: ChatBody) -> Result<ChatPrompt, ApiError> {
     let choice = chat.tool_choice.as_ref().map(|c| ToolChoice::from_openai(c, &tools)).transpose();
     let choice = choice.map_err(|e| ApiError::field("tool_choice", e.to_string()))?;
     let bound = match (chat.reasoning_effort.as_deref(), chat.reasoning_budget) {
-        (_, Some(0)) | (Some("none"), None) => Some(Effort::None),
+        (_, Some(0)) => Some(Effort::None),
         (_, Some(n)) => Some(Effort::Tokens(n)),
-        (Some("minimal"), None) => Some(Effort::Tokens(128)),
-        (Some("low"), None) => Some(Effort::Tokens(1024)),
-        (Some("medium"), None) => Some(Effort::Tokens(4096)),
-        (Some("high") | None, None) => None,
-        (Some(other), None) => {
-            let message =
-                format!("reasoning_effort is {other:?}; none, minimal, low, medium and high are known");
-            return Err(ApiError::field("reasoning_effort", message));
-        }
+        (Some(word), None) => Effort::of("reasoning_effort", word)?,
+        (None, None) => None,
     };
     Ok(ChatPrompt {
         tools,

@@ -1,9 +1,12 @@
 //! One file for each endpoint.
 
+pub(crate) mod anthropic;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod conversations;
 pub(crate) mod health;
 pub(crate) mod models;
+pub(crate) mod ollama;
 pub(crate) mod presets;
+pub(crate) mod responses;
 pub(crate) mod tokens;
