@@ -1,4 +1,5 @@
 //! Request bodies: JSON of a bounded size, each field known, errors that name the field.
+#![allow(unused_qualifications, reason = "in what utoipa makes of a generic list")]
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -65,7 +66,6 @@ pub(crate) fn at<T: DeserializeOwned>(place: &str, value: Value) -> Result<T, Ap
 /// A text, or a list of parts.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(untagged)]
-#[allow(unused_qualifications, reason = "what derive makes of a generic list")]
 pub(crate) enum TextOr<T> {
     Text(String),
     List(Vec<T>),

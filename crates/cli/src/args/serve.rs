@@ -59,7 +59,7 @@ pub(crate) struct Serve {
     /// Sequences of a model at once
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Server")]
     pub(crate) parallel: u16,
-    /// Tokens in the cache of all sequences of a model together [default: what all can need, at most what fits into half of the free memory]
+    /// Tokens in the cache of all sequences of a model together [default: 1024 for each, a context at least, no more than fit into half of the free memory]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..), help_heading = "Server")]
     pub(crate) kv_pool: Option<u32>,
     /// How long a step may take while somebody waits for its next token, in milliseconds [default: 1.8 times what it takes without prompts]
