@@ -233,6 +233,9 @@ fn text(blocks: TextOr<SystemBlock>) -> String {
 
 /// OpenAI's messages, and whether the answer goes on with the last.
 fn messages(system: Option<TextOr<SystemBlock>>, turns: Vec<Turn>) -> Result<(Vec<Value>, bool), ApiError> {
+    if turns.is_empty() {
+        return Err(ApiError::field("messages", "messages: at least one is needed"));
+    }
     let mut out = Vec::with_capacity(turns.len() + 1);
     if let Some(system) = system.map(text).filter(|s| !s.is_empty()) {
         out.push(json!({ "role": "system", "content": system }));
@@ -402,7 +405,7 @@ mod tests {
             (user(json!(3)), "messages[0].content"),
             (json!({ "messages": [{ "role": "system", "content": "a" }] }), "messages[0].role"),
             (with("thinking", json!({ "type": "enabled", "budget_tokens": 100 })), "thinking.budget_tokens"),
-            (with("thinking", json!({ "type": "off" })), "thinking"),
+            (with("thinking", json!({ "type": "off" })), "thinking.type"),
             (with("tool_choice", json!({ "type": "any" })), "tool_choice"),
             (with("tool_choice", json!({ "type": "auto", "x": 1 })), "tool_choice.x"),
             (with("tools", json!([{ "name": "a b", "input_schema": {} }])), "tools"),
