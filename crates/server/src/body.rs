@@ -65,7 +65,6 @@ pub(crate) fn at<T: DeserializeOwned>(place: &str, value: Value) -> Result<T, Ap
 /// A text, or a list of parts.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(untagged)]
-#[allow(unused_qualifications, reason = "what derive makes of a generic list")]
 pub(crate) enum TextOr<T> {
     Text(String),
     List(Vec<T>),
