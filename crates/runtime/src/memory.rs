@@ -37,7 +37,8 @@ pub struct Use {
 pub enum Pool {
     /// Every sequence has its full length.
     Full,
-    /// As many as fit into half of the free memory, if that is less.
+    /// 1,024 for each sequence, but no more than fit into half of the free memory. The prefix cache fills what is not in use,
+    /// so a larger pool is memory that is taken for good.
     Fits,
     /// So many.
     Tokens(usize),
@@ -137,7 +138,7 @@ pub fn sizes(
                     let rest = (free / 2).saturating_sub(one.total() - one.kv);
                     rest / (one.kv / context).max(1)
                 });
-                room.min(full)
+                room.min(full).min(usage.batch.saturating_mul(1024))
             }
         };
         config.kv_blocks = Some(tokens.max(context).div_ceil(BLOCK_TOKENS));

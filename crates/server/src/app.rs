@@ -259,7 +259,8 @@ async fn caller(app: &App, method: Method, path: String, given: Option<String>) 
         let differs = key.bytes().zip(given.bytes()).fold(0, |d, (a, b)| d | (a ^ b));
         key.len() == given.len() && differs == 0
     };
-    if let Some((i, _)) = app.keys.iter().enumerate().filter(|(_, k)| same(k)).last() {
+    let found = app.keys.iter().enumerate().fold(None, |found, (i, k)| if same(k) { Some(i) } else { found });
+    if let Some(i) = found {
         let name: Arc<str> = format!("key {}", i + 1).into();
         return Ok(Caller { key: name.clone(), owner: name, account: None });
     }

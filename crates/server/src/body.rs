@@ -1,4 +1,5 @@
 //! Request bodies: JSON of a bounded size, each field known, errors that name the field.
+#![allow(unused_qualifications, reason = "in what utoipa makes of a generic list")]
 
 use std::fmt;
 use std::marker::PhantomData;

@@ -16,6 +16,7 @@ pub mod metrics;
 mod models;
 mod page;
 mod prompt;
+pub mod reference;
 mod routes;
 mod sse;
 mod store;

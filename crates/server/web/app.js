@@ -163,7 +163,6 @@ async function send(text) {
     if (!chat) {
       const turn = opening;
       const made = await store.create(text.split("\n")[0].slice(0, 60), $("model").value || undefined);
-      if (settings.system.trim()) made.messages.push({ role: "system", content: settings.system.trim(), fresh: true });
       if (turn === opening) {
         chat = made;
         if (!chat.local) history.replaceState(null, "", `#c=${encodeURIComponent(chat.id)}`);
@@ -200,6 +199,7 @@ function push(to, m) {
 function requestOf(to) {
   const messages = to.messages.filter((m) => to.local || m.fresh).filter((m) => m.role !== "assistant" || m.content)
     .map(({ role, content }) => ({ role, content }));
+  if (settings.system.trim()) messages.unshift({ role: "system", content: settings.system.trim() }); // kept by nobody else
   return {
     ...(to.model && { model: to.model }), ...($("preset").value && { preset: $("preset").value }), ...settings.request(),
     messages, stream: true, stream_options: { include_usage: true }, ...(settings.signals && { logprobs: true, top_logprobs: 4 }),
@@ -221,7 +221,6 @@ async function answer(to) {
   try {
     for await (const chunk of chatStream(body, to.run.signal)) { takeChunk(m, chunk); redraw(); }
     m.state = "done";
-    if (m.finish === "length") m.note = "The answer reached the longest length allowed. Raise “Longest answer” in the settings for more.";
     for (const sent of to.messages) delete sent.fresh;
   } catch (e) {
     to.unsure = true;
@@ -419,6 +418,7 @@ function showModel() {
 function showPreset() {
   const p = presets.find((x) => x.name === $("preset").value);
   $("preset").title = p?.description ?? "Preset";
+  if (models.some((m) => m.id === p?.settings?.model)) { $("model").value = p.settings.model; showModel(); }
   settings.usePreset(p?.settings ?? {});
 }
 $("model").addEventListener("change", () => { kept.set("model", $("model").value); showModel(); });

@@ -25,13 +25,15 @@ export function takeChunk(m, chunk) {
   }
   if (reasoning) { m.reasoning += reasoning; m.stats.thinkingAt ||= performance.now(); }
   if (content) { m.content += content; if (m.reasoning) m.stats.thoughtAt ||= performance.now(); }
-  if (!reasoning) m.track.push(content, choice?.logprobs?.content);
+  if (reasoning) m.track.held.length = 0; // tokens between the reasoning and the answer belong to neither
+  else m.track.push(content, choice?.logprobs?.content);
   for (const call of delta.tool_calls ?? []) {
     const tool = (m.tools[call.index ?? 0] ??= { name: "", arguments: "" });
     tool.name += call.function?.name ?? "";
     tool.arguments += call.function?.arguments ?? "";
   }
   if (choice?.finish_reason) m.finish = choice.finish_reason;
+  if (chunk.conversation?.left_out?.messages) m.leftOut = chunk.conversation.left_out;
   if (chunk.usage) m.usage = chunk.usage;
   if (chunk.timings) m.timings = chunk.timings;
   if (chunk.model) m.model = chunk.model;
@@ -113,7 +115,7 @@ export class MessageView {
 
   drawError() {
     const { m } = this;
-    const said = m.error ? m.error.line : m.state === "stopped" ? "Stopped." : m.note ?? "";
+    const said = m.error ? m.error.line : notes(m);
     this.root.classList.toggle("failed", !!m.error);
     if (this.error.dataset.said === said) return;
     this.error.dataset.said = said;
@@ -162,6 +164,18 @@ export class MessageView {
     // A hidden page gets no frames; it is drawn when it is seen again.
     setTimeout(() => requestAnimationFrame(frame), this.rest ?? 0);
   }
+}
+
+/** What else there is to say under an answer. */
+function notes(m) {
+  const out = [];
+  if (m.state === "stopped") out.push("Stopped.");
+  if (m.state === "done" && m.finish === "length") out.push("The answer reached the longest length allowed. Raise “Longest answer” in the settings for more.");
+  if (m.leftOut) {
+    const { messages, summarised } = m.leftOut;
+    out.push(`${count(messages, "earlier message")} did not fit into the model's window${summarised ? `; a summary stands for ${summarised} of them` : ""}.`);
+  }
+  return out.join(" ");
 }
 
 const cached = (usage) => {

@@ -29,14 +29,11 @@ export class TokenTrack {
     const from = this.length;
     this.length += text.length;
     if (!this.held.length) return;
-    const spelt = this.held.map((t) => t.text).join("") === text;
-    if (spelt) {
-      let end = from;
-      for (const t of this.held) {
-        end += t.text.length;
-        t.end = end;
-        this.tokens.push(t);
-      }
+    const own = this.spelling(text);
+    if (own) {
+      let end = this.length;
+      for (let i = own.length - 1; i >= 0; end -= own[i--].text.length) own[i].end = end;
+      this.tokens.push(...own);
     } else { // parts of one character: together they have the probability of all of them
       const logprob = this.held.reduce((sum, t) => sum + t.logprob, 0);
       const only = this.held.length === 1 ? this.held[0] : { logprob, p: Math.exp(logprob), text, top: [] };
@@ -44,6 +41,17 @@ export class TokenTrack {
       this.tokens.push(only);
     }
     this.held.length = 0;
+  }
+
+  /** The last of the held tokens that make up the text. Those before them made none, such as the end of a reasoning; and
+   *  the space before an answer may have been cut off. */
+  spelling(text) {
+    let said = "";
+    for (let i = this.held.length - 1; i >= 0 && said.trimStart().length < text.length; i--) {
+      said = this.held[i].text + said;
+      if (said === text || said.trimStart() === text) return this.held.slice(i);
+    }
+    return null;
   }
 
   get confidence() { return this.count ? this.sumP / this.count : null; }

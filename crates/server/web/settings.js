@@ -38,6 +38,7 @@ export class Settings {
   /** The preset's values become what an empty field shows. */
   usePreset(settings = {}) {
     this.preset = settings;
+    $("system").placeholder = settings.system || "How the model should answer";
     this.drawFields();
   }
 
@@ -50,12 +51,13 @@ export class Settings {
 
   drawFields() {
     for (const [name, { box, range, row }] of this.fields) {
-      const own = this.values[name], given = this.preset[name];
+      // Six digits: a number of 32 bits, written with those of 64, is 0.8999999761581421.
+      const own = this.values[name], given = typeof this.preset[name] === "number" ? Number(this.preset[name].toPrecision(6)) : null;
       if (document.activeElement !== box) box.value = own ?? "";
-      box.placeholder = given !== undefined && given !== null ? String(given) : box.dataset.none;
+      box.placeholder = given !== null ? String(given) : box.dataset.none;
       if (range) {
         range.value = own ?? given ?? range.dataset.rest;
-        range.setAttribute("aria-valuetext", own ?? (given !== undefined ? `${given}, by the preset` : "left to the model"));
+        range.setAttribute("aria-valuetext", own ?? (given !== null ? `${given}, by the preset` : "left to the model"));
       }
       row.classList.toggle("own", own !== undefined);
     }
@@ -124,7 +126,7 @@ export class Settings {
       h("div", { class: "panel-top" }, h("h2", {}, "Settings"), iconButton("close", "Close settings", () => this.show(false))),
       h("section", {}, h("h3", {}, "Sampling"), ...SLIDERS.map((s) => this.slider(s)), ...numbers,
         h("div", { class: "field" }, h("span", {}, "Stop at"), stop), h("div", { class: "field" }, h("span", {}, "Reasoning"), effort), reset),
-      h("section", {}, h("h3", {}, h("label", { for: "system" }, "System prompt")), system, h("p", { class: "note" }, "Used when a chat starts.")),
+      h("section", {}, h("h3", {}, h("label", { for: "system" }, "System prompt")), system, h("p", { class: "note" }, "Sent before the messages, each time.")),
       h("section", {}, h("h3", {}, "Signals"), signals, tint),
       h("section", { class: "keys" }, h("h3", {}, "Keys"), h("dl", {}, ...keys.flatMap(([k, what]) => [h("dt", {}, h("kbd", {}, k)), h("dd", {}, what)]))));
     $("panel").addEventListener("keydown", (e) => { if (e.key === "Escape") { e.stopPropagation(); this.show(false); } });

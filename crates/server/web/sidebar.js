@@ -62,7 +62,7 @@ export class Sidebar {
     if (focus) this.rowOf(focus)?.querySelector(".open").focus({ preventScroll: true });
     const searched = $("search").value.trim();
     $("list-note").textContent = !this.store.remote
-      ? "This server keeps no conversations: chats stay in this tab and end with it."
+      ? `${this.store.refused ? "This key may not keep conversations" : "This server keeps no conversations"}: chats stay in this tab and end with it.`
       : this.items.length ? "" : searched ? "Nothing found." : "Your conversations will be listed here.";
   }
 

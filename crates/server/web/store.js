@@ -9,7 +9,8 @@ const now = () => Date.now() / 1000;
 
 export class Store {
   constructor() {
-    this.remote = true;     // until the server says 404
+    this.remote = true;     // until the server says 404, or 403: a key without the right to it
+    this.refused = false;
     this.chats = new Map(); // id -> chat, those opened in this tab
     this.made = 0;
   }
@@ -22,8 +23,9 @@ export class Store {
         const { data, has_more, next } = await callJson(`v1/conversations?${query}`);
         return { data, has_more, next: next ?? data.at(-1)?.id };
       } catch (e) {
-        if (!(e instanceof ApiError && (e.status === 404 || e.status === 501))) throw e;
+        if (!(e instanceof ApiError && [403, 404, 501].includes(e.status))) throw e;
         this.remote = false;
+        this.refused = e.status === 403;
       }
     }
     const wanted = q.toLowerCase();
@@ -66,11 +68,7 @@ export class Store {
   async sync(chat) {
     if (chat.local) return;
     const kept = (await callJson(path(chat.id))).messages ?? [];
-    const skip = chat.messages[0]?.role === "system" && kept[0]?.role !== "system" ? 1 : 0; // a server may keep it apart
-    chat.messages.forEach((m, i) => {
-      const same = kept[i - skip];
-      m.id = same?.role === m.role ? same.id : null;
-    });
+    chat.messages.forEach((m, i) => { m.id = kept[i]?.role === m.role ? kept[i].id : null; });
   }
 
   /** Drops message `index` and all behind it. */

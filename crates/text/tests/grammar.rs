@@ -100,7 +100,7 @@ fn walk(
         check(&text, complete);
         assert!(!can.is_empty());
         let only_ends = can.len() == ends.len() && complete;
-        if complete && (step >= steps || only_ends || next(&mut seed) % 8 == 0) {
+        if complete && (step >= steps || only_ends || next(&mut seed).is_multiple_of(8)) {
             grammar.accept(ends[next(&mut seed) % ends.len()]).unwrap();
             assert_eq!(allowed(grammar), ends);
             assert!(grammar.is_complete() && grammar.accept(id("a")).is_err());
@@ -296,9 +296,22 @@ fn clones_go_their_own_way_and_deep_ones_on_another_thread() {
 
 #[test]
 fn a_vocabulary_without_an_end_has_no_grammars() {
-    let e = GrammarFactory::new(Arc::new(tokenizer(&[]))).map(|_| ());
-    // SentencePiece has an end by its number; without a role none is left.
-    assert!(e.is_ok() || e.unwrap_err().to_string().contains("no token ends"));
+    let e = GrammarFactory::new(Arc::new(tokenizer(&[]))).unwrap_err().to_string();
+    assert!(e.contains("no token ends an answer"), "{e}");
+}
+
+#[test]
+fn errors_say_what_is_wrong() {
+    for (spec, what) in [
+        (GrammarSpec::Regex("(?=a)b".into()), "regular expression: look-around"),
+        (GrammarSpec::Regex("(a".into()), "regular expression: unclosed group"),
+        (GrammarSpec::Lark("start: /a/ x".into()), "unknown name: \"x\""),
+        (GrammarSpec::JsonSchema(json!({"not": {}})), "JSON schema: Unimplemented keys: [\"not\"]"),
+        (GrammarSpec::JsonSchema(json!({"$ref": "x.json"})), "`$ref` to \"x.json\": only references within"),
+    ] {
+        let e = SETUP.factory.compile(&spec).unwrap_err().to_string();
+        assert!(e.contains(what), "{e}");
+    }
 }
 
 fn nested(open: &str, close: &str, n: usize) -> String {
@@ -371,6 +384,7 @@ fn hostile_specifications_are_refused_or_finish() {
         "".to_string(),
         "start: start".into(),
         "start: start start | \"a\"".into(),
+        "start: start start start | /[a-z ]/".into(),
         "start: a\na: b\nb: a".into(),
         format!("start: {}", nested("(", ")", 3000)),
         "start: \"a\"{1000000,2000000000}".into(),
@@ -385,14 +399,7 @@ fn hostile_specifications_are_refused_or_finish() {
         .chain(larks.into_iter().map(GrammarSpec::Lark));
     let (mut refused, mut compiled) = (0, 0);
     for spec in all {
-        let began = std::time::Instant::now();
-        let outcome = SETUP.factory.compile(&spec);
-        if std::env::var_os("SHOW").is_some() {
-            let name: String = format!("{spec:?}").chars().take(70).collect();
-            let what = outcome.as_ref().map_or_else(|e| e.to_string(), |_| "ok".into());
-            eprintln!("{:>8.1?} {name} => {what}", began.elapsed());
-        }
-        match outcome {
+        match SETUP.factory.compile(&spec) {
             Ok(mut grammar) => {
                 compiled += 1;
                 let mut seed = 7;
@@ -409,9 +416,6 @@ fn hostile_specifications_are_refused_or_finish() {
                 assert!(!e.contains('\n') && !e.contains("panic") && e.len() < 500, "{e}");
                 refused += 1;
             }
-        }
-        if std::env::var_os("SHOW").is_some() {
-            eprintln!("{:>8.1?}", began.elapsed());
         }
     }
     assert!(refused > 10 && compiled > 10, "{refused} refused, {compiled} compiled");
@@ -528,4 +532,15 @@ fn a_model_may_reason_or_answer_at_once() {
     take(&mut answer, &[id("a"), id("<think>"), id("a"), id("a"), id("a"), id("<|im_end|>")]);
     assert_eq!(answer.phase(), Phase::Answer);
     assert!(Guided::new(&SETUP.factory, None, Some(Reasoning::default())).is_err());
+}
+
+#[test]
+fn an_object_of_hundreds_of_optional_properties_can_be_written() {
+    let keys: Map<String, Value> = (0..400).map(|i| (format!("a{i}"), json!({"type": "integer"}))).collect();
+    let schema = json!({"type": "object", "properties": keys, "additionalProperties": false});
+    for seed in 1..6 {
+        let mut grammar = compile(&GrammarSpec::JsonSchema(schema.clone()));
+        let text = walk(&mut grammar, seed, 40, true, |_, _| {}).unwrap();
+        assert!(serde_json::from_slice::<Value>(&text).unwrap().is_object());
+    }
 }

@@ -19,14 +19,17 @@ pub(crate) fn lint() -> Result<()> {
 
 /// Generated documents; a test of each crate fails when one is stale.
 pub(crate) fn write_docs() -> Result<()> {
-    let output = Command::new("cargo").args(["run", "--quiet", "--", "docs-cli"]).output()?;
-    anyhow::ensure!(
-        output.status.success(),
-        "`quarrel docs-cli` failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    std::fs::write("docs/cli.md", output.stdout)?;
-    println!("wrote docs/cli.md");
+    for (command, path) in [
+        ("docs-cli", "docs/cli.md"),
+        ("docs-openapi", "docs/openapi.json"),
+        ("docs-metrics", "docs/metrics.md"),
+    ] {
+        let output = Command::new("cargo").args(["run", "--quiet", "--", command]).output()?;
+        let why = String::from_utf8_lossy(&output.stderr);
+        anyhow::ensure!(output.status.success(), "`quarrel {command}` failed: {why}");
+        std::fs::write(path, output.stdout)?;
+        println!("wrote {path}");
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod checks;
+mod clients;
 mod fixtures;
 mod tidy;
 
@@ -42,6 +43,12 @@ enum Task {
         #[arg(default_value_t = 60)]
         seconds: u64,
     },
+    /// Drive a server with the official clients (openai, anthropic; Python and JavaScript); needs Python, npm if there.
+    TestClients {
+        /// The Python to make an environment with.
+        #[arg(long, default_value = "python3")]
+        python: PathBuf,
+    },
     /// Regenerate the golden models; needs Python with torch, transformers and peft (see the scripts' headers).
     Golden {
         /// The Python to use.
@@ -70,6 +77,7 @@ fn start(task: Task) -> Result<()> {
         Task::Tidy => tidy::check(),
         Task::Docs => checks::write_docs(),
         Task::Fuzz { seconds } => fuzz(seconds),
+        Task::TestClients { python } => clients::test(&python),
         Task::Golden { python } => golden(&python),
     }
 }

@@ -64,7 +64,8 @@ fn crate_problems() -> Result<Vec<String>> {
         &["ir", "text"],
         &["model", "cpu"],
         &["engine"],
-        &["bench"],
+        &["bench", "runtime"],
+        &["server"],
         &["conform", "cli", "xtask"],
     ];
     let floor = |name: &str| FLOORS.iter().position(|f| f.contains(&name));

@@ -6,7 +6,12 @@ use clap::{Arg, Command};
 use crate::render::Out;
 
 pub(crate) fn run() -> Result<()> {
-    Ok(Out::new().text(&markdown())?)
+    print(&markdown())
+}
+
+/// Another reference that the program makes of itself.
+pub(crate) fn print(text: &str) -> Result<()> {
+    Ok(Out::new().text(text)?)
 }
 
 fn markdown() -> String {

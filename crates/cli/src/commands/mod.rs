@@ -45,5 +45,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
         Command::DocsCli => docs::run(),
+        Command::DocsOpenapi => docs::print(&quarrel_server::reference::openapi_json()),
+        Command::DocsMetrics => docs::print(&quarrel_server::reference::metrics_markdown()),
     }
 }

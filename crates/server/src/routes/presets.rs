@@ -33,6 +33,12 @@ pub(crate) async fn list(State(app): State<App>) -> Json<PresetList> {
         if let Some(o) = settings.as_object_mut() {
             o.remove("name");
             o.remove("description");
+            for value in o.values_mut() {
+                // 0.05, not 0.05000000074505806.
+                if let Some(v) = value.as_f64().filter(|_| value.is_f64()) {
+                    *value = json!((v * 1e6).round() / 1e6);
+                }
+            }
         }
         PresetObject { name: p.name.clone(), description: p.description.clone(), settings }
     });

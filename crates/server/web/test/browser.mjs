@@ -61,6 +61,7 @@ const LAST = ".msg.assistant:last-child";
 const sendText = async (page, text) => { await page.fill("#input", text); await page.press("#input", "Enter"); };
 const answered = async (page, timeout) => { await page.waitForSelector(`${LAST}:not(.busy)`, { timeout }); };
 const ask = async (page, text, timeout) => { await ready(page); await sendText(page, text); await page.waitForSelector(LAST); await answered(page, timeout); };
+const askAgain = async (page, button) => { await Promise.all([page.waitForRequest(/chat\/completions/), page.click(button)]); await answered(page); };
 const text = (page, selector) => page.locator(selector).last().innerText();
 const answer = (page) => text(page, `${LAST} > .md`);
 const focused = (page) => page.evaluate(() => document.activeElement.id);
@@ -128,9 +129,7 @@ await test("stops: Esc and the button keep what arrived, and the chat goes on", 
 await test("regenerates: the last answer is replaced, the server keeps one exchange", async (page) => {
   await ask(page, "Name a colour.");
   await page.hover(LAST);
-  await page.click(`${LAST} [aria-label="Regenerate"]`);
-  await page.waitForSelector(`${LAST}.busy, ${LAST}`);
-  await answered(page);
+  await askAgain(page, `${LAST} [aria-label="Regenerate"]`);
   same(await page.locator(".msg").count(), 2, "messages");
   await page.reload();
   await page.waitForSelector(LAST);
@@ -220,12 +219,29 @@ await test("settings and preset: sent with the next message, kept over a reload"
   same([body.temperature, body.seed, body.max_tokens, body.top_p, body.preset], [0.35, 7, 12, undefined, preset], "the request");
   same(body.messages.map((m) => m.role), ["system", "user"], "the messages");
   const [second] = await Promise.all([page.waitForRequest(/chat\/completions/), ask(page, "words 6")]);
-  if (body.conversation) same(second.postDataJSON().messages, [{ role: "user", content: "words 6" }], "the second request");
+  if (body.conversation) same(second.postDataJSON().messages, [{ role: "system", content: "Answer in one word." }, { role: "user", content: "words 6" }], "the second request");
   const again = await profile.newPage();
   await again.goto(base);
   await ready(again);
   await again.waitForFunction((p) => document.getElementById("preset").value === p, preset);
   same(await again.inputValue('[aria-label="Temperature, number"]'), "0.35", "temperature in a new tab");
+});
+
+await test("a preset's values are shown in the empty fields", async (page) => {
+  await ready(page);
+  await page.click("#panel-open");
+  const places = await page.evaluate(async () => {
+    const presets = (await (await fetch("v1/presets", { headers: { authorization: `Bearer ${sessionStorage.getItem("quarrel.key")}` } })).json()).data;
+    const select = document.getElementById("preset"), out = [];
+    for (const p of presets) {
+      select.value = p.name;
+      select.dispatchEvent(new Event("change"));
+      const shown = document.querySelector('[aria-label="Top p, number"]').placeholder;
+      out.push(p.settings.top_p === undefined ? shown === "auto" : Math.abs(Number(shown) - p.settings.top_p) < 1e-5 && shown.length < 8);
+    }
+    return out;
+  });
+  ok(places.length > 2 && places.every(Boolean), JSON.stringify(places));
 });
 
 await test("colours tokens by confidence, tells about the one under the pointer", async (page) => {
@@ -446,11 +462,15 @@ if (mock) {
       track.push("", [lp(" a", 0.8)]);
       track.push(" ab", [lp("b", 0.4)]);
       track.push(" no logprobs", null);
+      const after = new TokenTrack(); // the end of a reasoning and line breaks that are not shown come before the answer
+      for (const t of ["</think>", "\n\n"]) after.push("", [lp(t, 0.9)]);
+      after.push("So", [lp(" So", 0.3)]);
+      after.push(" it", [lp(" it", 0.9)]);
       const div = document.createElement("div");
       track.ink()(div, "Hi😀 ab no logprobs", 0, 19);
-      return [track.tokens.map((t) => [t.end, Number(t.p.toFixed(2))]), [...div.children].map((n) => [n.textContent, n.className]), div.textContent, Number(track.confidence.toFixed(2)), track.count];
+      return [track.tokens.map((t) => [t.end, Number(t.p.toFixed(2))]), [...div.children].map((n) => [n.textContent, n.className]), div.textContent, Number(track.confidence.toFixed(2)), track.count, after.tokens.map((t) => [t.end, t.text])];
     });
-    same(found, [[[2, 1], [4, 0.25], [6, 0.8], [7, 0.4]], [["Hi", "tok"], ["😀", "tok t1"], ["a", "tok t3"], ["b", "tok t1"], ["no logprobs", "tok"]], "Hi😀 ab no logprobs", 0.64, 5], "the tokens");
+    same(found, [[[2, 1], [4, 0.25], [6, 0.8], [7, 0.4]], [["Hi", "tok"], ["😀", "tok t1"], ["a", "tok t3"], ["b", "tok t1"], ["no logprobs", "tok"]], "Hi😀 ab no logprobs", 0.64, 5, [[2, " So"], [5, " it"]]], "the tokens");
   });
 
   await test("reasoning is folded, told as it runs, opened by a click", async (page) => {
@@ -466,6 +486,11 @@ if (mock) {
     await page.reload();
     await page.click(`${LAST} .reasoning summary`);
     await page.waitForFunction((s) => document.querySelector(s)?.innerText.includes("two ways"), `${LAST} .reasoning .md`);
+  });
+
+  await test("what did not fit into the window is told", async (page) => {
+    await ask(page, "left out");
+    same(await text(page, `${LAST} .error`), "12 earlier messages did not fit into the model's window; a summary stands for 9 of them.", "the note");
   });
 
   await test("tool calls are shown with their arguments", async (page) => {
@@ -486,9 +511,7 @@ if (mock) {
       await ask(page, `${ask_} first`);
       same(await text(page, `${LAST} .error span`), line, "the line");
       if (ask_ === "cut" || ask_ === "midway") ok((await answer(page)).length > 3, "what arrived is gone");
-      await page.click(`${LAST} .error button`);
-      await page.waitForTimeout(100);
-      await answered(page);
+      await askAgain(page, `${LAST} .error button`);
       same(await page.locator(".msg.user").count(), 1, "user messages after another try");
       await ask(page, "words 5");
       const c = mock.conversations.get(decodeURIComponent(page.url().split("#c=")[1]));
@@ -541,9 +564,7 @@ if (mock) {
     same(lone.seen.at(-1).messages.map((m) => m.role), ["user", "assistant", "user"], "the whole chat is sent");
     ok(!("conversation" in lone.seen.at(-1)), "a conversation is named");
     await page.hover(LAST);
-    await page.click(`${LAST} [aria-label="Regenerate"]`);
-    await page.waitForTimeout(100);
-    await answered(page);
+    await askAgain(page, `${LAST} [aria-label="Regenerate"]`);
     same(await page.locator(".msg").count(), 4, "messages");
     await page.click("#new");
     await ask(page, "words 7");

@@ -15,7 +15,7 @@ const seconds = () => Date.now() / 1000;
 
 const PRESETS = [
   { name: "precise", description: "One best answer", settings: { temperature: 0, top_k: 1 } },
-  { name: "balanced", description: "A little variety", settings: { temperature: 0.7, top_p: 0.95, min_p: 0.05 } },
+  { name: "balanced", description: "A little variety", settings: { temperature: 0.7, top_p: 0.8999999761581421, min_p: 0.05 } },
   { name: "creative", description: "Much variety", settings: { temperature: 1.1, top_p: 0.98 } },
 ];
 
@@ -111,7 +111,7 @@ export async function start({ port = 0, store = true, key = null, to = null } = 
     if (text.startsWith("busy")) return error(res, 429, "The queue is full (64 requests wait).", { type: "rate_limit_error" }, { "retry-after": "2" });
     if (text.startsWith("too long")) return error(res, 400, "The prompt has 9000 tokens, the model takes 8192.", { code: "context_length_exceeded" });
     if (text.startsWith("broken")) return error(res, 500, "The step failed: NaN in blk.3.ffn_down.");
-    if (c) for (const m of body.messages) keep(c, m.role, m.content);
+    if (c) for (const m of body.messages) if (m.role !== "system") keep(c, m.role, m.content); // a system prompt is for the request
     let gone = false;
     res.on("close", () => { gone = true; });
     res.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store" });
@@ -123,7 +123,9 @@ export async function start({ port = 0, store = true, key = null, to = null } = 
     const slow = text.includes("slow");
     res.write(": ping\n\n");
     await sleep(slow ? 120 : 15);
+    if (c) base.conversation = { id: c.id, left_out: { messages: text.startsWith("left") ? 12 : 0, tokens: 0, summarised: text.startsWith("left") ? 9 : 0, ids: [] } };
     delta({ role: "assistant", content: "" });
+    delete base.conversation;
     let reasoning = "";
     if (text.startsWith("think")) {
       for (const w of "The person asks a simple thing. I weigh two ways, and take the **short** one.".split(/(?<= )/)) {

@@ -18,10 +18,16 @@ const REGEX_BYTES_MAX: usize = 16 << 10;
 /// Largest Lark grammar in bytes.
 const LARK_BYTES_MAX: usize = 256 << 10;
 
-/// What the compiler and the parser may spend. The figures are llguidance's own, which real grammars stay far below, but
-/// for the states of the lexer: 1 to 2 kB each, for as long as the request lives.
+/// What the compiler and the parser may spend. A step is a token, for which others wait: ambiguous grammars, whose cost
+/// grows with the square of their items, get a fifth of llguidance's figure, and lexers half. States of a lexer take 1 to 2
+/// kB each for as long as the request lives.
 pub(super) fn parser() -> ParserLimits {
-    ParserLimits { max_lexer_states: 50_000, ..ParserLimits::default() }
+    ParserLimits {
+        max_lexer_states: 50_000,
+        step_max_items: 10_000,
+        step_lexer_fuel: 100_000,
+        ..ParserLimits::default()
+    }
 }
 
 /// Checks a specification's size.

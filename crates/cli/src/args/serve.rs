@@ -1,0 +1,165 @@
+//! The flags of `serve` and `keys`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{EngineArgs, FetchArgs};
+use crate::bytes::parse_bytes;
+
+/// What `serve` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Models to serve, as for --model; NAME=MODEL gives one another name. The first is the default [default: $QUARREL_MODEL, or the catalog's]
+    #[arg(value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Address to listen on; 0.0.0.0 is every network, and should have --api-key
+    #[arg(
+        long,
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1",
+        env = "QUARREL_HOST",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
+    pub(crate) host: std::net::IpAddr,
+    /// Port to listen on; 0 chooses a free one
+    #[arg(
+        short,
+        long,
+        default_value_t = 8080,
+        env = "QUARREL_PORT",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
+    pub(crate) port: u16,
+    /// A key that requests must have; may be given several times
+    #[arg(
+        long,
+        value_name = "KEY",
+        env = "QUARREL_API_KEY",
+        hide_env_values = true,
+        value_delimiter = ',',
+        help_heading = "Server"
+    )]
+    pub(crate) api_key: Vec<String>,
+    /// Folder for conversations and API keys [default: quarrel in the folder for user data]
+    #[arg(long, value_name = "DIR", env = "QUARREL_DATA", hide_env_values = true, help_heading = "Server")]
+    pub(crate) data: Option<PathBuf>,
+    /// Store nothing
+    #[arg(long, conflicts_with = "data", help_heading = "Server")]
+    pub(crate) no_store: bool,
+    /// A TOML file with presets of your own
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub(crate) presets: Option<PathBuf>,
+    /// Sequences of a model at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Server")]
+    pub(crate) parallel: u16,
+    /// Tokens in the cache of all sequences of a model together [default: 1024 for each, a context at least, no more than fit into half of the free memory]
+    #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..), help_heading = "Server")]
+    pub(crate) kv_pool: Option<u32>,
+    /// How long a step may take while somebody waits for its next token, in milliseconds [default: 1.8 times what it takes without prompts]
+    #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Server")]
+    pub(crate) target_itl_ms: Option<u32>,
+    /// Unload a model that nobody used for so many minutes [default: never]
+    #[arg(long, value_name = "MINUTES", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Server")]
+    pub(crate) keep_alive: Option<u32>,
+    /// Most models in memory at once
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..), help_heading = "Server")]
+    pub(crate) models_max: u16,
+    /// Memory for blocks of the cache that the device has no room for, such as 1GiB
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Server")]
+    pub(crate) host_cache: Option<u64>,
+    /// Folder in which the prefix cache survives a restart
+    #[arg(long, value_name = "DIR", help_heading = "Server")]
+    pub(crate) disk_cache: Option<PathBuf>,
+    /// Most bytes of it
+    #[arg(long, value_name = "BYTES", default_value = "4GiB", value_parser = parse_bytes, requires = "disk_cache", help_heading = "Server")]
+    pub(crate) disk_cache_bytes: u64,
+    /// Longest request body
+    #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Server")]
+    pub(crate) max_body: u64,
+    /// Most open connections
+    #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Server")]
+    pub(crate) max_connections: u32,
+    /// How long requests may go on after SIGTERM, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Server")]
+    pub(crate) drain: u32,
+    /// Serve metrics by another server's names too
+    #[arg(long, value_enum, value_name = "NAMES", help_heading = "Server")]
+    pub(crate) metrics_compat: Option<MetricsCompat>,
+    /// Form of the log on stderr
+    #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "QUARREL_LOG_FORMAT", hide_env_values = true, help_heading = "Server")]
+    pub(crate) log_format: LogFormat,
+    /// What is logged: error, warn, info, debug, trace
+    #[arg(
+        long,
+        value_name = "LEVEL",
+        default_value = "info",
+        env = "QUARREL_LOG",
+        hide_env_values = true,
+        help_heading = "Server"
+    )]
+    pub(crate) log: String,
+}
+
+/// What `keys` takes.
+#[derive(Debug, Args)]
+pub(crate) struct Keys {
+    #[command(subcommand)]
+    pub(crate) command: KeysCommand,
+    /// Folder of the server's data [default: quarrel in the folder for user data]
+    #[arg(long, value_name = "DIR", env = "QUARREL_DATA", hide_env_values = true, global = true)]
+    pub(crate) data: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make a key and print it, once
+    Create {
+        /// What people call it
+        name: String,
+        /// What it may do: inference, models, conversations, metrics, admin
+        #[arg(long, value_name = "SCOPES", value_delimiter = ',', default_value = "inference,conversations")]
+        scope: Vec<String>,
+        /// Tokens that it may use from midnight to midnight, UTC
+        #[arg(long, value_name = "N")]
+        tokens_per_day: Option<u64>,
+        /// Tokens that it may use in a month
+        #[arg(long, value_name = "N")]
+        tokens_per_month: Option<u64>,
+        /// Requests that it may make in a minute
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        requests_per_minute: Option<u32>,
+        /// Days until it ends by itself
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=36500))]
+        days: Option<u32>,
+    },
+    /// List the keys, without their secrets
+    List,
+    /// End a key now
+    Revoke {
+        /// Its id, as `keys list` prints it
+        id: String,
+    },
+}
+
+/// Whose names metrics have too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum MetricsCompat {
+    Vllm,
+}
+
+/// A form of log lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    Text,
+    Json,
+}
