@@ -135,6 +135,8 @@ mod tests {
         assert_eq!(response.headers()["request-id"], "req_1");
         assert_eq!(anthropic_error(&ApiError::server("x"))["error"]["type"], "api_error");
         assert_eq!(anthropic_error(&ApiError::unavailable("x"))["error"]["type"], "overloaded_error");
+        let large = ApiError::bad("x").status(StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(anthropic_error(&large)["error"]["type"], "request_too_large");
         assert_eq!(ollama_error(&ApiError::bad("no")), json!({ "error": "no" }));
     }
 }

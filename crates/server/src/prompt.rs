@@ -110,7 +110,7 @@ pub(crate) async fn chat(
         let calls = !tools.is_empty() && choice != ToolChoice::None;
         let forms = fields.grammar()?;
         if calls && forms.is_some() {
-            let message = "response_format: not with tools that may be called; set tool_choice to \"none\"";
+            let message = "response_format: not with tools that may be called; leave out one of the two";
             return Err(ApiError::field("response_format", message));
         }
         let tokenizer = lease.tokenizer();

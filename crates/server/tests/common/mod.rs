@@ -17,14 +17,15 @@ use quarrel_store::{Limits, Store};
 use serde_json::{Value, json};
 
 /// What the model is called.
-pub const MODEL: &str = "tiny";
+pub(crate) const MODEL: &str = "tiny";
 /// Its context in tokens.
-pub const CONTEXT: u32 = 2048;
+pub(crate) const CONTEXT: u32 = 2048;
 
 const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m in messages %}{{ m.role }}: \
     {% if m.reasoning_content %}<think>{{ m.reasoning_content }}</think>{% endif %}{{ m.content }}\
     {% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}\
-    {% if m.role == 'tool' %}.{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}";
+    {% if m.role == 'tool' %}.{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: \
+    {% if reasoning_effort == 'low' %}<think>{% endif %}{% endif %}";
 
 fn model(dir: &Path) -> LocalModel {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conform/goldens/tiny/smollm2/model.gguf");
@@ -58,13 +59,13 @@ fn model(dir: &Path) -> LocalModel {
 }
 
 /// The address of a server that runs until the process ends.
-pub fn server() -> SocketAddr {
+pub(crate) fn server() -> SocketAddr {
     static SERVER: OnceLock<SocketAddr> = OnceLock::new();
     *SERVER.get_or_init(|| start(Vec::new()))
 }
 
 /// Starts a server.
-pub fn start(keys: Vec<String>) -> SocketAddr {
+pub(crate) fn start(keys: Vec<String>) -> SocketAddr {
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
         // Removed when the server ends, which is with the process: the system's own cleaning has it then.
@@ -98,23 +99,23 @@ pub fn start(keys: Vec<String>) -> SocketAddr {
 }
 
 /// What came back.
-pub struct Reply {
-    pub status: u16,
-    pub headers: Vec<(String, String)>,
-    pub text: String,
+pub(crate) struct Reply {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) text: String,
 }
 
 impl Reply {
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_str(&self.text).unwrap_or_else(|e| panic!("{e}: {}", self.text))
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str())
     }
 
     /// Names and data of server-sent events.
-    pub fn events(&self) -> Vec<(String, Value)> {
+    pub(crate) fn events(&self) -> Vec<(String, Value)> {
         assert!(self.header("content-type").unwrap().starts_with("text/event-stream"), "{}", self.text);
         let event = |block: &str| {
             let field = |name: &str| block.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default();
@@ -124,14 +125,20 @@ impl Reply {
     }
 
     /// Lines of JSON.
-    pub fn lines(&self) -> Vec<Value> {
+    pub(crate) fn lines(&self) -> Vec<Value> {
         assert_eq!(self.header("content-type"), Some("application/x-ndjson"), "{}", self.text);
         self.text.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
     }
 }
 
 /// One request.
-pub fn call(at: SocketAddr, method: &str, path: &str, key: Option<&str>, body: Option<&Value>) -> Reply {
+pub(crate) fn call(
+    at: SocketAddr,
+    method: &str,
+    path: &str,
+    key: Option<&str>,
+    body: Option<&Value>,
+) -> Reply {
     let agent: ureq::Agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(120)))
@@ -152,19 +159,19 @@ pub fn call(at: SocketAddr, method: &str, path: &str, key: Option<&str>, body: O
 }
 
 /// Posts to the one server of these tests.
-pub fn post(path: &str, body: &Value) -> Reply {
+pub(crate) fn post(path: &str, body: &Value) -> Reply {
     call(server(), "POST", path, None, Some(body))
 }
 
 /// A body with more fields.
-pub fn with(body: &Value, more: Value) -> Value {
+pub(crate) fn with(body: &Value, more: Value) -> Value {
     let mut body = body.clone();
     body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body
 }
 
 /// The schema of a tool's arguments: few choices, so that a model of random weights soon makes one.
-pub fn schema() -> Value {
+pub(crate) fn schema() -> Value {
     json!({
         "type": "object", "properties": { "city": { "type": "string", "enum": ["Bonn", "Rome"] } },
         "required": ["city"], "additionalProperties": false,

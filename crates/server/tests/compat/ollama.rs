@@ -86,6 +86,17 @@ fn calls_and_their_results_go_round() {
 }
 
 #[test]
+fn reasoning_is_told_apart() {
+    // The template opens it at this effort.
+    let ask = with(&chat(), json!({ "think": "low" }));
+    let whole = post("/api/chat", &with(&ask, json!({ "stream": false }))).json()["message"].clone();
+    let lines = post("/api/chat", &ask).lines();
+    let streamed: String = lines.iter().filter_map(|l| l["message"]["thinking"].as_str()).collect();
+    assert_eq!((&whole["thinking"], &whole["content"]), (&json!(streamed), &json!("")));
+    assert!(!streamed.is_empty());
+}
+
+#[test]
 fn errors_are_in_ollamas_form() {
     for (path, more, status, words) in [
         ("/api/chat", json!({ "foo": 1 }), 400, "foo: this field is not known"),

@@ -128,6 +128,23 @@ fn the_form_of_the_answer_is_forced() {
 }
 
 #[test]
+fn reasoning_is_an_item_of_its_own() {
+    // The template opens it at this effort.
+    let ask = with(&body(), json!({ "reasoning": { "effort": "low" } }));
+    let response = post(PATH, &ask).json();
+    let item = &response["output"][0];
+    assert_eq!((&item["type"], &response["reasoning"]["effort"]), (&json!("reasoning"), &json!("low")));
+    assert_eq!(response["usage"]["output_tokens_details"]["reasoning_tokens"], 12);
+    let events = post(PATH, &with(&ask, json!({ "stream": true }))).events();
+    let deltas = events.iter().filter(|(n, _)| n == "response.reasoning_text.delta");
+    let streamed: String = deltas.map(|(_, v)| v["delta"].as_str().unwrap()).collect();
+    assert_eq!(item["content"][0]["text"], streamed);
+    // Reasoning may be given back.
+    let input = json!([item, { "role": "user", "content": "and" }]);
+    assert_eq!(post(PATH, &with(&body(), json!({ "input": input }))).status, 200);
+}
+
+#[test]
 fn errors_name_the_field() {
     for (more, status, param) in [
         (json!({ "foo": 1 }), 400, "foo"),
@@ -146,7 +163,7 @@ fn errors_name_the_field() {
         (
             json!({ "input": [{ "role": "user", "content": [{ "type": "input_image" }] }] }),
             400,
-            "input[0].content[0]",
+            "input[0].content[0].type",
         ),
         (json!({ "input": "the town ".repeat(2000) }), 400, "input"),
         (json!({ "previous_response_id": "resp_none" }), 404, "previous_response_id"),

@@ -400,7 +400,7 @@ mod tests {
         };
         for (request, place) in [
             (user(json!([{ "type": "text", "text": "a", "color": 1 }])), "messages[0].content[0].color"),
-            (user(json!([{ "type": "image", "source": {} }])), "messages[0].content[0]"),
+            (user(json!([{ "type": "image", "source": {} }])), "messages[0].content[0].type"),
             (user(json!([{ "type": "tool_result", "tool_use_id": "x" }])), "messages[0].content[0]"),
             (user(json!(3)), "messages[0].content"),
             (json!({ "messages": [{ "role": "system", "content": "a" }] }), "messages[0].role"),

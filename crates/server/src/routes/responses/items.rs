@@ -1,5 +1,7 @@
 //! Items of the Responses API as OpenAI's messages, and the settings that have another form there.
 
+use std::collections::HashSet;
+
 use quarrel_text::{Tool, ToolChoice};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -135,6 +137,7 @@ pub(super) fn messages(
         out.push(json!({ "role": "system", "content": instructions }));
     }
     let mut turn = Map::new();
+    let mut called = HashSet::new();
     for (i, item) in items.iter().enumerate() {
         let place = match i.checked_sub(known) {
             Some(i) => format!("input[{i}]"),
@@ -146,6 +149,7 @@ pub(super) fn messages(
         match kind.as_ref().and_then(Value::as_str) {
             Some("function_call") => {
                 let call: Call = body::at(&place, value)?;
+                called.insert(call.call_id.clone());
                 let function = json!({ "name": call.name, "arguments": call.arguments });
                 let call = json!({ "id": call.call_id, "type": "function", "function": function });
                 if let Value::Array(calls) = turn.entry("tool_calls").or_insert_with(|| json!([])) {
@@ -163,6 +167,12 @@ pub(super) fn messages(
             }
             Some("function_call_output") => {
                 let result: CallOutput = body::at(&place, value)?;
+                if !called.contains(&result.call_id) {
+                    let (place, id) = (format!("{place}.call_id"), result.call_id.chars().take(64));
+                    let message =
+                        format!("{place}: no item before this one calls {:?}", id.collect::<String>());
+                    return Err(ApiError::field(place, message));
+                }
                 flush(&mut turn, &mut out);
                 let content = text(result.output);
                 out.push(json!({ "role": "tool", "tool_call_id": result.call_id, "content": content }));
@@ -301,10 +311,11 @@ mod tests {
         for (input, place) in [
             (json!([1]), "input[0]"),
             (json!([{ "type": "computer_call" }]), "input[0].type"),
+            (json!([{ "type": "function_call_output", "call_id": "c", "output": "" }]), "input[0].call_id"),
             (json!([{ "role": "tool", "content": "a" }]), "input[0].role"),
             (
                 json!([{ "role": "user", "content": [{ "type": "input_image", "image_url": "x" }] }]),
-                "input[0].content[0]",
+                "input[0].content[0].type",
             ),
             (json!([{ "role": "user", "content": "a", "color": 1 }]), "input[0].color"),
             (json!([{ "type": "function_call", "call_id": "c", "name": "f" }]), "input[0]"),
