@@ -112,10 +112,10 @@ def errors():
     except anthropic.NotFoundError as e:
         assert e.body["type"] == "error" and e.body["error"]["type"] == "not_found_error", e.body
     try:
-        client.messages.create(model=model, max_tokens=5, messages=ask, extra_body={"temperatur_": 1})
+        client.messages.create(model=model, max_tokens=5, messages=ask, extra_body={"no_such_field": 1})
         raise AssertionError("an unknown field was ignored")
     except anthropic.BadRequestError as e:
-        assert "temperatur_" in str(e)
+        assert "no_such_field" in str(e)
 
 
 print(f"anthropic {anthropic.__version__}: {passed} passed, {len(failed)} failed")
