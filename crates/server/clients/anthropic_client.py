@@ -8,6 +8,8 @@ from anthropic import Anthropic
 
 base, model = sys.argv[1], sys.argv[2]
 client = Anthropic(base_url=base, api_key=sys.argv[3] if len(sys.argv) > 3 else "none", max_retries=0, timeout=120)
+# Newer versions of the client leave sampling out of their arguments.
+greedy = {"extra_body": {"temperature": 0}}
 ask = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
 add = {
     "name": "add",
@@ -33,15 +35,15 @@ def case(f):
 
 @case
 def message():
-    m = client.messages.create(model=model, max_tokens=12, messages=ask, temperature=0, system="You are brief.")
+    m = client.messages.create(model=model, max_tokens=12, messages=ask, **greedy, system="You are brief.")
     assert m.role == "assistant" and m.content[0].type == "text" and m.content[0].text, m
     assert m.stop_reason in ("end_turn", "max_tokens") and m.usage.input_tokens > 5 and m.usage.output_tokens > 0
 
 
 @case
 def streaming():
-    whole = client.messages.create(model=model, max_tokens=12, messages=ask, temperature=0)
-    with client.messages.stream(model=model, max_tokens=12, messages=ask, temperature=0) as stream:
+    whole = client.messages.create(model=model, max_tokens=12, messages=ask, **greedy)
+    with client.messages.stream(model=model, max_tokens=12, messages=ask, **greedy) as stream:
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
     assert text == whole.content[0].text == final.content[0].text, (text, whole)
@@ -50,7 +52,7 @@ def streaming():
 
 @case
 def stop_sequences():
-    m = client.messages.create(model=model, max_tokens=30, messages=ask, temperature=0, stop_sequences=["Par"])
+    m = client.messages.create(model=model, max_tokens=30, messages=ask, **greedy, stop_sequences=["Par"])
     assert m.stop_reason == "stop_sequence" and m.stop_sequence == "Par", m
 
 
@@ -66,7 +68,7 @@ def tools():
     m = client.messages.create(
         model=model,
         max_tokens=80,
-        temperature=0,
+        **greedy,
         messages=[{"role": "user", "content": "Add 2 and 3."}],
         tools=[add],
         tool_choice={"type": "any", "disable_parallel_tool_use": True},
@@ -76,7 +78,7 @@ def tools():
     back = client.messages.create(
         model=model,
         max_tokens=30,
-        temperature=0,
+        **greedy,
         messages=[
             {"role": "user", "content": "Add 2 and 3."},
             {"role": "assistant", "content": [b.model_dump() for b in m.content]},
@@ -93,7 +95,7 @@ def streamed_tools():
     with client.messages.stream(
         model=model,
         max_tokens=80,
-        temperature=0,
+        **greedy,
         messages=[{"role": "user", "content": "Add 2 and 3."}],
         tools=[add],
         tool_choice={"type": "tool", "name": "add"},

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Json, Router};
 use quarrel_store::presets::Presets;
 use quarrel_store::{ApiKey, Lookup, Scope, Store};
+use serde_json::{Map, Value, json};
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
@@ -179,14 +180,44 @@ fn routes() -> OpenApiRouter<App> {
 }
 
 /// The OpenAPI document.
-pub fn openapi() -> Document {
-    routes().split_for_parts().1
+pub fn openapi() -> Value {
+    merged(&routes().split_for_parts().1)
+}
+
+/// The document with one object where two types share a body: each alone allows no fields but its own, so both together
+/// would allow none.
+fn merged(document: &Document) -> Value {
+    let mut document = json!(document);
+    let schemas = document["components"]["schemas"].clone();
+    let parts = |schema: &Value| {
+        let parts = schema["allOf"].as_array()?.iter();
+        parts
+            .map(|p| schemas.get(p["$ref"].as_str()?.rsplit('/').next()?).filter(|s| s["type"] == "object"))
+            .collect()
+    };
+    for (_, schema) in document["components"]["schemas"].as_object_mut().into_iter().flatten() {
+        let Some(parts): Option<Vec<&Value>> = parts(schema) else { continue };
+        let (mut properties, mut required) = (Map::new(), Vec::new());
+        for part in parts {
+            properties.extend(part["properties"].as_object().cloned().unwrap_or_default());
+            required.extend(part["required"].as_array().cloned().unwrap_or_default());
+        }
+        let description = schema["description"].clone();
+        *schema = json!({ "type": "object", "properties": properties, "additionalProperties": false });
+        if !required.is_empty() {
+            schema["required"] = required.into();
+        }
+        if !description.is_null() {
+            schema["description"] = description;
+        }
+    }
+    document
 }
 
 /// The router.
 pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
     let (router, document) = routes().split_for_parts();
-    let document = Arc::new(document);
+    let document = Arc::new(merged(&document));
     router
         .route("/openapi.json", axum::routing::get(move || async move { Json(document.as_ref().clone()) }))
         .route("/", axum::routing::get(page::index))

@@ -3,7 +3,7 @@
 use quarrel_text::OutputEvent;
 use serde_json::{Value, json};
 
-use super::{Message, MessageUsage, SIGNATURE, stop_reason};
+use super::{AnthropicMessage, MessageUsage, SIGNATURE, stop_reason};
 use crate::dialect::anthropic_error;
 use crate::error::ApiError;
 use crate::generate::{Finish, Generating, Step};
@@ -101,7 +101,7 @@ impl Protocol for Events {
     }
 
     fn begin(&mut self, out: &mut Vec<Sent>) {
-        let message = Message {
+        let message = AnthropicMessage {
             id: ids::new("msg_"),
             r#type: "message",
             role: "assistant",

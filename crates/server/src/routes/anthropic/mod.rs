@@ -40,7 +40,7 @@ pub(crate) struct Settings {
     top_k: Option<u32>,
     metadata: Option<Metadata>,
     #[allow(dead_code, reason = "there is one tier")]
-    service_tier: Option<Tier>,
+    service_tier: Option<AnthropicTier>,
 }
 
 /// Of the request.
@@ -53,7 +53,7 @@ pub(crate) struct Metadata {
 
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum Tier {
+enum AnthropicTier {
     Auto,
     StandardOnly,
 }
@@ -70,7 +70,7 @@ pub(crate) struct MessagesRequest {
 
 /// A whole answer.
 #[derive(Serialize, ToSchema)]
-pub(crate) struct Message {
+pub(crate) struct AnthropicMessage {
     id: String,
     /// `message`.
     r#type: &'static str,
@@ -120,7 +120,7 @@ const NAMES: [(&str, &str); 2] = [("stop", "stop_sequences"), ("response_format"
 #[utoipa::path(
     post, path = "/v1/messages", tag = "Anthropic", request_body = MessagesRequest,
     responses(
-        (status = 200, body = Message, description = "The answer; with `stream`, `text/event-stream` of `message_start` to `message_stop`"),
+        (status = 200, body = AnthropicMessage, description = "The answer; with `stream`, `text/event-stream` of `message_start` to `message_stop`"),
         (status = "4XX", body = AnthropicError), (status = "5XX", body = AnthropicError)
     )
 )]
@@ -130,6 +130,7 @@ pub(crate) async fn messages(
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let mut object = body::object(&bytes)?;
+    drop_nulls(&mut object);
     let talk: Talk = body::take(&mut object, &[])?;
     let own: Settings = body::typed(object)?;
     let Asked { model, prompt, format, hidden } = talk.ask(Some(own.max_tokens))?;
@@ -188,7 +189,7 @@ async fn whole(mut generating: Generating, model: String, hidden: bool) -> Resul
         let input: Value = serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}));
         content.push(json!({ "type": "tool_use", "id": ids::new("toolu_"), "name": name, "input": input }));
     }
-    Ok(Json(Message {
+    Ok(Json(AnthropicMessage {
         id: ids::new("msg_"),
         r#type: "message",
         role: "assistant",
@@ -216,8 +217,19 @@ pub(crate) struct TokenCount {
     )
 )]
 pub(crate) async fn count_tokens(State(app): State<App>, bytes: Bytes) -> Result<Json<TokenCount>, ApiError> {
-    let talk: Talk = body::parse(&bytes)?;
+    let mut object = body::object(&bytes)?;
+    drop_nulls(&mut object);
+    let talk: Talk = body::typed(object)?;
     let Asked { model, prompt, .. } = talk.ask(None)?;
     let lease = app.models.lease(model.as_deref()).await?;
     Ok(Json(TokenCount { input_tokens: prompt::count(lease, prompt).await? }))
+}
+
+/// Clients give blocks of an answer back with all that they may have; what is null is not there.
+fn drop_nulls(body: &mut serde_json::Map<String, Value>) {
+    let messages = body.get_mut("messages").and_then(Value::as_array_mut);
+    let contents = messages.into_iter().flatten().filter_map(|m| m.get_mut("content")?.as_array_mut());
+    for block in contents.flatten().filter_map(Value::as_object_mut) {
+        block.retain(|_, value| !value.is_null());
+    }
 }

@@ -31,7 +31,7 @@ use ask::{Message, NAMES, Shared};
 /// What chat has of its own.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct ChatBody {
+pub(crate) struct OllamaChatBody {
     /// The conversation; without one the model is loaded and nothing made.
     messages: Option<Vec<Message>>,
     /// Functions that the model may call.
@@ -44,7 +44,7 @@ pub(crate) struct ChatBody {
 #[allow(dead_code, reason = "the schema of the two parts together")]
 pub(crate) struct OllamaChat {
     #[serde(flatten)]
-    chat: ChatBody,
+    chat: OllamaChatBody,
     #[serde(flatten)]
     shared: Shared,
 }
@@ -52,7 +52,7 @@ pub(crate) struct OllamaChat {
 /// What generate has of its own.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-pub(crate) struct GenerateBody {
+pub(crate) struct OllamaGenerateBody {
     /// What to answer; without it the model is loaded and nothing made.
     prompt: Option<String>,
     /// What the model is told before it.
@@ -76,7 +76,7 @@ pub(crate) struct GenerateBody {
 #[allow(dead_code, reason = "the schema of the two parts together")]
 pub(crate) struct OllamaGenerate {
     #[serde(flatten)]
-    generate: GenerateBody,
+    generate: OllamaGenerateBody,
     #[serde(flatten)]
     shared: Shared,
 }
@@ -97,7 +97,7 @@ pub(crate) async fn chat(
     let started = Instant::now();
     let mut object = body::object(&bytes)?;
     let mut shared: Shared = body::take(&mut object, &[])?;
-    let own: ChatBody = body::typed(object)?;
+    let own: OllamaChatBody = body::typed(object)?;
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: true, model: lease.id.clone(), started, load: started.elapsed() };
     let messages = own.messages.unwrap_or_default();
@@ -130,7 +130,7 @@ pub(crate) async fn generate(
     let started = Instant::now();
     let mut object = body::object(&bytes)?;
     let mut shared: Shared = body::take(&mut object, &[])?;
-    let own: GenerateBody = body::typed(object)?;
+    let own: OllamaGenerateBody = body::typed(object)?;
     refuse(&own)?;
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: false, model: lease.id.clone(), started, load: started.elapsed() };
@@ -159,7 +159,7 @@ async fn encode(lease: Lease, text: String) -> Result<(Lease, Vec<u32>), ApiErro
 }
 
 /// What Ollama has and this server has not.
-fn refuse(own: &GenerateBody) -> Result<(), ApiError> {
+fn refuse(own: &OllamaGenerateBody) -> Result<(), ApiError> {
     let given = |text: &Option<String>| text.as_ref().is_some_and(|t| !t.is_empty());
     ask::no_images("images", own.images.as_ref())?;
     if given(&own.template) {
