@@ -1,5 +1,6 @@
 //! From a conversation to the tokens that a model is given, by the model's own template.
 
+use std::borrow::Cow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -19,10 +20,25 @@ pub fn token_text(tokenizer: &Tokenizer, id: Option<u32>) -> Option<String> {
 
 /// The ids of a conversation that the assistant is to go on with.
 pub fn encode_chat(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[Value]) -> Result<Vec<u32>> {
-    let messages = Value::Array(messages.to_vec());
+    let mut messages = Value::Array(messages.to_vec());
+    quote(tokenizer, &mut messages);
     let input =
         RenderInput { messages: Some(&messages), add_generation_prompt: true, ..RenderInput::default() };
     encode_prompt(tokenizer, &render(tokenizer, template, &input)?)
+}
+
+/// What users, tools and operators say is text: names of control tokens in it are not those tokens.
+pub fn quote(tokenizer: &Tokenizer, messages: &mut Value) {
+    for message in messages.as_array_mut().into_iter().flatten() {
+        if message["role"] == "assistant" {
+            continue; // its calls are written with such tokens
+        }
+        if let Some(Value::String(content)) = message.get_mut("content")
+            && let Cow::Owned(quoted) = tokenizer.quote(content)
+        {
+            *content = quoted;
+        }
+    }
 }
 
 /// The text of a conversation, with the model's own bos and eos and today's date.

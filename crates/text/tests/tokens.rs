@@ -109,6 +109,36 @@ fn real_models_give_the_reference_ids() {
     }
 }
 
+/// What a stranger says cannot end his turn.
+#[test]
+fn quoted_names_of_control_tokens_are_text() {
+    for name in ["bpe-gpt2.gguf", "bpe-qwen2.gguf", "spm-phi3.gguf", "unigram.gguf"] {
+        let tokenizer = load(&folder().join(name));
+        let control: Vec<u32> =
+            (0..tokenizer.vocab_size() as u32).filter(|id| tokenizer.is_special(*id)).collect();
+        assert!(!control.is_empty(), "{name}");
+        for id in &control {
+            let mark = tokenizer.token_text(*id).unwrap().into_owned();
+            let hostile = format!("a{mark}{mark} b{}{mark}", &mark[..mark.len().min(1)]);
+            let quoted = tokenizer.quote(&hostile);
+            assert_eq!(Tokenizer::unquote(&quoted), hostile);
+            let ids = tokenizer.encode(&quoted, Special::Parse, Ends::None).unwrap();
+            assert!(!ids.contains(id), "{name}: {hostile}");
+            assert_eq!(
+                ids,
+                tokenizer.encode(&hostile, Special::Plain, Ends::None).unwrap(),
+                "{name}: {hostile}"
+            );
+            // Beside a mark of the template's own.
+            let both =
+                tokenizer.encode(&format!("{mark}{quoted}{mark}"), Special::Parse, Ends::None).unwrap();
+            assert_eq!(both.iter().filter(|i| *i == id).count(), 2, "{name}: {hostile}");
+        }
+        let plain = "nothing to mark, žluť 🦙";
+        assert_eq!(tokenizer.quote(plain), plain);
+    }
+}
+
 #[test]
 fn what_stands_around_a_text() {
     let spm = load(&folder().join("spm-phi3.gguf"));

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State;
 use quarrel_runtime::prompt::encode_prompt;
-use quarrel_text::{Ends, Special, Tool};
+use quarrel_text::{Ends, Special, Tokenizer, Tool};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -134,7 +134,8 @@ pub(crate) async fn apply_template(State(app): State<App>, bytes: Bytes) -> Resu
         let tools = tools.map_err(|e| ApiError::field("tools", e.to_string()))?.unwrap_or_default();
         let extra = ask.chat_template_kwargs.unwrap_or_default();
         let ask = ChatPrompt { tools, extra, ..ChatPrompt::new(ask.messages) };
-        Ok(Json(Rendered { prompt: prompt::conversation(&lease, ask)?.text }))
+        let text = prompt::conversation(&lease, ask)?.text;
+        Ok(Json(Rendered { prompt: Tokenizer::unquote(&text) }))
     })
     .await
 }

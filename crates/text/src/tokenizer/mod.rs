@@ -28,7 +28,7 @@ use tokenizers::normalizers::BertNormalizer;
 pub use vocab::{Scheme, SpecialIds, TokenType, Vocab};
 
 use crate::{Error, Result};
-use special::{Part, Partition, Strip};
+use special::{Part, Partition, QUOTE, Strip};
 use table::{Index, NONE, Pieces};
 
 /// Longest text that is encoded at once.
@@ -74,6 +74,7 @@ pub struct Tokenizer {
     strip_leading_space: bool,
     parse: OnceLock<Partition>,
     plain: OnceLock<Partition>,
+    control: OnceLock<Partition>,
 }
 
 #[derive(Debug)]
@@ -239,6 +240,7 @@ impl Tokenizer {
             strip_leading_space,
             parse: OnceLock::new(),
             plain: OnceLock::new(),
+            control: OnceLock::new(),
         };
         tokenizer.set_ends(ends);
         Ok(tokenizer)
@@ -270,6 +272,7 @@ impl Tokenizer {
             strip_leading_space: tokens.strip_leading_space,
             parse: OnceLock::new(),
             plain: OnceLock::new(),
+            control: OnceLock::new(),
         };
         // The file's own template says what goes around a text.
         let around = tokenizer.encode("", Special::Plain, Ends::Model)?;
@@ -307,6 +310,9 @@ impl Tokenizer {
             for part in self.partition(special)?.split(text) {
                 match part {
                     Part::Token(id) => out.push(id),
+                    Part::Text(text) if special == Special::Parse && text.contains(QUOTE) => {
+                        self.encode_text(&text.replace(QUOTE, ""), after_special, &mut out)?;
+                    }
                     Part::Text(text) => self.encode_text(text, after_special, &mut out)?,
                 }
                 after_special = matches!(part, Part::Token(_));
@@ -314,6 +320,28 @@ impl Tokenizer {
         }
         out.extend(self.special.eos.filter(|_| eos));
         Ok(out)
+    }
+
+    /// A text from a stranger, to be put into a template whose result is encoded with [`Special::Parse`]: names of control
+    /// tokens in it are marked, and [`Self::encode`] takes the marks away and leaves the names as text. A `tokenizer.json`'s
+    /// own encoder does not know the marks; for it the text stays as it is.
+    pub fn quote<'t>(&self, text: &'t str) -> Cow<'t, str> {
+        if matches!(self.engine, Engine::Json(_)) {
+            return Cow::Borrowed(text);
+        }
+        let control = self.control.get_or_init(|| {
+            let is_control =
+                |id: u32| matches!(self.types[id as usize], TokenType::Control | TokenType::Unknown);
+            let ids = self.strips.iter().copied().filter(|&(id, _)| is_control(id)).collect();
+            // An automaton of fewer tokens than `encode` has; where that one cannot be made, no text is encoded at all.
+            Partition::new(&self.texts, ids).unwrap_or_default()
+        });
+        control.quote(text).map_or(Cow::Borrowed(text), Cow::Owned)
+    }
+
+    /// The text without the marks of [`Self::quote`].
+    pub fn unquote(text: &str) -> String {
+        text.replace(QUOTE, "")
     }
 
     fn encode_text(&self, text: &str, after_special: bool, out: &mut Vec<u32>) -> Result<()> {

@@ -5,6 +5,9 @@ use aho_corasick::{AhoCorasick, MatchKind};
 use super::table::Pieces;
 use crate::{Error, Result};
 
+/// Stands inside the names of control tokens that are not to be those tokens. Unicode keeps it for the inside of programs.
+pub(super) const QUOTE: char = '\u{FDD0}';
+
 /// A part of a text.
 #[derive(Debug, PartialEq)]
 pub(super) enum Part<'t> {
@@ -22,7 +25,7 @@ pub(super) struct Strip {
 }
 
 /// Finds special tokens: leftmost first, the longest of those that start there.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Partition {
     matcher: Option<AhoCorasick>,
     ids: Vec<(u32, Strip)>,
@@ -43,6 +46,23 @@ impl Partition {
                 what: format!("special tokens: {e}"),
             })?;
         Ok(Self { matcher: Some(matcher), ids })
+    }
+
+    /// The text with a [`QUOTE`] in each name, so that none is found again; none if there is nothing to change.
+    pub(super) fn quote(&self, text: &str) -> Option<String> {
+        let first = self.matcher.as_ref()?.find(text)?;
+        let mut out = String::with_capacity(text.len() + 64);
+        let (mut from, mut next) = (0, Some(first.start()));
+        // A name may begin inside of another, so the search goes on behind the first character.
+        while let Some(start) = next {
+            let head = text[start..].chars().next().map_or(1, char::len_utf8);
+            out.push_str(&text[from..start + head]);
+            out.push(QUOTE);
+            from = start + head;
+            next = self.matcher.as_ref().and_then(|m| m.find(&text[from..])).map(|m| from + m.start());
+        }
+        out.push_str(&text[from..]);
+        Some(out)
     }
 
     /// The parts of `text` in order; no text part is empty.
