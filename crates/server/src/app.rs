@@ -13,6 +13,7 @@ use axum::{Json, Router};
 use quarrel_store::presets::Presets;
 use quarrel_store::{ApiKey, Lookup, Scope, Store};
 use serde_json::{Map, Value, json};
+use subtle::ConstantTimeEq as _;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
@@ -81,9 +82,10 @@ impl App {
         keys: Vec<String>,
         store: Option<Arc<Store>>,
         presets: Presets,
-    ) -> App {
-        let has_keys = store.as_ref().is_some_and(|s| s.keys().is_ok_and(|k| !k.is_empty()));
-        App(Arc::new(Shared {
+    ) -> quarrel_store::Result<App> {
+        // A store that cannot say must not be one without keys: that would let everybody in.
+        let has_keys = store.as_ref().map_or(Ok(false), |s| s.keys().map(|k| !k.is_empty()))?;
+        Ok(App(Arc::new(Shared {
             stored_keys: AtomicBool::new(has_keys),
             models,
             compat,
@@ -95,7 +97,7 @@ impl App {
             draining: AtomicBool::new(false),
             warmed: AtomicBool::new(false),
             connections: Arc::default(),
-        }))
+        })))
     }
 
     /// Whether new work is refused because the server shuts down.
@@ -286,10 +288,7 @@ async fn caller(app: &App, method: Method, path: String, given: Option<String>) 
     let given =
         given.ok_or_else(|| ApiError::unauthorized("an API key is needed: Authorization: Bearer KEY"))?;
     // Every key is compared whole, so that the time says nothing.
-    let same = |key: &String| {
-        let differs = key.bytes().zip(given.bytes()).fold(0, |d, (a, b)| d | (a ^ b));
-        key.len() == given.len() && differs == 0
-    };
+    let same = |key: &String| bool::from(key.as_bytes().ct_eq(given.as_bytes()));
     let found = app.keys.iter().enumerate().fold(None, |found, (i, k)| if same(k) { Some(i) } else { found });
     if let Some(i) = found {
         let name: Arc<str> = format!("key {}", i + 1).into();

@@ -79,7 +79,8 @@ pub async fn serve(config: ServeConfig, listening: impl FnOnce(SocketAddr)) -> R
     })?;
     listening(listener.local_addr().context("the address of the listener")?);
     let models = Arc::new(Models::new(config.models, config.settings, config.talk));
-    let app = App::new(models.clone(), config.compat, config.keys, config.store, config.presets);
+    let app = App::new(models.clone(), config.compat, config.keys, config.store, config.presets)
+        .context("the keys of the store cannot be read")?;
     let router = app::router(app.clone(), config.body_bytes_max);
     tokio::spawn(warm_up(app.clone(), config.talk));
     let swept = app.clone();

@@ -13,6 +13,7 @@ use quarrel_text::tool_calls::ChatStyle;
 use quarrel_text::{ChatTemplate, GrammarFactory, Tokenizer};
 
 use crate::error::ApiError;
+use crate::store;
 
 /// A model that may be served.
 #[derive(Clone)]
@@ -340,5 +341,5 @@ async fn drop_live(live: Option<Arc<Live>>) {
 
 /// Seconds since 1970.
 pub(crate) fn unix_seconds() -> u64 {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+    store::now().max(0) as u64 / 1000
 }

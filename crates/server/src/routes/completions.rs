@@ -171,7 +171,7 @@ pub(crate) async fn completions(
     for (ids, generating) in running {
         let echoed =
             if echo { Some(echo_of(&app, &model, &fields, ids.clone(), own.logprobs).await?) } else { None };
-        let (mut answers, summary) = match generating {
+        let (answers, summary) = match generating {
             Some(generating) => collect(generating, own.logprobs, echoed).await?,
             None => {
                 let (text, logprobs) = echoed.unwrap_or_default();
@@ -186,12 +186,9 @@ pub(crate) async fn completions(
         total.stats.accepted_tokens += summary.stats.accepted_tokens;
         total.stats.drafted_tokens += summary.stats.drafted_tokens;
         first.get_or_insert(summary.stats);
-        for answer in &mut answers {
-            answer.index = choices.len() as u32;
-            choices.push(std::mem::replace(
-                answer,
-                CompletionChoice { index: 0, text: String::new(), logprobs: None, finish_reason: "" },
-            ));
+        for answer in answers {
+            let index = choices.len() as u32;
+            choices.push(CompletionChoice { index, ..answer });
         }
     }
     let timed = Summary { stats: first.unwrap_or_default(), ..Summary::default() };
