@@ -688,4 +688,6 @@ impl Scheduler {
 }
 
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
