@@ -40,7 +40,7 @@ pub(crate) struct Limits {
     pub(crate) target: Option<Duration>,
 }
 
-/// Least rows of a step for the prompt that is there longest, and for the shortest: slowly, but on.
+/// Least rows of a step for the prompt that is there longest, and for the shortest if that is another: slowly, but on.
 const PROMPT_LEAST: usize = 1;
 
 /// One sequence's part of a step.
@@ -287,14 +287,15 @@ impl Scheduler {
         self.budget = decodes.rows + more.min(left.rows);
         let mut prompts = ids(self, &|left| left > 1);
         // The senior one has its quarter; who is short is soon done.
-        if let Some(senior) = prompts.iter().filter_map(|id| self.index(*id)).min_by_key(|i| self.rank(*i)) {
-            let (id, most) = (self.running[senior].id, left.rows.div_ceil(4));
-            self.plan_prompt(id, (spare / 4.0, PROMPT_LEAST, most), &mut left, below);
+        let senior = prompts.iter().filter_map(|id| self.index(*id)).min_by_key(|i| self.rank(*i));
+        let senior = senior.map(|i| self.running[i].id);
+        if let Some(id) = senior {
+            self.plan_prompt(id, (spare / 4.0, PROMPT_LEAST, left.rows.div_ceil(4)), &mut left, below);
         }
         prompts.sort_by_key(|id| self.index(*id).map(|i| (self.running[i].level, self.running[i].left())));
         for (at, id) in prompts.into_iter().enumerate() {
             let spent = self.pace.adds(self.planned()) - self.pace.adds(decodes);
-            let least = if at == 0 { PROMPT_LEAST } else { 0 };
+            let least = if at == 0 && senior != Some(id) { PROMPT_LEAST } else { 0 };
             self.plan_prompt(id, (spare - spent, least, usize::MAX), &mut left, below);
         }
     }
