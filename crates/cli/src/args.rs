@@ -2,6 +2,7 @@
 //! spellings (`spelling`) are all made from it.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts are not Markdown: [default: x] is no link")]
 
+mod eval;
 mod serve;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{Eviction, Speculate};
 use quarrel_runtime::EngineOptions;
 
+pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
 
 use crate::adapter::{self, Lora};
@@ -76,6 +78,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Measure how well a model predicts a text
     Perplexity(Perplexity),
+    /// Measure what a model says
+    Eval(Eval),
     /// Measure the speed of this machine and of a model on it
     Bench(Box<Bench>),
     /// Show the most likely next tokens after a prompt

@@ -5,6 +5,7 @@ mod bench_speculate;
 mod chat;
 mod completions;
 mod docs;
+mod eval;
 mod inspect;
 mod keys;
 mod list;
@@ -39,6 +40,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(*args),
         Command::Logits(args) => logits::run(args),
         Command::Template(args) => template::run(args),
