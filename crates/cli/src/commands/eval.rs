@@ -58,7 +58,8 @@ fn quality(args: EvalQuality) -> Result<()> {
     bar.finish_and_clear();
     let (name, by) = (&model.local.name, &judge.local.name);
     if let Some(path) = &args.plot {
-        let svg = report::svg(&format!("{name}, read by {by}"), &outcomes);
+        let short = |name: &str| name.rsplit('/').next().unwrap_or(name).to_owned();
+        let svg = report::svg(&format!("{}, read by {}", short(name), short(by)), &outcomes);
         std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
         render::note(format!("the picture is in {}", path.display()));
     }
