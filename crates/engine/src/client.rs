@@ -7,7 +7,7 @@ use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::handle::{Place, Scores};
 use crate::outbox::Outbox;
-use crate::request::Request;
+use crate::request::{BestBy, Request};
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
 use crate::speculate::Speculate;
@@ -64,7 +64,7 @@ struct Branch {
     sequence: u64,
     sampler: Sampler,
     made: usize,
-    /// Sum of the log-probabilities.
+    /// Sum of what answers are compared by.
     sum: f64,
     /// Held back until all are compared.
     held: Vec<Choice>,
@@ -82,6 +82,8 @@ pub(crate) struct Generation {
     n: usize,
     /// Whether the answers are compared at the end.
     compare: bool,
+    /// What they are compared by.
+    best_of_by: BestBy,
     /// The first alone until the prompt is in.
     branches: Vec<Branch>,
     width: usize,
@@ -147,14 +149,19 @@ impl Generation {
             stop_ids,
             ignore_eos,
             logprobs,
+            logprobs_of,
+            explain,
             n,
+            best_of_by,
             beams,
             speculate,
             constraint,
             ..
         } = request;
-        let mut sampler =
-            Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt).constrained(constraint);
+        let mut sampler = Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt)
+            .constrained(constraint)
+            .reporting(logprobs_of, explain)
+            .rating(best_of_by == BestBy::SelfCertainty);
         let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
         let now = Instant::now();
         let first =
@@ -167,6 +174,7 @@ impl Generation {
             seed,
             n: n as usize,
             compare: width > n as usize,
+            best_of_by,
             branches: vec![first],
             width,
             search: beams.map(|b| Search::new(b, sequence)),
@@ -265,7 +273,10 @@ impl Generation {
         } else {
             branch.made += 1;
             self.made += 1;
-            branch.sum += f64::from(choice.logprob);
+            branch.sum += f64::from(match self.best_of_by {
+                BestBy::Likelihood => choice.raw,
+                BestBy::SelfCertainty => choice.certainty,
+            });
             if self.compare {
                 branch.held.push(choice);
             } else {
@@ -376,12 +387,16 @@ impl Generation {
             for (choice, h) in search.best(self.n).into_iter().enumerate() {
                 self.made += h.tokens.len();
                 for (id, logprob) in h.tokens {
-                    send(&self.events, choice, Choice { id, logprob, top: Vec::new() });
+                    send(
+                        &self.events,
+                        choice,
+                        Choice { id, logprob, top: Vec::new(), raw: logprob, certainty: 0.0, trace: None },
+                    );
                 }
                 ended.push((choice, if h.stopped { FinishReason::Stop } else { cut }));
             }
         } else if self.compare {
-            // By the mean log-probability; ties in the order of their seeds.
+            // By the mean; ties in the order of their seeds.
             let mut order: Vec<usize> = (0..self.branches.len()).collect();
             let mean = |b: &usize| self.branches[*b].sum / self.branches[*b].made.max(1) as f64;
             order.sort_by(|x, y| mean(y).total_cmp(&mean(x)).then(x.cmp(y)));
@@ -446,7 +461,8 @@ fn follow(constraints: &mut HashMap<u64, ConstraintBox>, moves: &[Move], step: u
 
 /// A send that fails means a dropped stream, which has set `cancelled`.
 fn send(events: &Outbox, choice: usize, c: Choice) {
-    events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
+    let Choice { id, logprob, top, trace, .. } = c;
+    events.send(Event::Token { choice: choice as u32, id, logprob, top, trace });
 }
 
 impl Client {

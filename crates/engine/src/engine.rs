@@ -363,7 +363,7 @@ impl Worker {
                 (standing.class, standing.key) = (request.class, request.key.clone());
                 // It was checked when it was submitted.
                 evictor = request.evictor(self.context).unwrap_or_default();
-                let g = Box::new(Generation::new(request, seed, sequence, events));
+                let g = Box::new(Generation::new(*request, seed, sequence, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, top, evictor: e, reply } => {

@@ -28,7 +28,7 @@ use std::{
 /// What an engine is to do.
 pub(crate) enum Work {
     /// Make tokens.
-    Generate { request: Request, events: Outbox },
+    Generate { request: Box<Request>, events: Outbox },
     /// Log-probabilities of the tokens from position `from` on.
     Score {
         tokens: Vec<u32>,
@@ -236,7 +236,7 @@ impl Handle {
         let (events, receiver, bell) = Outbox::new();
         let class = request.class;
         let adapter = self.adapter(request.adapter.as_deref())?;
-        let (id, cancelled) = self.send(Work::Generate { request, events }, class, adapter)?;
+        let (id, cancelled) = self.send(Work::Generate { request: Box::new(request), events }, class, adapter)?;
         Ok(Stream { id, events: receiver, bell, cancelled, shared: self.0.shared.clone(), over: false })
     }
 
