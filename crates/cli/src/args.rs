@@ -30,7 +30,8 @@ use crate::instructions;
     infer_subcommands = false,
     max_term_width = 100,
     after_help = "Without a command, flags mean `run`: quarrel -model smollm2:135m -prompt \"Hello\".\n\
-                  Long flags may be written with one dash (-temp 0.8). `quarrel COMMAND --help` explains a command."
+                  Long flags may be written with one dash (-temp 0.8). `quarrel COMMAND --help` explains a command.\n\
+                  Settings may also stand in the environment (QUARREL_PORT for --port) or in a file; see `quarrel config`."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -60,6 +61,8 @@ pub(crate) enum Command {
     Serve(Box<Serve>),
     /// Make, list and revoke API keys of `serve`
     Keys(Keys),
+    /// Show the settings that hold and where they come from, or write a configuration file
+    Config(Config),
     /// Fetch models, checked against their digests
     Pull(Pull),
     /// List the models on this machine
@@ -99,6 +102,17 @@ pub(crate) enum Command {
     /// Print the reference of metrics as Markdown
     #[command(hide = true)]
     DocsMetrics,
+    /// Print the reference of the configuration as Markdown
+    #[command(hide = true)]
+    DocsConfig,
+}
+
+/// Where settings come from beside flags.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigArgs {
+    /// Read settings from this file [default: $QUARREL_CONFIG, or quarrel/config.toml in the folder for configuration]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "General")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Which model, and what may be done to get it.
@@ -370,6 +384,8 @@ pub(crate) struct Run {
     /// With --json: the log-probability of each token, and the N best in its place
     #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u32).range(0..=64), help_heading = "Output")]
     pub(crate) logprobs: Option<u32>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
 }
 
 /// Talk with a model.
@@ -396,6 +412,45 @@ pub(crate) struct Chat {
     pub(crate) guess: GuessArgs,
     #[command(flatten)]
     pub(crate) evict: EvictArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+/// The configuration.
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the settings of a command and where each comes from; secrets are hidden
+    Show {
+        /// The command
+        #[arg(value_name = "COMMAND", value_enum, default_value_t = ConfigOf::Serve)]
+        of: ConfigOf,
+        /// Print one JSON object: command, file, settings
+        #[arg(long, help_heading = "Output")]
+        json: bool,
+    },
+    /// Write a file with every key and its default, each behind a #; one that exists is left alone
+    Init {
+        /// Where; - is stdout [default: quarrel/config.toml in the folder for configuration]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+/// A command with settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConfigOf {
+    Serve,
+    Run,
+    Chat,
+    Keys,
 }
 
 /// Fetch models.

@@ -4,6 +4,7 @@ mod bench;
 mod bench_speculate;
 mod chat;
 mod completions;
+mod config;
 mod docs;
 mod eval;
 mod inspect;
@@ -32,6 +33,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Chat(args) => chat::run(*args),
         Command::Serve(args) => serve::run(*args),
         Command::Keys(args) => keys::run(args),
+        Command::Config(args) => config::run(args),
         Command::Pull(args) => pull::run(args),
         Command::List(args) => list::run(args),
         Command::Show(args) => show::run(args),
@@ -48,6 +50,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Man(args) => man::run(args),
         Command::DocsCli => docs::run(),
         Command::DocsOpenapi => docs::print(&quarrel_server::reference::openapi_json()),
+        Command::DocsConfig => docs::print(&crate::config::reference()),
         Command::DocsMetrics => docs::print(&quarrel_server::reference::metrics_markdown()),
     }
 }
