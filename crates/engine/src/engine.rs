@@ -779,7 +779,7 @@ impl Worker {
         (s.running, s.waiting) = (scheduler.running().len(), scheduler.waiting().len());
         (s.blocks_used, s.blocks_cached, s.blocks_total) = scheduler.blocks();
         (s.keys, s.last_budget) = (scheduler.keys(), scheduler.budget());
-        (s.step_time, s.row_time) = (scheduler.pace().predict(1), scheduler.pace().per_row());
+        (s.step_time, s.row_time) = (scheduler.pace().predict(scheduler.work().of_rows(1)), scheduler.pace().per_row());
         (s.adapters, s.adapter_bytes) = self.adapters.lock().held();
         if let Some(figures) = self.tier.as_ref().map(Tier::figures) {
             (s.host_blocks, s.host_bytes) = (figures.host_blocks, figures.host_bytes);
