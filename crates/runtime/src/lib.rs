@@ -11,6 +11,7 @@ mod load;
 pub mod memory;
 mod obey;
 mod open;
+mod params;
 pub mod process;
 pub mod prompt;
 
@@ -18,6 +19,7 @@ pub use answer::TextStream;
 pub use load::{EngineOptions, Running};
 pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};
+pub use params::{ModelParams, usual};
 
 /// Who is told what happens meanwhile: lines for people, and details for those who asked for them.
 #[derive(Debug, Clone, Copy)]

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
 use quarrel_store::presets::Presets;
 use quarrel_store::{ApiKey, Lookup, Scope, Store};
 use serde_json::{Map, Value, json};
@@ -221,9 +222,9 @@ fn merged(document: &Document) -> Value {
 /// The router.
 pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
     let (router, document) = routes().split_for_parts();
-    let document = Arc::new(merged(&document));
+    let document = Bytes::from(merged(&document).to_string());
     router
-        .route("/openapi.json", axum::routing::get(move || async move { Json(document.as_ref().clone()) }))
+        .route("/openapi.json", axum::routing::get(async move || json_bytes(document.clone())))
         .route("/", axum::routing::get(page::index))
         .route("/{file}", axum::routing::get(page::asset))
         .fallback(unknown)
@@ -233,6 +234,11 @@ pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .layer(middleware::from_fn_with_state(app.clone(), cors::share))
         .with_state(app)
+}
+
+/// JSON that is written already.
+fn json_bytes(bytes: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], bytes).into_response()
 }
 
 async fn unknown(request: Request) -> ApiError {
