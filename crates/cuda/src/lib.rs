@@ -1,0 +1,24 @@
+//! NVIDIA GPUs as a device: `ir::Device` over the driver, with kernels compiled ahead and embedded.
+//!
+//! Nothing of CUDA is needed to build the program or to start it: the driver's library is opened when a GPU is asked for.
+//! How it works, and what was measured, is in `docs/cuda.md`.
+
+mod args;
+mod choose;
+mod device;
+mod exec;
+mod gpu;
+mod kernels;
+mod kv;
+mod step;
+mod tuned;
+mod weights;
+
+pub use device::{Cuda, CudaOptions};
+pub use gpu::Caps;
+pub use kv::KvType;
+
+/// How many GPUs there are; the sentence says why none can be used.
+pub fn gpus() -> Result<usize, String> {
+    gpu::count()
+}
