@@ -34,13 +34,30 @@ pub(crate) struct Gpu {
     context: sys::CUcontext,
     stream: sys::CUstream,
     pub(crate) caps: Caps,
-    kernels: Mutex<Kernels>,
+    kernels: Arc<Mutex<Kernels>>,
 }
 
+/// What was loaded of one GPU; devices on it share its context, and so its kernels.
 #[derive(Default)]
 struct Kernels {
     modules: Vec<(&'static str, sys::CUmodule)>,
     functions: HashMap<&'static str, Function>,
+}
+
+// SAFETY: driver handles are addresses of objects that any thread may use; the context they belong to is never released.
+unsafe impl Send for Kernels {}
+
+/// The kernels of each GPU, by ordinal.
+static LOADED: Mutex<Vec<(usize, Arc<Mutex<Kernels>>)>> = Mutex::new(Vec::new());
+
+fn loaded(ordinal: usize) -> Arc<Mutex<Kernels>> {
+    let mut all = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, kernels)) = all.iter().find(|k| k.0 == ordinal) {
+        return kernels.clone();
+    }
+    let kernels = Arc::default();
+    all.push((ordinal, Arc::clone(&kernels)));
+    kernels
 }
 
 /// A kernel and the dynamic shared memory it may use so far.
@@ -103,12 +120,12 @@ impl Gpu {
                 // SAFETY: `device` came from the driver.
                 memory: unsafe { result::device::total_mem(device)? },
             };
-            // SAFETY: `device` came from the driver; the context stays until the process ends.
+            // SAFETY: `device` came from the driver; the context is never released, so it stays until the process ends.
             let context = unsafe { result::primary_ctx::retain(device)? };
             // SAFETY: just retained.
             unsafe { result::ctx::set_current(context)? };
             let stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
-            Ok(Gpu { ordinal, context, stream, caps, kernels: Mutex::default() })
+            Ok(Gpu { ordinal, context, stream, caps, kernels: loaded(ordinal) })
         };
         let gpu = open().map_err(|e| fail(explain(e)))?;
         if gpu.caps.sm < 80 {
@@ -316,6 +333,14 @@ impl Gpu {
     }
 }
 
+impl Drop for Gpu {
+    fn drop(&mut self) {
+        // SAFETY: made by `open`, destroyed once; what uses it holds the GPU.
+        let _ =
+            self.bind().and_then(|()| self.wait()).map(|()| unsafe { result::stream::destroy(self.stream) });
+    }
+}
+
 /// Memory of a GPU.
 pub(crate) struct Buffer {
     gpu: Arc<Gpu>,
@@ -341,6 +366,11 @@ pub(crate) struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
+    /// How many bytes it has.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes
+    }
+
     /// Its bytes; whoever queued copies must have waited for them.
     pub(crate) fn bytes(&self) -> &[u8] {
         // SAFETY: allocated with this length. Zeroed or written before it is read by its users.

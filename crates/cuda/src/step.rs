@@ -51,7 +51,7 @@ impl Inputs {
 
     /// Makes room for a step; true if the buffer is another now.
     pub(crate) fn reserve(&mut self, step: &StepInputs, size: Size) -> Result<bool> {
-        let need = HEAD + 4 * size.rows + size.outputs + blocks(step) + 4 * step.copies.len();
+        let need = HEAD + 4 * size.rows + size.outputs + blocks(step) + 4 + 4 * step.copies.len();
         if need <= self.words {
             return Ok(false);
         }
@@ -101,7 +101,7 @@ impl Inputs {
             words.extend(&seq.blocks[..used(seq.start + seq.rows)]);
         }
         if !step.copies.is_empty() {
-            words.resize(words.len().next_multiple_of(4), 0);
+            words.resize((HEAD + 4 * size.rows + size.outputs + blocks(step)).next_multiple_of(4), 0);
             let places: Vec<_> = step.places().collect();
             for c in step.copies {
                 words.extend([c.row, places[c.row as usize].1 as u32, firsts[c.seq as usize], 0]);
@@ -122,5 +122,5 @@ fn used(tokens: usize) -> usize {
 }
 
 fn blocks(step: &StepInputs) -> usize {
-    step.seqs.iter().map(|s| used(s.start + s.rows)).sum::<usize>() + 4
+    step.seqs.iter().map(|s| used(s.start + s.rows)).sum::<usize>()
 }

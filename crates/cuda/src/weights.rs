@@ -195,7 +195,7 @@ fn check(t: &Tensor, cols: usize) -> Result<()> {
     Ok(())
 }
 
-/// Bytes of each of the two buffers through which weights go.
+/// Most bytes of each of the two buffers through which weights go.
 const STAGE: usize = 32 << 20;
 
 /// Threads that copy into them: one alone does not keep the bus busy.
@@ -215,18 +215,21 @@ impl Uploader {
 
     /// Queues the copy; `data` may change when this returns.
     pub(crate) fn send(&mut self, to: Ptr, data: &[u8]) -> Result<()> {
-        if self.stages.is_empty() {
+        let want = data.len().next_power_of_two().clamp(64 << 10, STAGE);
+        if self.stages.first().is_none_or(|s| s.0.len() < want) {
+            self.finish()?;
             for _ in 0..2 {
-                self.stages.push((self.gpu.pinned(STAGE)?, self.gpu.event(false)?));
+                self.stages.push((self.gpu.pinned(want)?, self.gpu.event(false)?));
             }
         }
-        for (i, chunk) in data.chunks(STAGE).enumerate() {
+        let size = self.stages[0].0.len();
+        for (i, chunk) in data.chunks(size).enumerate() {
             let (stage, sent) = &mut self.stages[self.turn];
             self.turn = 1 - self.turn;
             sent.wait()?;
             let stage = &mut stage.bytes_mut()[..chunk.len()];
             copy(stage, chunk);
-            self.gpu.upload(to + (i * STAGE) as u64, stage)?;
+            self.gpu.upload(to + (i * size) as u64, stage)?;
             sent.record()?;
         }
         Ok(())
