@@ -190,9 +190,17 @@ pub(crate) struct CopyPages {
     pub(crate) page: i64,
 }
 
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peak {
+    pub(crate) from: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) n: i64,
+}
+
 /// A struct that may be handed to a kernel: plain data, laid out as in C.
 pub(crate) trait Args: Copy {}
 macro_rules! args {
     ($($t:ty),*) => { $(impl Args for $t {})* };
 }
-args!(Prep, Mat, Repack, Embed, Norm, Angles, Rope, Store, Attend, Map, Pick, CopyPages);
+args!(Prep, Mat, Repack, Embed, Norm, Angles, Rope, Store, Attend, Map, Pick, CopyPages, Peak);

@@ -66,6 +66,9 @@ struct Ready {
     outputs: usize,
 }
 
+/// Bytes behind the activations, and behind prepared inputs.
+pub(crate) const ARENA_SLACK: usize = 1024;
+
 /// Rows of logits that are fetched at once.
 const LOGITS_AHEAD: usize = 16;
 
@@ -157,7 +160,7 @@ impl Device for Cuda {
         let gpu = &self.gpu;
         let plan = Arena::plan(&program, &limits, self.options.keep_values);
         // Kernels may read up to a vector's width beyond a row, and padded rows must hold some number.
-        let arena = gpu.zeroed(4 * plan.elements + 1024, "the activations")?;
+        let arena = gpu.zeroed(4 * plan.elements + ARENA_SLACK, "the activations")?;
         let mut ropes = Vec::new();
         for t in &program.ropes {
             let bytes: Vec<u8> = t.inv_freq.iter().flat_map(|f| f.to_le_bytes()).collect();
@@ -166,11 +169,10 @@ impl Device for Cuda {
             let angles = gpu.alloc(4 * t.rot_dims as usize * limits.rows, "rotations")?;
             ropes.push(RopeAt { freq, angles });
         }
-        let index = |w: quarrel_ir::WeightId| weights[w.0 as usize].0 as usize;
-        let bytes =
-            exec::scratch_bytes(&program, index, &self.held, &limits, gpu, self.options.deterministic);
+        let runs: Vec<_> = weights.iter().map(|w| self.held[w.0 as usize].shapes()).collect();
+        let bytes = exec::scratch_bytes(&program, &runs, &limits, &gpu.caps, self.options.deterministic);
         let scratch = Scratch {
-            input: gpu.zeroed(bytes.input + 1024, "prepared inputs")?,
+            input: gpu.zeroed(bytes.input + ARENA_SLACK, "prepared inputs")?,
             wide: gpu.zeroed(bytes.wide, "gated products")?,
             work: gpu.zeroed(bytes.work, "the work space of products")?,
             parts: gpu.zeroed(bytes.parts, "partial sums of attention")?,

@@ -1,16 +1,17 @@
 //! One Program as a sequence of launches: the match over ops. It only queues, so the same code runs a step and records a graph.
 
 use crate::args::{self, Ptr};
-use crate::choose::{self, Choice, Input, Shape};
-use crate::gpu::{Buffer, Event, Gpu};
+use crate::choose::{self, Choice, Input, Layout, Shape};
+use crate::gpu::{Buffer, Caps, Event, Gpu};
 use crate::kv::{KvPool, KvType};
 use crate::step::Size;
-use crate::weights::Held;
+use crate::weights::{Held, RunShape};
 use quarrel_ir::arena::Slot;
 use quarrel_ir::{
-    Activation, AttendSpec, Error, NormKind, NormSpec, Op, Program, Result, RopeStyle, Rows, Stop, View,
-    Weight, WeightId,
+    Activation, AttendSpec, BLOCK_TOKENS, Error, Limits, NormKind, NormSpec, Op, Program, Result, RopeStyle,
+    Rows, Stop, View, Weight, WeightId,
 };
+use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Tokens of the context that one block of the attention kernel takes: `CHUNK` of attend.cu.
@@ -166,17 +167,18 @@ impl Tape<'_> {
     fn embed(&self, pass: &Pass, out: View, table: WeightId, scale: f32) -> Result<()> {
         let o = self.at(out);
         for run in &self.weight(table).runs {
+            let RunShape { dtype, first, rows } = run.shape;
             let args = args::Embed {
                 step: pass.step,
                 w: run.table().ok_or_else(|| self.missing("a table"))?,
                 out: o.ptr,
                 stride: o.stride,
-                first: run.first as i32,
-                last: (run.first + run.rows) as i32,
+                first: first as i32,
+                last: (first + rows) as i32,
                 cols: out.cols as i32,
                 scale,
             };
-            self.gpu.launch(choose::embed(run.dtype), [pass.size.rows as u32, 1, 1], 128, 0, &args)?;
+            self.gpu.launch(choose::embed(dtype), [pass.size.rows as u32, 1, 1], 128, 0, &args)?;
         }
         Ok(())
     }
@@ -221,7 +223,8 @@ impl Tape<'_> {
         let bias = self.vector(bias);
         let bias_at = |row: usize| if bias == 0 { 0 } else { bias + 4 * row as u64 };
         let add = add.map(|a| self.at(a));
-        let launches = product_launches(held, k, glu.is_some(), rows, self.gpu, self.deterministic);
+        let product = Product { k, glu: glu.is_some(), rows, deterministic: self.deterministic };
+        let launches = product.launches(&held.shapes(), &self.gpu.caps);
         let wide = glu.is_some() && !launches.iter().all(|l| l.shape.glu);
         let half = out.cols as usize;
         let mut made: Option<(Input, Ptr)> = None;
@@ -232,15 +235,14 @@ impl Tape<'_> {
                 _ => self.input(x, norm, rows, input)?,
             };
             made = Some((input, xp));
-            let (layout, base) =
-                held.runs[l.run].matrix(k, self.gpu).ok_or_else(|| self.missing("a matrix"))?;
+            let base = held.runs[l.run].matrix().ok_or_else(|| self.missing("a matrix"))?;
             let (to, stride) = match wide {
                 true => (self.scratch.wide.ptr, 2 * half as i64),
                 false => (o.ptr, o.stride),
             };
             let args = args::Mat {
                 w: base,
-                w2: if l.shape.glu { base + layout.bytes(l.shape.n) as u64 } else { 0 },
+                w2: if l.shape.glu { base + l.layout.bytes(l.shape.n) as u64 } else { 0 },
                 x: xp,
                 bias: bias_at(l.first),
                 bias2: bias_at(l.first + l.shape.n),
@@ -460,76 +462,92 @@ pub(crate) struct ProductLaunch {
     /// First output column.
     first: usize,
     shape: Shape,
+    layout: Layout,
     choice: Choice,
 }
 
-/// The launches of a product: one for each run of its weight, or one for both halves of a gate where they are alike.
-pub(crate) fn product_launches(
-    held: &Held,
+/// A product of a weight, as far as its launches go.
+struct Product {
     k: usize,
     glu: bool,
     rows: usize,
-    gpu: &Gpu,
     deterministic: bool,
-) -> Vec<ProductLaunch> {
-    let launch = |run: usize, n: usize, glu: bool| {
-        let r = &held.runs[run];
-        let (layout, _) = r.matrix(k, gpu).unwrap_or((choose::layout(r.dtype, r.rows, k, &gpu.caps), 0));
-        let shape = Shape { dtype: r.dtype, rows, n, k, glu };
-        let choice = choose::choose(&shape, &layout, &gpu.caps, deterministic);
-        ProductLaunch { run, first: r.first, shape, choice }
-    };
-    if let ([one], true) = (&held.runs[..], glu) {
-        let (layout, n) = (choose::layout(one.dtype, one.rows, k, &gpu.caps), one.rows / 2);
-        if n % layout.group == 0 {
-            return vec![launch(0, n, true)];
-        }
-    }
-    (0..held.runs.len()).map(|run| launch(run, held.runs[run].rows, false)).collect()
 }
 
-/// Scratch for all ops of a Program with steps of up to `limits` rows.
+impl Product {
+    /// One launch for each run of the weight, or one for both halves of a gate where they are alike.
+    fn launches(&self, runs: &[RunShape], caps: &Caps) -> Vec<ProductLaunch> {
+        let Product { k, rows, deterministic, .. } = *self;
+        let launch = |run: usize, glu: bool| {
+            let r = runs[run];
+            let layout = choose::layout(r.dtype, r.rows, k, caps);
+            let n = if glu { r.rows / 2 } else { r.rows };
+            let shape = Shape { dtype: r.dtype, rows, n, k, glu };
+            let choice = choose::choose(&shape, &layout, caps, deterministic);
+            ProductLaunch { run, first: r.first, shape, layout, choice }
+        };
+        if let ([one], true) = (runs, self.glu) {
+            let layout = choose::layout(one.dtype, one.rows, k, caps);
+            if (one.rows / 2) % layout.group == 0 {
+                return vec![launch(0, true)];
+            }
+        }
+        (0..runs.len()).map(|run| launch(run, false)).collect()
+    }
+}
+
+/// Scratch for all ops of a Program with steps of up to `limits` rows; `runs` are those of each weight.
 pub(crate) fn scratch_bytes(
     program: &Program,
-    weight: impl Fn(WeightId) -> usize,
-    held: &[Held],
-    limits: &quarrel_ir::Limits,
-    gpu: &Gpu,
+    runs: &[Vec<RunShape>],
+    limits: &Limits,
+    caps: &Caps,
     deterministic: bool,
 ) -> ScratchBytes {
     let mut b = ScratchBytes::default();
+    let mut seen = HashSet::new();
     for node in &program.ops {
         match node.op {
-            Op::MatMul { x, weight: w, glu, .. } => {
+            Op::MatMul { x, weight, glu, .. } => {
                 let limit = match program.rows_of(x) {
                     Rows::Tokens => limits.rows,
                     Rows::Outputs => limits.outputs,
                 };
-                let (held, k) = (&held[weight(w)], x.cols as usize);
+                let (runs, k) = (&runs[weight.0 as usize], x.cols as usize);
+                if !seen.insert((
+                    runs.iter().map(|r| (r.dtype, r.rows)).collect::<Vec<_>>(),
+                    k,
+                    glu.is_some(),
+                    limit,
+                )) {
+                    continue; // the layers are alike
+                }
+                let all: usize = runs.iter().map(|r| r.rows).sum();
                 let mut rows = 0;
                 while rows < limit {
                     rows = choose::bucket(rows + 1, limit);
-                    let launches = product_launches(held, k, glu.is_some(), rows, gpu, deterministic);
+                    let launches =
+                        Product { k, glu: glu.is_some(), rows, deterministic }.launches(runs, caps);
                     for l in &launches {
                         b.input = b.input.max(rows * l.choice.input.row_bytes(k));
                         b.work = b.work.max(l.choice.work);
                     }
                     if glu.is_some() && !launches.iter().all(|l| l.shape.glu) {
-                        b.wide = b.wide.max(4 * rows * held.decl.rows() as usize);
+                        b.wide = b.wide.max(4 * rows * all);
                     }
                 }
             }
             Op::Attend { ref spec, .. } => {
-                let chunks = chunk_bucket(limits.kv_blocks * quarrel_ir::BLOCK_TOKENS);
-                let mut c = 1;
-                while c <= chunks {
-                    for rows in 1..=limits.rows.min(1024) {
-                        let size = Size { rows, outputs: 0, chunks: c };
-                        if attend_split(spec, size, gpu.caps.multiprocessors as usize) {
+                let longest = chunk_bucket(limits.kv_blocks * BLOCK_TOKENS);
+                let mut chunks = 1;
+                while chunks <= longest {
+                    for rows in 1..=limits.rows.min(8 * caps.multiprocessors as usize) {
+                        let size = Size { rows, outputs: 0, chunks };
+                        if attend_split(spec, size, caps.multiprocessors as usize) {
                             b.parts = b.parts.max(parts_bytes(spec, size));
                         }
                     }
-                    c *= 2;
+                    chunks *= 2;
                 }
             }
             _ => {}

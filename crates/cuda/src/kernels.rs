@@ -14,4 +14,4 @@ macro_rules! images {
     };
 }
 
-images!["basic", "attend", "simple"];
+images!["basic", "attend", "simple", "peaks"];

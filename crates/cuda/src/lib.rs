@@ -7,16 +7,20 @@ mod args;
 mod choose;
 mod device;
 mod exec;
+mod footprint;
 mod gpu;
 mod kernels;
 mod kv;
+mod peaks;
 mod step;
 mod tuned;
 mod weights;
 
 pub use device::{Cuda, CudaOptions};
+pub use footprint::{Footprint, footprint};
 pub use gpu::Caps;
 pub use kv::KvType;
+pub use peaks::{Peaks, peaks};
 
 /// How many GPUs there are; the sentence says why none can be used.
 pub fn gpus() -> Result<usize, String> {

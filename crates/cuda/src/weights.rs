@@ -1,11 +1,14 @@
 //! What the device keeps of a weight: matrices in runs of parts of one tensor type, vectors as f32, tables as in the file.
 
 use crate::args::{Ptr, Repack};
-use crate::choose::{self, Layout};
+use crate::choose;
 use crate::gpu::{Buffer, Event, Gpu, Pinned};
 use quarrel_formats::{DType, Tensor, dequantize};
 use quarrel_ir::{Error, Op, Program, Result, WeightDecl};
 use std::sync::Arc;
+
+/// Bytes behind the last row: kernels may read a vector's width beyond it.
+pub(crate) const SLACK: usize = 256;
 
 /// How a Program uses a weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -35,27 +38,47 @@ pub(crate) fn uses(program: &Program) -> Vec<Uses> {
     all
 }
 
-/// Neighbouring parts of one tensor type, in one piece.
-pub(crate) struct Run {
+/// Neighbouring parts of one tensor type, as far as their place goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct RunShape {
     pub(crate) dtype: DType,
     /// First row in the weight.
     pub(crate) first: usize,
     pub(crate) rows: usize,
+}
+
+/// The runs of a weight whose parts have these types, and the parts of each.
+pub(crate) fn runs(
+    decl: &WeightDecl,
+    types: impl Iterator<Item = DType>,
+) -> Vec<(RunShape, std::ops::Range<usize>)> {
+    let mut runs: Vec<(RunShape, std::ops::Range<usize>)> = Vec::new();
+    let mut first = 0;
+    for (i, (dtype, part)) in types.zip(&decl.parts).enumerate() {
+        let rows = part.rows as usize;
+        match runs.last_mut().filter(|r| r.0.dtype == dtype) {
+            Some((run, parts)) => (run.rows, parts.end) = (run.rows + rows, i + 1),
+            None => runs.push((RunShape { dtype, first, rows }, i..i + 1)),
+        }
+        first += rows;
+    }
+    runs
+}
+
+/// A run on the GPU.
+pub(crate) struct Run {
+    pub(crate) shape: RunShape,
     /// As in the file, while something reads that.
     file: Option<Buffer>,
     /// As products read it, where that is another form.
-    packed: Option<(Layout, Buffer)>,
+    packed: Option<Buffer>,
     parts: std::ops::Range<usize>,
 }
 
 impl Run {
-    /// The layout of its products and where it begins.
-    pub(crate) fn matrix(&self, cols: usize, gpu: &Gpu) -> Option<(Layout, Ptr)> {
-        match (&self.packed, &self.file) {
-            (Some((layout, buffer)), _) => Some((*layout, buffer.ptr)),
-            (None, Some(file)) => Some((choose::layout(self.dtype, self.rows, cols, &gpu.caps), file.ptr)),
-            (None, None) => None,
-        }
+    /// Where its rows in the layout of products begin.
+    pub(crate) fn matrix(&self) -> Option<Ptr> {
+        self.packed.as_ref().or(self.file.as_ref()).map(|b| b.ptr)
     }
 
     /// Where the rows as in the file begin.
@@ -75,24 +98,18 @@ pub(crate) struct Held {
 impl Held {
     /// Takes tensors in after checking that their bytes have a meaning here.
     pub(crate) fn new(decl: WeightDecl, tensors: Vec<Tensor>) -> Result<Held> {
-        let mut runs: Vec<Run> = Vec::new();
-        let mut row = 0;
-        for (i, (t, part)) in tensors.iter().zip(&decl.parts).enumerate() {
+        for t in &tensors {
             check(t, decl.cols as usize)?;
-            match runs.last_mut().filter(|r| r.dtype == t.dtype) {
-                Some(run) => (run.rows, run.parts.end) = (run.rows + part.rows as usize, i + 1),
-                None => runs.push(Run {
-                    dtype: t.dtype,
-                    first: row,
-                    rows: part.rows as usize,
-                    file: None,
-                    packed: None,
-                    parts: i..i + 1,
-                }),
-            }
-            row += part.rows as usize;
         }
+        let shapes = runs(&decl, tensors.iter().map(|t| t.dtype));
+        let run = |(shape, parts)| Run { shape, file: None, packed: None, parts };
+        let runs = shapes.into_iter().map(run).collect();
         Ok(Held { decl, tensors, runs, vector: None })
+    }
+
+    /// The shapes of its runs.
+    pub(crate) fn shapes(&self) -> Vec<RunShape> {
+        self.runs.iter().map(|r| r.shape).collect()
     }
 
     /// Whether it can only be a matrix: these are uploaded when they are loaded.
@@ -105,8 +122,7 @@ impl Held {
         for run in self.runs.iter_mut().filter(|r| r.file.is_none() && r.packed.is_none()) {
             let tensors = &self.tensors[run.parts.clone()];
             let bytes: usize = tensors.iter().map(|t| t.data.len()).sum();
-            // Kernels may read a vector's width beyond the last row.
-            let buffer = uploader.gpu.alloc(bytes + 256, &tensors[0].name)?;
+            let buffer = uploader.gpu.alloc(bytes + SLACK, &tensors[0].name)?;
             let mut at = buffer.ptr;
             for t in tensors {
                 uploader.send(at, &t.data)?;
@@ -136,13 +152,14 @@ impl Held {
         }
         for run in &mut self.runs {
             let Some(file) = run.file.as_ref().filter(|_| run.packed.is_none()) else { continue };
-            let layout = choose::layout(run.dtype, run.rows, cols, &uploader.gpu.caps);
+            let RunShape { dtype, rows, .. } = run.shape;
+            let layout = choose::layout(dtype, rows, cols, &uploader.gpu.caps);
             let Some(repack) = layout.repack else { continue };
             let gpu = &uploader.gpu;
-            let packed = gpu.alloc(layout.bytes(run.rows) + 256, &self.tensors[run.parts.start].name)?;
-            let args = Repack { src: file.ptr, dst: packed.ptr, n: run.rows as i32, k: cols as i32 };
+            let packed = gpu.alloc(layout.bytes(rows) + SLACK, &self.tensors[run.parts.start].name)?;
+            let args = Repack { src: file.ptr, dst: packed.ptr, n: rows as i32, k: cols as i32 };
             gpu.launch(repack.kernel, repack.grid, repack.block, repack.shared, &args)?;
-            run.packed = Some((layout, packed));
+            run.packed = Some(packed);
             if !uses.table {
                 run.file = None; // freeing waits for the kernel
             }
@@ -175,7 +192,7 @@ impl Held {
         let runs = self
             .runs
             .iter()
-            .map(|r| r.file.as_ref().map_or(0, |b| b.bytes) + r.packed.as_ref().map_or(0, |(_, b)| b.bytes));
+            .map(|r| r.file.as_ref().map_or(0, |b| b.bytes) + r.packed.as_ref().map_or(0, |b| b.bytes));
         runs.sum::<usize>() + self.vector.as_ref().map_or(0, |b| b.bytes)
     }
 }
