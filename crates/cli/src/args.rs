@@ -11,6 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{Eviction, Speculate};
 use quarrel_runtime::EngineOptions;
+use quarrel_runtime::devices::Place;
 
 pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
@@ -167,9 +168,9 @@ pub(crate) struct EngineArgs {
     /// Number type of the KV cache [default: f16]
     #[arg(long, value_enum, help_heading = "Engine")]
     pub(crate) kv: Option<Kv>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Engine")]
-    pub(crate) device: Device,
+    /// Where to compute: cpu, cuda, cuda:N, or auto, which is the first GPU if it holds the model
+    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, help_heading = "Engine")]
+    pub(crate) device: Place,
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "Engine")]
     pub(crate) isa: Option<Isa>,
@@ -178,8 +179,8 @@ pub(crate) struct EngineArgs {
 impl EngineArgs {
     /// The same for those who load models.
     pub(crate) fn options(&self) -> EngineOptions {
-        let Device::Cpu = self.device;
         EngineOptions {
+            device: self.device,
             ctx: self.ctx,
             threads: self.threads,
             memory_budget: self.memory_budget,
@@ -292,13 +293,6 @@ impl From<Kv> for KvType {
             Kv::Q4_0 => KvType::Q4_0,
         }
     }
-}
-
-/// A kind of device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    // The processor. (No doc comment: clap would print one, and space out the whole help for it.)
-    Cpu,
 }
 
 /// How the next token is chosen. Flags win over the parameters that came with the model, those over the defaults.
@@ -642,6 +636,9 @@ pub(crate) struct Bench {
     /// Threads to compute with [default: one for each physical core that may be used]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What to measure")]
     pub(crate) threads: Option<u16>,
+    /// Where to compute: cpu, cuda or cuda:N; on a GPU what fresh processes tell is left out
+    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, conflicts_with_all = ["kv", "serve", "speculate", "against"], help_heading = "What to measure")]
+    pub(crate) device: Place,
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "What to measure")]
     pub(crate) isa: Option<Isa>,

@@ -4,6 +4,7 @@
 //! models made by `transformers`, and real models.
 #![forbid(unsafe_code)]
 
+pub mod cases;
 pub mod compare;
 pub mod random;
 pub mod rig;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+pub mod devices;
 mod file;
 mod load;
 pub mod memory;
