@@ -241,6 +241,7 @@ fn attention_at_odd_shapes() {
                 head_dim,
                 v_dim: head_dim,
                 scale,
+                causal: true,
                 window,
                 softcap,
             };
