@@ -87,6 +87,9 @@ impl Engine {
         let loaded = weights::load(source, &spec, &program, &mut *device, progress)?;
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
+        if program.looks_ahead() {
+            config.step_tokens = config.step_tokens.max(context);
+        }
         configure(&mut config);
         if config.disk_cache.is_some() && config.identity.is_none() {
             config.identity = Some(identity(source));
