@@ -273,7 +273,17 @@ pub fn attend(h: Heads, style: RopeStyle, rows: usize, rng: &mut Rng) -> Case {
     }
     p.push(Op::StoreKv { k, v, kv_layer: 0 });
     let scale = (head_dim as f32).powf(-0.5);
-    let spec = AttendSpec { kv_layer: 0, heads, kv_heads, head_dim, v_dim: head_dim, scale, window, softcap };
+    let spec = AttendSpec {
+        kv_layer: 0,
+        heads,
+        kv_heads,
+        head_dim,
+        v_dim: head_dim,
+        scale,
+        causal: true,
+        window,
+        softcap,
+    };
     p.logits = Some(p.attend(q, spec));
     let name = format!("{heads}/{kv_heads} heads of {head_dim}, window {window:?}, {style:?}, {rows} tokens");
     Case::new(name, p, t, rows, Measure::Rms)

@@ -10,8 +10,8 @@ use crate::weights::{Held, Uploader, uses};
 use quarrel_ir::arena::{Arena, Slot};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
-    Device, DeviceInfo, Error, HostWeight, Limits, OpTime, Prepared, Program, Readout, Result, Rows,
-    StepInputs, View, Weight, WeightDecl, no_adapter,
+    Device, DeviceInfo, Error, HostWeight, Limits, Lookup, Op, OpTime, Prepared, Program, Readout, Result,
+    Rows, StepInputs, View, Weight, WeightDecl, no_adapter,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -146,6 +146,10 @@ impl Device for Cuda {
 
     fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared> {
         program.check()?;
+        if program.looks_ahead() || program.ops.iter().any(|n| is_other_lookup(&n.op)) {
+            let why = "encoders do not run on it; the CPU runs them (--device cpu)".into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
         check_overlap(&program)?;
         self.gpu.bind()?;
         let belongs =
@@ -413,4 +417,9 @@ fn floats(bytes: &[u8], out: &mut [f32]) {
     for (x, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
         *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     }
+}
+
+/// Whether an op looks rows of a table up by something else than the token, or adds to them.
+fn is_other_lookup(op: &Op) -> bool {
+    matches!(op, Op::Embed { by, add, .. } if *by != Lookup::Token || add.is_some())
 }

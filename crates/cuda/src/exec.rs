@@ -112,7 +112,7 @@ impl Tape<'_> {
 
     fn op(&self, pass: &Pass, op: &Op) -> Result<()> {
         match *op {
-            Op::Embed { out, table, scale } => self.embed(pass, out, table, scale),
+            Op::Embed { out, table, scale, .. } => self.embed(pass, out, table, scale),
             Op::Norm { out, x, ref norm, add } => self.norm(pass, out, x, norm, add),
             Op::MatMul { out, x, ref norm, weight, bias, add, glu } => {
                 self.matmul(pass, out, x, norm.as_ref(), (weight, bias), add, glu)

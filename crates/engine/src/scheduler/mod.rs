@@ -38,6 +38,8 @@ pub(crate) struct Limits {
     pub(crate) prefix_cache: bool,
     /// How long a step may take while somebody waits for its next token.
     pub(crate) target: Option<Duration>,
+    /// Whether a sequence has all its rows in one step; then `rows` are enough for the longest.
+    pub(crate) whole: bool,
 }
 
 /// Least rows of a step for the prompt that is there longest, and for the shortest if that is another: slowly, but on.
@@ -278,6 +280,13 @@ impl Scheduler {
         let ids = |s: &Scheduler, keep: &dyn Fn(usize) -> bool| -> Vec<u64> {
             s.running.iter().filter(|s| keep(s.left())).map(|s| s.id).collect()
         };
+        if self.limits.whole {
+            // The senior one fits always, so that none waits for ever.
+            self.budget = left.rows;
+            let mut all = ids(self, &|left| left > 0);
+            all.sort_by_key(|id| self.index(*id).map(|i| self.rank(i)));
+            return all.into_iter().for_each(|id| self.plan_chunk(id, usize::MAX, &mut left, below));
+        }
         for id in ids(self, &|left| left == 1) {
             self.plan_chunk(id, 1, &mut left, below);
         }
@@ -589,7 +598,7 @@ impl Scheduler {
         let end_by_outputs = wanted.start.max(start) + left.outputs;
         let room = s.evictor.as_ref().map_or(usize::MAX, |e| e.room(start - s.dropped));
         let end = s.rows().min(start + left.rows.min(most).min(room)).min(end_by_outputs);
-        if end <= start {
+        if end <= start || (self.limits.whole && (start > 0 || end < s.rows())) {
             return;
         }
         let (first, past) = (start - s.dropped, end - s.dropped);

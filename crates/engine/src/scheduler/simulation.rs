@@ -559,7 +559,7 @@ proptest! {
         below in 0usize..3, faults in prop::collection::vec(0usize..400, 0..3),
         stops in prop::collection::vec(0usize..200, 0..6),
     ) {
-        let limits = Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache, target: None };
+        let limits = Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache, target: None, whole: false };
         simulate(&jobs, limits, below, &faults, &stops)?;
     }
 }
@@ -591,6 +591,7 @@ fn guesses_come_true_and_long_sequences_are_shortened() {
         blocks: 14,
         prefix_cache: true,
         target: None,
+        whole: false,
     };
     let (accepted, evictions) = simulate(&[job, short], limits, 0, &[], &[]).unwrap();
     assert!(accepted > 5 && evictions > 3, "{accepted} guesses, {evictions} evictions");
@@ -598,8 +599,16 @@ fn guesses_come_true_and_long_sequences_are_shortened() {
 
 #[test]
 fn what_is_forgotten_comes_back_from_below() {
-    let limits =
-        Limits { rows: 64, outputs: 3, running: 3, waiting: 4, blocks: 4, prefix_cache: true, target: None };
+    let limits = Limits {
+        rows: 64,
+        outputs: 3,
+        running: 3,
+        waiting: 4,
+        blocks: 4,
+        prefix_cache: true,
+        target: None,
+        whole: false,
+    };
     let mut s = Scheduler::new(limits);
     let mut cellar = Cellar { wanted: true, ..Cellar::default() };
     let mut device = Model::default();

@@ -7,7 +7,16 @@ use crate::sequence::{Goal, Standing};
 const ROOT: Digest = [3; 32];
 
 fn limits() -> Limits {
-    Limits { rows: 8, outputs: 3, running: 3, waiting: 4, blocks: 32, prefix_cache: true, target: None }
+    Limits {
+        rows: 8,
+        outputs: 3,
+        running: 3,
+        waiting: 4,
+        blocks: 32,
+        prefix_cache: true,
+        target: None,
+        whole: false,
+    }
 }
 
 fn sequence(id: u64, n: usize) -> Sequence {
@@ -49,6 +58,22 @@ fn prompts_come_in_by_parts_and_decodes_come_first() {
     s.push(2, 8);
     s.add(sequence(3, 30)).unwrap();
     assert_eq!(step(&mut s), [chunk(0, 20..21, 20..21), chunk(1, 4..5, 4..5), chunk(2, 0..6, 6..6)]);
+}
+
+#[test]
+fn whole_sequences_have_one_step_each_the_senior_one_first() {
+    let mut s = Scheduler::new(Limits { rows: 8, running: 3, prefix_cache: false, whole: true, ..limits() });
+    let embed = |id, n| Sequence { goal: Goal::Embed { from: 0 }, ..sequence(id, n) };
+    for (id, n) in [(1, 5), (2, 6), (3, 3), (4, 1)] {
+        s.add(embed(id, n)).unwrap();
+    }
+    // The second does not fit beside the first, and is not cut.
+    assert_eq!(step(&mut s), [chunk(0, 0..5, 5..5), chunk(2, 0..3, 3..3)]);
+    drop((s.remove(1), s.remove(3)));
+    assert_eq!(step(&mut s), [chunk(0, 0..6, 6..6), chunk(1, 0..1, 1..1)]);
+    drop((s.remove(2), s.remove(4)));
+    assert!(s.is_idle());
+    s.check_integrity().unwrap();
 }
 
 #[test]
