@@ -1,4 +1,4 @@
-// Matrix times 1..8 NT rows. A block is 8 warps; each warp streams the tiles of its 16 rows and its slice of K through a
+// Matrix times 1..8 NT rows. A block is 8 or 16 warps; each warp streams the tiles of its 16 rows and its slice of K through a
 // ring of its own in shared memory, filled by bulk copies (sm_90) or cp.async. The ring is filled before the input of the
 // preceding kernel is waited for. Partial sums are added in the order of the slices, whatever warp or block held them, so
 // the result depends on (n, k, type) alone.
@@ -7,17 +7,15 @@
 
 namespace q {
 
-enum { MV_THREADS = 256, MV_HEAD = 1280 }; // head: 512 B barriers, 512 B reductions, 256 B scales
+enum { MV_CANON = 256, MV_HEAD = 1792 }; // threads of a norm; head: 1024 B barriers, 512 B reductions, 256 B scales
 
-__host__ __device__ constexpr int mv_stages(int stage) { return stage > 2560 ? 3 : 4; } // of a warp's ring
-
-template <int STAGES> struct Ring { // one warp's
+struct Ring { // one warp's
     u32 base, bar;
-    int lane;
+    int lane, stages;
     __device__ void init() {
 #if __CUDA_ARCH__ >= 900
         if (lane == 0) {
-            for (int i = 0; i < STAGES; i++) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar + 8 * i));
+            for (int i = 0; i < stages; i++) asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(bar + 8 * i));
             asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
             asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         }
@@ -49,7 +47,13 @@ template <int STAGES> struct Ring { // one warp's
                          : "r"(bar + 8 * slot), "r"(phase)
                          : "memory");
 #else
-        asm volatile("cp.async.wait_group %0;" ::"n"(STAGES - 1) : "memory");
+        switch (stages) {
+        case 2: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+        case 3: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+        case 4: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
+        case 5: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
+        default: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
+        }
         __syncwarp();
 #endif
     }
@@ -73,20 +77,26 @@ __device__ __forceinline__ float row_factor(const float* xr, const float* gain, 
                                             float* red, float* undo) {
     float ss = 0, am = 0;
     if (norm || scale) {
-        for (int i = threadIdx.x * 4; i < k; i += MV_THREADS * 4) {
-            float4 v = load4(xr, i, k, aligned);
-            ss += v.x * v.x + v.y * v.y + v.z * v.z + v.w * v.w;
-            if (norm && gain) {
-                float4 g = load4(gain, i, k, true);
-                v.x *= g.x, v.y *= g.y, v.z *= g.z, v.w *= g.w;
+        const bool gained = norm && gain;
+        for (int i0 = threadIdx.x * 4; i0 < k && threadIdx.x < MV_CANON; i0 += MV_CANON * 16) {
+            float4 v[4], g[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                v[j] = load4(xr, i0 + j * MV_CANON * 4, k, aligned);
+                if (gained) g[j] = load4(gain, i0 + j * MV_CANON * 4, k, true);
             }
-            am = fmaxf(fmaxf(am, fmaxf(fabsf(v.x), fabsf(v.y))), fmaxf(fabsf(v.z), fabsf(v.w)));
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                ss += v[j].x * v[j].x + v[j].y * v[j].y + v[j].z * v[j].z + v[j].w * v[j].w;
+                if (gained) v[j].x *= g[j].x, v[j].y *= g[j].y, v[j].z *= g[j].z, v[j].w *= g[j].w;
+                am = fmaxf(fmaxf(am, fmaxf(fabsf(v[j].x), fabsf(v[j].y))), fmaxf(fabsf(v[j].z), fabsf(v[j].w)));
+            }
         }
         for (int o = 16; o; o >>= 1) {
             ss += __shfl_xor_sync(~0u, ss, o);
             am = fmaxf(am, __shfl_xor_sync(~0u, am, o));
         }
-        if ((threadIdx.x & 31) == 0) red[threadIdx.x >> 5] = ss, red[8 + (threadIdx.x >> 5)] = am;
+        if ((threadIdx.x & 31) == 0 && threadIdx.x < MV_CANON) red[threadIdx.x >> 5] = ss, red[8 + (threadIdx.x >> 5)] = am;
         __syncthreads();
         ss = 0, am = 0;
         for (int i = 0; i < 8; i++) ss += red[i], am = fmaxf(am, red[8 + i]);
@@ -125,11 +135,11 @@ __device__ __forceinline__ u32 by16(u32 v) {
 struct Shared { // where things lie in dynamic shared memory; the host computes the same (mv_shared)
     u32 ring, part, sums, xs, xstride, plane, total;
 };
-__host__ __device__ inline Shared mv_shared(u32 stage, u32 planes, u32 sg, u32 nt, u32 rows, u32 kcols, bool reduce) {
+__host__ __device__ inline Shared mv_shared(u32 warps, u32 stages, u32 stage, u32 planes, u32 sg, u32 nt, u32 rows, u32 kcols, bool reduce) {
     Shared s;
     s.ring = MV_HEAD;
-    s.part = s.ring + 8 * mv_stages(stage) * ((stage + 127) & ~127u);
-    s.sums = s.part + (reduce ? nt * 8192 : 0);
+    s.part = s.ring + warps * stages * ((stage + 127) & ~127u);
+    s.sums = s.part + (reduce ? nt * warps * 1024 : 0);
     s.xs = s.sums + (sg ? kcols / sg * nt * 32 : 0);
     s.xstride = kcols * 2 + (kcols % 64 == 0 ? 64 : 0);
     s.plane = rows * s.xstride;
@@ -140,22 +150,22 @@ __host__ __device__ inline Shared mv_shared(u32 stage, u32 planes, u32 sg, u32 n
 template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArgs& a) {
     extern __shared__ __align__(128) u8 sm[];
     constexpr u32 STAGE = F::TILE * F::ST, SLOT = (STAGE + 127) & ~127u;
-    constexpr int STAGES = mv_stages(STAGE);
+    const int stages = a.stages, threads = blockDim.x, warps = threads >> 5;
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31;
-    const int wk = a.wk, ck = a.ck, slices = wk * ck, wr = 8 / wk;
+    const int wk = a.wk, ck = a.ck, slices = wk * ck, wr = warps / wk;
     const int crank = ck > 1 ? blockIdx.x % ck : 0, unit0 = blockIdx.x / ck, ustride = gridDim.x / ck;
     const int tiles = (a.n + 15) >> 4, tk = (a.k + F::KT - 1) / F::KT, units = (tiles + wr - 1) / wr;
     const int slice = crank * wk + warp % wk;
     const int k0 = tk * slice / slices, k1 = tk * (slice + 1) / slices;
     const int kb0 = tk * (crank * wk) / slices, kb1 = tk * (crank * wk + wk) / slices; // the block's columns, in tiles
     const int kcmax = ((tk + ck - 1) / ck + (ck > 1)) * F::KT;
-    const Shared L = mv_shared(STAGE, F::PLANES, F::SG, NT, a.rows, kcmax, slices > 1);
+    const Shared L = mv_shared(warps, stages, STAGE, F::PLANES, F::SG, NT, a.rows, kcmax, slices > 1);
 
     // The ring, full of weights before anything else.
-    Ring<STAGES> ring;
-    ring.base = smem_addr(sm + L.ring) + warp * STAGES * SLOT;
-    ring.bar = smem_addr(sm) + warp * STAGES * 8;
-    ring.lane = lane;
+    Ring ring;
+    ring.base = smem_addr(sm + L.ring) + warp * stages * SLOT;
+    ring.bar = smem_addr(sm) + warp * stages * 8;
+    ring.lane = lane, ring.stages = stages;
     ring.init();
     uint64_t policy = 0;
 #if __CUDA_ARCH__ >= 900
@@ -174,40 +184,51 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
         }
         ring.load(at, SLOT, src, bytes, policy);
     };
-    for (int i = 0; i < STAGES; i++) refill(i);
+    for (int i = 0; i < stages; i++) refill(i);
     pdl_launch();
     pdl_wait();
 
     // The input: this block's columns of every row, in the order of fragments, and the sums of its groups.
-    float* red = (float*)(sm + 512);
-    float* undo = (float*)(sm + 1024);
+    float* red = (float*)(sm + 1024);
+    float* undo = (float*)(sm + 1536);
     float* sums = (float*)(sm + L.sums);
     const int kbase = kb0 * F::KT, kcols = (kb1 - kb0) * F::KT;
     if (F::SG)
-        for (int i = tid; i < kcols / (F::SG ? F::SG : 1) * 8 * NT; i += MV_THREADS) sums[i] = 0;
+        for (int i = tid; i < kcols / (F::SG ? F::SG : 1) * 8 * NT; i += threads) sums[i] = 0;
     __syncthreads();
     if (a.xp) {
         const int kp = (a.k + 63) & ~63;
         if (tid < a.rows) undo[tid] = a.rscale[tid];
-        for (int r = 0; r < a.rows; r++) {
+        const u32 chunks = kcols / 8, groups = F::SG ? kcols / (F::SG ? F::SG : 1) : 0;
 #pragma unroll
-            for (int pl = 0; pl < F::PLANES; pl++) {
-                const uint4* src = (const uint4*)a.xp + ((size_t)(pl * a.rows + r) * kp + kbase) / 8;
-                uint4* dst = (uint4*)(sm + L.xs + pl * L.plane + r * L.xstride);
-                for (int i = tid; i < kcols / 8; i += MV_THREADS) {
-                    uint4 v = src[i];
-                    if (F::X16) v.y = by16(v.y), v.w = by16(v.w);
-                    dst[i] = v;
+        for (int pl = 0; pl < F::PLANES; pl++)
+            for (u32 i0 = tid; i0 < a.rows * chunks; i0 += threads * 8) {
+                uint4 v[8];
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    u32 i = i0 + j * threads, r = i / chunks;
+                    if (r < a.rows) v[j] = ((const uint4*)a.xp)[((size_t)(pl * a.rows + r) * kp + kbase) / 8 + i - r * chunks];
+                }
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    u32 i = i0 + j * threads, r = i / chunks;
+                    if (F::X16) v[j].y = by16(v[j].y), v[j].w = by16(v[j].w);
+                    if (r < a.rows) ((uint4*)(sm + L.xs + pl * L.plane + r * L.xstride))[i - r * chunks] = v[j];
                 }
             }
-            if (F::SG) {
-                const float* s16 = a.sums + ((size_t)r * kp + kbase) / 16;
-                constexpr int M = F::SG / 16 ? F::SG / 16 : 1;
-                for (int i = tid; i < kcols / (16 * M); i += MV_THREADS) {
-                    float s = s16[i * M];
-                    if (M == 2) s += s16[i * M + 1];
-                    sums[i * 8 * NT + r] = s * F::SMUL;
-                }
+        for (u32 i0 = tid; i0 < a.rows * groups; i0 += threads * 4) {
+            float s[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                u32 i = i0 + j * threads, r = i / groups;
+                const float* s16 = a.sums + ((size_t)r * kp + kbase) / 16 + (i - r * groups) * (F::SG / 16);
+                s[j] = 0;
+                if (r < a.rows) s[j] = F::SG == 32 ? s16[0] + s16[1] : s16[0];
+            }
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                u32 i = i0 + j * threads, r = i / groups;
+                if (r < a.rows) sums[(i - r * groups) * 8 * NT + r] = s[j] * F::SMUL;
             }
         }
     } else {
@@ -217,29 +238,37 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
             float u, f = row_factor(xr, a.gain, a.k, a.norm, a.eps, !F::BF, aligned, red, &u);
             if (tid == 0) undo[r] = u;
             u8* row = sm + L.xs + r * L.xstride;
-            for (int i = tid * 4; i < (kcols + 127) / 128 * 128; i += MV_THREADS * 4) {
-                int k = kbase + i;
-                float4 v = {0, 0, 0, 0};
-                if (i < kcols) {
-                    v = load4(xr, k, a.k, aligned);
-                    float4 g = {1, 1, 1, 1};
-                    if (a.norm && a.gain) g = load4(a.gain, k, a.k, true);
+            for (int i0 = tid * 4; i0 < (kcols + 127) / 128 * 128; i0 += threads * 16) {
+                float4 vs[4], gs[4];
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int i = i0 + j * threads * 4;
+                    vs[j] = make_float4(0, 0, 0, 0), gs[j] = make_float4(1, 1, 1, 1);
+                    if (i < kcols) {
+                        vs[j] = load4(xr, kbase + i, a.k, aligned);
+                        if (a.norm && a.gain) gs[j] = load4(a.gain, kbase + i, a.k, true);
+                    }
+                }
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    int i = i0 + j * threads * 4;
+                    float4 v = vs[j], g = gs[j];
                     v.x *= f * g.x, v.y *= f * g.y, v.z *= f * g.z, v.w *= f * g.w;
-                }
-                uint2 hi, lo;
-                v = round4<F::BF>(v, &hi, &lo);
-                if (F::SG) {
-                    float s = (v.x + v.y) + (v.z + v.w);
-                    s += __shfl_xor_sync(~0u, s, 1);
-                    s += __shfl_xor_sync(~0u, s, 2);
-                    if (F::SG == 32) s += __shfl_xor_sync(~0u, s, 4);
-                    if (i < kcols && i % (F::SG ? F::SG : 1) == 0) sums[i / (F::SG ? F::SG : 1) * 8 * NT + r] = s * F::SMUL;
-                }
-                if (i < kcols) {
-                    if (F::X16) hi.y = by16(hi.y);
-                    u8* at = row + ((i & ~31) + pos32(i & 31)) * 2;
-                    *(uint2*)at = hi;
-                    if (F::PLANES == 2) *(uint2*)(at + L.plane) = lo;
+                    uint2 hi, lo;
+                    v = round4<F::BF>(v, &hi, &lo);
+                    if (F::SG) {
+                        float s = (v.x + v.y) + (v.z + v.w);
+                        s += __shfl_xor_sync(~0u, s, 1);
+                        s += __shfl_xor_sync(~0u, s, 2);
+                        if (F::SG == 32) s += __shfl_xor_sync(~0u, s, 4);
+                        if (i < kcols && i % (F::SG ? F::SG : 1) == 0) sums[i / (F::SG ? F::SG : 1) * 8 * NT + r] = s * F::SMUL;
+                    }
+                    if (i < kcols) {
+                        if (F::X16) hi.y = by16(hi.y);
+                        u8* at = row + ((i & ~31) + pos32(i & 31)) * 2;
+                        *(uint2*)at = hi;
+                        if (F::PLANES == 2) *(uint2*)(at + L.plane) = lo;
+                    }
                 }
             }
         }
@@ -283,14 +312,14 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
         if (rt < tiles)
             for (int kt = k0; kt < k1; kt += F::ST) {
                 ring.wait(slot, phase);
-                const u8* p = sm + L.ring + (warp * STAGES + slot) * SLOT;
+                const u8* p = sm + L.ring + (warp * stages + slot) * SLOT;
                 const int n = min((int)F::ST, k1 - kt);
 #pragma unroll
                 for (int i = 0; i < F::ST; i++)
                     if (F::ST == 1 || i < n) F::run(p + i * F::TILE, lane, (kt + i - kb0) * (F::KT / 32), c);
                 __syncwarp();
                 refill(slot);
-                if (++slot == STAGES) slot = 0, phase ^= 1;
+                if (++slot == stages) slot = 0, phase ^= 1;
             }
         if (slices == 1) {
             if (rt < tiles) {
@@ -308,7 +337,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
             continue;
         }
         // [warp][column][16 rows], two buffers so that one barrier a unit is enough.
-        float* part = (float*)(sm + L.part) + parity * NT * 1024;
+        float* part = (float*)(sm + L.part) + parity * NT * 128 * warps;
 #pragma unroll
         for (int nt = 0; nt < NT; nt++)
 #pragma unroll
@@ -327,7 +356,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
             float v = 0;
             for (int cr = 0; cr < ck; cr++)
                 for (int j = 0; j < wk; j++) {
-                    const float* at = part0 + parity * NT * 1024 + ((w0 + j) * NT * 8 + col) * 16 + row;
+                    const float* at = part0 + parity * NT * 128 * warps + ((w0 + j) * NT * 8 + col) * 16 + row;
 #if __CUDA_ARCH__ >= 900
                     if (ck > 1) {
                         u32 ad;
@@ -341,7 +370,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
                 }
             return v;
         };
-        for (int e = tid + crank * MV_THREADS; e < total; e += MV_THREADS * ck) {
+        for (int e = tid + crank * threads; e < total; e += threads * ck) {
             int row = e % per, w = e / per % wr, col = e / (per * wr), tile = u * wr + w;
             if (tile >= tiles) continue;
             emit(tile, row, col, sum(w * wk, row, col), glu ? sum(w * wk, row + 8, col) : 0.f);
@@ -354,7 +383,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
 }
 
 #define MV_KERNEL(NAME, FMT)                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(256, 2) mv_##NAME##_8(const __grid_constant__ q::TileArgs a) { q::mv_body<q::FMT, 1>(a); }  \
+    extern "C" __global__ void __launch_bounds__(512, 1) mv_##NAME##_8(const __grid_constant__ q::TileArgs a) { q::mv_body<q::FMT, 1>(a); }  \
     extern "C" __global__ void __launch_bounds__(256, 1) mv_##NAME##_16(const __grid_constant__ q::TileArgs a) { q::mv_body<q::FMT, 2>(a); } \
     extern "C" __global__ void __launch_bounds__(256, 1) mv_##NAME##_32(const __grid_constant__ q::TileArgs a) { q::mv_body<q::FMT, 4>(a); }
 

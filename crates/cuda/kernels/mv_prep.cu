@@ -25,7 +25,7 @@ template <int BF> __device__ void prep(const PrepArgs& a) {
     float undo, f = row_factor(xr, a.gain, a.k, a.norm, a.eps, !BF, aligned, red, &undo);
     if (threadIdx.x == 0) a.rscale[r] = undo;
     u8* row = (u8*)a.xp + (size_t)r * kp * 2;
-    for (int i = threadIdx.x * 4; i < (kp + 127) / 128 * 128; i += MV_THREADS * 4) {
+    for (int i = threadIdx.x * 4; i < (kp + 127) / 128 * 128; i += MV_CANON * 4) {
         float4 v = {0, 0, 0, 0};
         if (i < kp) {
             v = load4(xr, i, a.k, aligned);

@@ -29,6 +29,7 @@ struct alignas(8) TileArgs {
     float eps;
     int32_t act;         // -1: none; glu: 0 silu, 1 gelu tanh, 2 gelu erf, 3 relu
     int32_t wk, ck;      // slices of K: warps of a block x blocks of a cluster
+    int32_t stages, pad; // of each warp's ring, 2..6
 };
 
 // ---- instructions ----

@@ -71,7 +71,7 @@ P, I64, I32, F = C.c_void_p, C.c_int64, C.c_int32, C.c_float
 class TileArgs(C.Structure):
     _fields_ = [("w", P), ("x", P), ("xp", P), ("sums", P), ("rscale", P), ("gain", P), ("bias", P), ("add", P), ("out", P),
                 ("ldx", I64), ("ldadd", I64), ("ldo", I64), ("n", I32), ("k", I32), ("rows", I32), ("norm", I32), ("eps", F),
-                ("act", I32), ("wk", I32), ("ck", I32)]
+                ("act", I32), ("wk", I32), ("ck", I32), ("stages", I32), ("pad", I32)]
 
 
 class RepackArgs(C.Structure):
@@ -154,16 +154,12 @@ def repack(t, r, n, k, glu=False, parts=1):
     return dst
 
 
-def stages(stage):
-    return 3 if stage > 2560 else 4
-
-
-def mv_smem(t, rows, k, nt, wk, ck):
+def mv_smem(t, rows, k, nt, wk, ck, warps, stages):
     _, kt, tile, st, planes, sg, _, _ = FMT[t]
     stage = tile * st
     tk = (k + kt - 1) // kt
     kc = ((tk + ck - 1) // ck + (1 if ck > 1 else 0)) * kt
-    total = 1280 + 8 * stages(stage) * ((stage + 127) // 128 * 128) + (nt * 8192 if wk * ck > 1 else 0)
+    total = 1792 + warps * stages * ((stage + 127) // 128 * 128) + (nt * warps * 1024 if wk * ck > 1 else 0)
     total += kc // sg * nt * 32 if sg else 0
     return total + rows * (kc * 2 + 64) * planes
 
@@ -172,21 +168,22 @@ def nt_of(rows):
     return 1 if rows <= 8 else 2 if rows <= 16 else 4
 
 
-def mv(t, w, x, n, k, wk, ck, *, out, prep=None, gain=None, norm=False, bias=None, add=None, act=-1, pdl=False, sms=132, eps=1e-5):
+def mv(t, w, x, n, k, wk, ck, *, out, prep=None, gain=None, norm=False, bias=None, add=None, act=-1, pdl=False, sms=132, eps=1e-5, warps=8, stages=3, per=2):
     rows = x.shape[0]
     nt = nt_of(rows)
-    smem = mv_smem(t, rows, k, nt, wk, ck)
-    per = min(2 if nt == 1 else 1, 227 * 1024 // (smem + 1024))
+    smem = mv_smem(t, rows, k, nt, wk, ck, warps, stages)
+    per = min(per if nt == 1 else 1, 16 // warps, 227 * 1024 // (smem + 1024))
     if per == 0:
         return None
     tiles = (n + 15) // 16
-    units = (tiles + 8 // wk - 1) // (8 // wk)
+    wr = warps // wk
+    units = (tiles + wr - 1) // wr
     grid = min(units, sms * per // ck) * ck
     d = lambda v: v.data_ptr() if v is not None else None
     xp, sums, rs = prep or (None, None, None)
     a = TileArgs(w if isinstance(w, int) else w.data_ptr(), x.data_ptr(), d(xp), d(sums), d(rs), d(gain), d(bias), d(add), out.data_ptr(),
-                 x.stride(0), add.stride(0) if add is not None else 0, out.stride(0), n, k, rows, int(norm and prep is None), eps, act, wk, ck)
-    launch(fn(FMT[t][0], f"mv_{t}_{nt * 8}", smem), a, grid, 256, smem, ck, pdl)
+                 x.stride(0), add.stride(0) if add is not None else 0, out.stride(0), n, k, rows, int(norm and prep is None), eps, act, wk, ck, stages, 0)
+    launch(fn(FMT[t][0], f"mv_{t}_{nt * 8}", smem), a, grid, warps * 32, smem, ck, pdl)
     return smem, per, grid
 
 

@@ -30,12 +30,13 @@ def check_type(t):
                 y = xd @ w.T + bias.double()
                 y = ACT[1](y[:, :no]) * y[:, no:] if glu else y + add.double()
                 first = None
-                for rows, wk, ck in ((1, 8, 1), (1, 1, 1), (3, 1, 1), (8, 2, 4), (8, 8, 1), (5, 1, 8), (12, 4, 2), (27, 1, 8), (32, 2, 4)):
+                for rows, wk, ck, warps, stages in ((1, 8, 1, 8, 2), (1, 1, 1, 8, 4), (3, 1, 1, 16, 3), (8, 2, 4, 8, 3), (8, 8, 1, 16, 2), (5, 1, 8, 8, 3),
+                                                    (12, 4, 2, 8, 3), (27, 1, 8, 8, 2), (32, 2, 4, 8, 2)):
                     for prepared in (False, True):
                         out = torch.full((32, no + 3), float("nan"), device="cuda")
                         pr = mv_prep(x[:rows], k, FMT[t][4] == 2, gain, norm) if prepared else None
                         if mv(t, p, x[:rows], n, k, wk, ck, out=out, prep=pr, gain=gain, norm=norm, bias=bias, add=None if glu else add,
-                              act=1 if glu else -1) is None:
+                              act=1 if glu else -1, warps=warps, stages=stages) is None:
                             continue
                         torch.cuda.synchronize()
                         e = rel(out[:rows, :no], y[:rows])
@@ -70,26 +71,25 @@ def time_type(t, peak, shapes, rowss, plans):
         for rows in rowss:
             x, out = torch.randn(rows, k, device="cuda"), torch.empty(rows, no, device="cuda")
             res = []
-            for wk, ck, pdl, prepared in plans(name, rows):
+            for wk, ck, warps, per, stages, prepared in plans(name, rows):
                 pr = mv_prep(x, k, FMT[t][4] == 2, gain, True) if prepared else None
-                info = mv(t, w[0], x, n, k, wk, ck, out=out, prep=pr, gain=gain, norm=True, act=act, pdl=pdl)
+                info = mv(t, w[0], x, n, k, wk, ck, out=out, prep=pr, gain=gain, norm=True, act=act, pdl=True, warps=warps, per=per, stages=stages)
                 if info is None:
                     continue
                 try:
                     def body():
                         for b in w:
-                            mv(t, b, x, n, k, wk, ck, out=out, prep=pr, gain=gain, norm=True, act=act, pdl=pdl)
+                            mv(t, b, x, n, k, wk, ck, out=out, prep=pr, gain=gain, norm=True, act=act, pdl=True, warps=warps, per=per, stages=stages)
                     s = time_graph(body) / copies
                 except RuntimeError as e:
-                    print("  failed", t, name, rows, wk, ck, e)
+                    print("  failed", t, name, rows, wk, ck, warps, per, stages, e)
                     continue
-                res.append((s, wk, ck, pdl, prepared, info))
+                res.append((s, f"{wk}x{ck}w{warps}b{info[1]}s{stages}{'' if prepared else 'f'}"))
             if res:
                 res.sort(key=lambda r: r[0])
                 s = res[0][0]
-                rest = " ".join(f"{r[1]}x{r[2]}{'p' if r[3] else ''}{'x' if r[4] else ''}:{r[0] * 1e6:.1f}" for r in res)
-                print(f"{t:7} {name:8} rows {rows:2} {s * 1e6:7.2f} us {true / s * 1e-9:6.0f} GB/s {true / s / peak * 100:5.1f}%  per{res[0][5][1]} grid{res[0][5][2]} | {rest}",
-                      flush=True)
+                rest = " ".join(f"{r[1]}:{r[0] * 1e6:.1f}" for r in res[:10])
+                print(f"{t:7} {name:8} rows {rows:2} {s * 1e6:7.2f} us {true / s * 1e-9:6.0f} GB/s {true / s / peak * 100:5.1f}% | {rest}", flush=True)
 
 
 def main():
@@ -110,16 +110,17 @@ def main():
         fast = [t for t in types if t in ("bf16", "q8_0", "q4_k", "q6_k")]
 
         def plans(name, rows):
-            if rows == 1:
-                c = [(8, 1), (4, 1), (2, 1), (1, 1)] if name != "head" else [(2, 1), (1, 1)]
-                return [(w, k, p, x) for w, k in c for p, x in ((True, False), (False, False), (True, True))]
-            c = [(8, 1), (2, 4), (1, 8), (4, 2), (1, 4), (2, 2), (1, 2), (2, 1), (1, 1)] if name != "head" else [(1, 2), (1, 1), (2, 1)]
-            return [(w, k, True, True) for w, k in c]
-        for t in fast:
-            time_type(t, peak, SHAPES, (1, 8), plans)
+            big, r = name in ("head", "gate_up"), []
+            for prepared in ((False, True) if rows == 1 else (True,)):
+                for wk, ck in ((1, 1), (2, 1), (8, 1)) if big else ((8, 1), (4, 1), (2, 1)):
+                    for warps, per in ((8, 1), (8, 2), (16, 1)):
+                        for stages in (2, 3, 4):
+                            r.append((wk, ck, warps, per, stages, prepared))
+            if rows > 1 and not big:
+                r += [(2, 2, 8, 1, 3, True), (4, 2, 8, 1, 3, True), (4, 2, 16, 1, 3, True), (8, 2, 16, 1, 3, True), (2, 4, 8, 2, 3, True)]
+            return r
         for t in types:
-            if t not in fast:
-                time_type(t, peak, ("gate_up", "down"), (1, 8), lambda n, r: [(w, k, True, r > 1) for w, k in ((8, 1), (4, 1), (1, 1), (1, 4), (1, 8))])
+            time_type(t, peak, SHAPES if t in fast else ("gate_up", "down"), (1, 8) if t in fast else (1,), plans)
     print("all", round(time.time() - t0, 1), "s")
 
 
