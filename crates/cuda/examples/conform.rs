@@ -16,6 +16,8 @@ use quarrel_ir::{Device, Error, KvCopy, Limits, Readout, Result, RopeStyle, SeqS
 use quarrel_model::decoder::{Options, decoder};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 /// Poisoned, each value kept.
@@ -147,15 +149,21 @@ fn ops(report: &mut Report, seed: u64) {
         }
     });
     report.group("products, chosen kernel", |g| {
-        for case in cases::products(rng) {
-            g.case(&case, TEST, product_bound(case.quantized, case.rows));
-        }
+        let mut all = cases::products(rng);
         for dtype in cases::weight_types() {
             for (out, cols) in [(64, 256), (256, 1024), (160, 768), (96, 2304)] {
                 for rows in [1, 2, 3, 4, 5, 6, 7, 8, 16, 33, 130] {
-                    let case = cases::product(dtype, out, cols, rows, rng);
-                    g.case(&case, TEST, product_bound(case.quantized, case.rows));
+                    all.push(cases::product(dtype, out, cols, rows, rng));
                 }
+            }
+        }
+        for (case, want) in all.iter().zip(references(&all)) {
+            let got = case.run(&mut Cuda::new(TEST).expect("the GPU of before"), &[case.rows]);
+            match got.and_then(|got| Ok((got, want?))) {
+                Ok((got, want)) => {
+                    g.note(&case.name, case.error(&got, &want), product_bound(case.quantized, case.rows));
+                }
+                Err(e) => g.broken(&case.name, &e),
             }
         }
     });
@@ -202,6 +210,16 @@ fn ops(report: &mut Report, seed: u64) {
             let long =
                 Heads { heads: 8, kv_heads: 2, head_dim: 64, rot_dims: 64, window: None, softcap: None };
             all.push(cases::attend(long, RopeStyle::Neox, 700, rng));
+            for (head_dim, heads, kv_heads, window) in [
+                (64, 9, 3, None),
+                (80, 4, 4, Some(100)),
+                (96, 16, 2, None),
+                (128, 12, 4, Some(65)),
+                (256, 4, 1, None),
+            ] {
+                let h = Heads { heads, kv_heads, head_dim, rot_dims: head_dim, window, softcap: None };
+                all.push(cases::attend(h, RopeStyle::Neox, 333, rng));
+            }
             let window = Heads {
                 heads: 10,
                 kv_heads: 1,
@@ -213,7 +231,19 @@ fn ops(report: &mut Report, seed: u64) {
             all.push(cases::attend(window, RopeStyle::Interleaved, 600, rng));
             for case in all {
                 g.case(&case, options, bound);
+                g.case(&case, CudaOptions { deterministic: true, ..options }, bound);
+                let parts = || {
+                    let want = case.run(&mut Reference::default(), &[case.rows])?;
+                    Ok((case.run(&mut Cuda::new(options)?, &[17, 3, case.rows - 20])?, want))
+                };
+                match parts() {
+                    Ok((got, want)) => {
+                        g.note(&format!("{} in parts", case.name), case.error(&got, &want), bound)
+                    }
+                    Err(e) => g.broken(&case.name, &e),
+                }
                 let chunked = || {
+                    let options = CudaOptions { deterministic: true, ..options };
                     let rows = case.rows;
                     let whole = case.run(&mut Cuda::new(options)?, &[rows])?;
                     let mut same = true;
@@ -226,6 +256,25 @@ fn ops(report: &mut Report, seed: u64) {
             }
         });
     }
+}
+
+/// The reference's results, on all processors.
+fn references(cases: &[Case]) -> Vec<Result<Vec<f32>>> {
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let work = || {
+        while let Some((i, case)) = Some(next.fetch_add(1, Relaxed)).and_then(|i| Some((i, cases.get(i)?))) {
+            let result = case.run(&mut Reference::default(), &[case.rows]);
+            done.lock().expect("no thread panics with it").push((i, result));
+        }
+    };
+    std::thread::scope(|s| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            s.spawn(work);
+        }
+    });
+    let mut done = done.into_inner().expect("no thread panics with it");
+    done.sort_by_key(|d| d.0);
+    done.into_iter().map(|d| d.1).collect()
 }
 
 fn same_bits(a: &[f32], b: &[f32]) -> bool {

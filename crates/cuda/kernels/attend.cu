@@ -6,6 +6,7 @@ constexpr int CHUNK = 256, THREADS = 128;
 
 struct AttendArgs {
   Step step;
+  const int32_t* list;  // the rows to attend; null: all
   const float* q;
   float* out;
   const uint8_t* pool;
@@ -42,8 +43,10 @@ template <class T, int V> __device__ __forceinline__ void load(const T* p, float
 // Shared: q [H][head_dim], weights [H][CHUNK], sums of a chunk and of all [H][v_dim], their statistics.
 template <class T, int V, int H> __device__ __forceinline__ void attend(const AttendArgs& a) {
   extern __shared__ float4 shared4[];
-  const int r = blockIdx.z;
-  if (r >= a.step.n[0]) return;
+  begin();
+  const int at = blockIdx.z;  // of the rows that are attended here
+  if (!a.list && at >= a.step.n[0]) return;
+  const int r = a.list ? a.list[at] : at;
   const int4 place = a.step.row[r];
   const int position = place.y;
   const int first = a.window > 0 ? max(0, position + 1 - a.window) : 0;
@@ -172,13 +175,13 @@ template <class T, int V, int H> __device__ __forceinline__ void attend(const At
   for (int i = threadIdx.x; i < nh * vd; i += THREADS) {
     int h = i / vd, d = i % vd;
     if (a.part) {
-      a.part[(((int64_t)r * a.heads + head0 + h) * a.chunks + chunk0) * (vd + 2) + d] = sums[h * vs + d];
+      a.part[(((int64_t)at * a.heads + head0 + h) * a.chunks + chunk0) * (vd + 2) + d] = sums[h * vs + d];
     } else {
       a.out[r * a.out_stride + (int64_t)(head0 + h) * vd + d] = all[h * vs + d] / stats[3 * H + h];
     }
   }
   if (a.part && threadIdx.x < nh) {
-    float* p = a.part + (((int64_t)r * a.heads + head0 + threadIdx.x) * a.chunks + chunk0) * (vd + 2) + vd;
+    float* p = a.part + (((int64_t)at * a.heads + head0 + threadIdx.x) * a.chunks + chunk0) * (vd + 2) + vd;
     p[0] = stats[threadIdx.x];
     p[1] = stats[H + threadIdx.x];
   }
@@ -194,12 +197,14 @@ WIDTHS(bf16, __nv_bfloat16)
 
 // Joins the chunks of a row's head, first to last. Grid: heads, rows.
 KERNEL attend_join(const __grid_constant__ AttendArgs a) {
-  int r = blockIdx.y, head = blockIdx.x, vd = a.v_dim;
-  if (r >= a.step.n[0]) return;
+  begin();
+  int at = blockIdx.y, head = blockIdx.x, vd = a.v_dim;
+  if (!a.list && at >= a.step.n[0]) return;
+  int r = a.list ? a.list[at] : at;
   int position = a.step.row[r].y;
   int first = a.window > 0 ? max(0, position + 1 - a.window) : 0;
   int from = first / CHUNK, to = position / CHUNK + 1;
-  const float* p = a.part + ((int64_t)r * a.heads + head) * a.chunks * (vd + 2);
+  const float* p = a.part + ((int64_t)at * a.heads + head) * a.chunks * (vd + 2);
   for (int d = threadIdx.x; d < vd; d += blockDim.x) {
     float sum = 0.f, total = 0.f, m = -INFINITY;
     for (int c = from; c < to; c++) {

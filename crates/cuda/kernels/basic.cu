@@ -11,6 +11,7 @@ struct EmbedArgs {
 };
 
 template <int T> __device__ __forceinline__ void embed(const EmbedArgs& a) {
+  begin();
   int r = blockIdx.x;
   if (r >= a.step.n[0]) return;
   int token = a.step.row[r].x;
@@ -65,6 +66,7 @@ struct NormArgs {
 
 // Grid: rows, groups.
 KERNEL norm_rows(const __grid_constant__ NormArgs a) {
+  begin();
   __shared__ float shared[32];
   int r = blockIdx.x, at = blockIdx.y * a.group;
   if (r >= a.n[a.rows_kind]) return;
@@ -83,6 +85,7 @@ KERNEL norm_rows(const __grid_constant__ NormArgs a) {
 
 // Grid: rows, groups (one group where nothing is normed).
 template <class O> __device__ __forceinline__ void prep(const PrepArgs& a) {
+  begin();
   __shared__ float shared[32];
   int64_t r = blockIdx.x, at = (int64_t)blockIdx.y * a.group;
   const float* x = a.x + r * a.x_stride + at;
@@ -112,6 +115,7 @@ struct AnglesArgs {
 };
 
 KERNEL angles(const __grid_constant__ AnglesArgs a) {
+  begin();
   int r = blockIdx.x;
   if (r >= a.step.n[0]) return;
   double position = (double)a.step.row[r].y;
@@ -133,6 +137,7 @@ struct RopeArgs {
 
 // Grid: rows, pairs / 128.
 KERNEL rope(const __grid_constant__ RopeArgs a) {
+  begin();
   int r = blockIdx.x, i = blockIdx.y * blockDim.x + threadIdx.x;
   if (r >= a.n[0] || i >= a.heads * a.half) return;
   int head = i / a.half, p = i % a.half;
@@ -159,6 +164,7 @@ struct StoreArgs {
 
 // A page holds, for each layer, keys [head][16][head_dim] and then values [head][16][v_dim].
 template <class T> __device__ __forceinline__ void store(const StoreArgs& a) {
+  begin();
   int i = blockIdx.x;
   if (i >= *a.n) return;
   int4 e = a.list[i];
@@ -179,6 +185,64 @@ KERNEL store_f32(const __grid_constant__ StoreArgs a) { store<float>(a); }
 KERNEL store_f16(const __grid_constant__ StoreArgs a) { store<__half>(a); }
 KERNEL store_bf16(const __grid_constant__ StoreArgs a) { store<__nv_bfloat16>(a); }
 
+struct RopeStoreArgs {
+  StoreArgs store;
+  float* q;
+  const float* angles;
+  int64_t q_stride;
+  int32_t heads, half, interleaved, pad;
+};
+
+// Rotates a pair of a head, and copies what is not rotated: pair `i` of `head_dim - half` of them.
+template <class F> __device__ __forceinline__ void rotate(const float* x, int i, int head_dim, const float* angle, int half, int interleaved, F put) {
+  if (i < half) {
+    float c = angle[i], s = angle[half + i];
+    int i0 = interleaved ? 2 * i : i, i1 = interleaved ? 2 * i + 1 : i + half;
+    float x0 = x[i0], x1 = x[i1];
+    put(i0, x0 * c - x1 * s);
+    put(i1, x0 * s + x1 * c);
+  } else {
+    put(i + half, x[i + half]);
+  }
+}
+
+// Rope of queries and keys, and StoreKv, in one: keys and values go to their pages as they are rotated. Grid: rows, items / 128.
+template <class T> __device__ __forceinline__ void rope_store(const RopeStoreArgs& a) {
+  begin();
+  const StoreArgs& s = a.store;
+  int r = blockIdx.x, i = blockIdx.y * blockDim.x + threadIdx.x;
+  if (r >= *s.n) return;
+  const float* angle = a.angles + (int64_t)r * 2 * a.half;
+  const int items = s.head_dim - a.half;
+  if (i < a.heads * items) {
+    float* x = a.q + r * a.q_stride + (int64_t)(i / items) * s.head_dim;
+    rotate(x, i % items, s.head_dim, angle, a.half, a.interleaved, [&](int d, float y) { x[d] = y; });
+    return;
+  }
+  i -= a.heads * items;
+  int4 e = s.list[r];
+  uint8_t* page = s.pool + (int64_t)s.blocks[e.z + e.y / 16] * s.page;
+  int token = e.y % 16;
+  if (i < s.kv_heads * items) {
+    int head = i / items;
+    float* x = (float*)s.k + r * s.k_stride + (int64_t)head * s.head_dim;
+    T* k = (T*)(page + s.k_at) + (int64_t)(head * 16 + token) * s.head_dim;
+    rotate(x, i % items, s.head_dim, angle, a.half, a.interleaved, [&](int d, float y) {
+      x[d] = y;
+      k[d] = from_float<T>(y);
+    });
+    return;
+  }
+  i -= s.kv_heads * items;
+  if (i < s.kv_heads * s.v_dim) {
+    T* v = (T*)(page + s.v_at) + (int64_t)(i / s.v_dim * 16 + token) * s.v_dim;
+    v[i % s.v_dim] = from_float<T>(s.v[r * s.v_stride + i]);
+  }
+}
+KERNEL rope_store_f32(const __grid_constant__ RopeStoreArgs a) { rope_store<float>(a); }
+KERNEL rope_store_f16(const __grid_constant__ RopeStoreArgs a) { rope_store<__half>(a); }
+KERNEL rope_store_bf16(const __grid_constant__ RopeStoreArgs a) { rope_store<__nv_bfloat16>(a); }
+
 struct MapArgs {
   const int32_t* n;
   const float* a;
@@ -191,6 +255,7 @@ struct MapArgs {
 
 // Grid: columns / 256, rows.
 template <class F> __device__ __forceinline__ void map(const MapArgs& m, F f) {
+  begin();
   int64_t r = blockIdx.y;
   int c = blockIdx.x * blockDim.x + threadIdx.x;
   if (r >= m.n[m.rows_kind] || c >= m.cols) return;
@@ -223,6 +288,7 @@ struct PickArgs {
 
 // Grid: columns / 256, outputs.
 KERNEL pick_rows(const __grid_constant__ PickArgs a) {
+  begin();
   int64_t i = blockIdx.y;
   int c = blockIdx.x * blockDim.x + threadIdx.x;
   if (i >= a.step.n[1] || c >= a.cols) return;
@@ -237,6 +303,7 @@ struct CopyArgs {
 
 // Whole pages, 16 bytes at a time; a page is a multiple of 256 bytes. Grid: parts, pairs.
 KERNEL copy_pages(const __grid_constant__ CopyArgs a) {
+  begin();
   int2 p = a.pairs[blockIdx.y];
   const int4* from = (const int4*)(a.pool + p.x * a.page);
   int4* to = (int4*)(a.pool + p.y * a.page);

@@ -46,6 +46,15 @@ struct RepackArgs {
   int32_t n, k;
 };
 
+// Programmatic dependent launch (Hopper): the next kernel may be placed while this one runs, and this one waits for those before it. A
+// kernel of a file in `DEPENDENT` of src/kernels.rs must begin with it, or its inputs may not be there yet.
+__device__ __forceinline__ void begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 // x * sigmoid(x), never overflowing.
 __device__ __forceinline__ float silu(float x) {
   if (x >= 0.f) return x / (1.f + expf(-x));

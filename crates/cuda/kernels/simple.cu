@@ -15,6 +15,7 @@ template <int T> __device__ __forceinline__ void load_unit(const uint8_t* row, i
 }
 
 template <int T, int R> __device__ __forceinline__ void product(const MatArgs& a) {
+  begin();
   // Element j of unit u lies at [j][u], so that lanes read neighbours.
   __shared__ float xs[R][32][33];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;

@@ -135,6 +135,7 @@ pub(crate) struct Store {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Attend {
     pub(crate) step: Step,
+    pub(crate) list: Ptr,
     pub(crate) q: Ptr,
     pub(crate) out: Ptr,
     pub(crate) pool: Ptr,
@@ -152,6 +153,40 @@ pub(crate) struct Attend {
     pub(crate) chunks: i32,
     pub(crate) scale: f32,
     pub(crate) softcap: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flash {
+    pub(crate) step: Step,
+    pub(crate) seqs: Ptr,
+    pub(crate) q: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) pool: Ptr,
+    pub(crate) q_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) page: i64,
+    pub(crate) k_at: i64,
+    pub(crate) v_at: i64,
+    pub(crate) heads: i32,
+    pub(crate) kv_heads: i32,
+    pub(crate) window: i32,
+    pub(crate) pad: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RopeStore {
+    pub(crate) store: Store,
+    pub(crate) q: Ptr,
+    pub(crate) angles: Ptr,
+    pub(crate) q_stride: i64,
+    pub(crate) heads: i32,
+    pub(crate) half: i32,
+    pub(crate) interleaved: i32,
+    pub(crate) pad: i32,
 }
 
 #[repr(C)]
@@ -203,4 +238,6 @@ pub(crate) trait Args: Copy {}
 macro_rules! args {
     ($($t:ty),*) => { $(impl Args for $t {})* };
 }
-args!(Prep, Mat, Repack, Embed, Norm, Angles, Rope, Store, Attend, Map, Pick, CopyPages, Peak);
+args!(
+    Prep, Mat, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, RopeStore, Map, Pick, CopyPages, Peak
+);

@@ -5,7 +5,7 @@ use crate::choose;
 use crate::exec::{self, COPIES_MAX, Pass, RopeAt, Scratch, Tape};
 use crate::gpu::{Buffer, Caps, Event, Gpu, Graph, Pinned};
 use crate::kv::{KvPool, KvType};
-use crate::step::{Inputs, Size};
+use crate::step::{Inputs, Lists, Size};
 use crate::weights::{Held, Uploader, uses};
 use quarrel_ir::arena::{Arena, Slot};
 use quarrel_ir::reference::vocab;
@@ -236,7 +236,9 @@ impl Device for Cuda {
         if self.options.poison {
             self.gpu.fill(r.arena.ptr, 0xff, r.arena.bytes)?;
         }
-        let plain = step.copies.is_empty() && !self.profile && !self.options.no_graphs;
+        let lists = r.inputs.lists(step, size);
+        let plain =
+            lists.copies.is_none() && lists.many.is_empty() && !self.profile && !self.options.no_graphs;
         // Decoding: every row wants logits, so the same sizes come again and again.
         if plain && rows == outputs && rows <= GRAPH_ROWS_MAX {
             return r.replay(&self.gpu, &self.held, self.options.deterministic, size);
@@ -250,7 +252,7 @@ impl Device for Cuda {
         let pass = Pass {
             size,
             step: r.inputs.step(size),
-            copies: (!step.copies.is_empty()).then(|| r.inputs.copies(step, size)),
+            lists,
             stop: step.stop,
             times: times.then_some(&r.events[..]),
         };
@@ -350,7 +352,8 @@ impl Ready {
 
     /// Runs a step of a size by its graph, which is recorded the second time that the size comes.
     fn replay(&mut self, gpu: &Arc<Gpu>, held: &[Held], deterministic: bool, size: Size) -> Result<()> {
-        let pass = Pass { size, step: self.inputs.step(size), copies: None, stop: None, times: None };
+        let pass =
+            Pass { size, step: self.inputs.step(size), lists: Lists::default(), stop: None, times: None };
         if self.graphs.len() >= GRAPHS_MAX && !self.graphs.contains_key(&size) {
             gpu.wait()?;
             self.graphs.clear();

@@ -4,7 +4,7 @@ use crate::args::{self, Ptr};
 use crate::choose::{self, Choice, Input, Layout, Shape};
 use crate::gpu::{Buffer, Caps, Event, Gpu};
 use crate::kv::{KvPool, KvType};
-use crate::step::Size;
+use crate::step::{Lists, Size};
 use crate::weights::{Held, RunShape};
 use quarrel_ir::arena::Slot;
 use quarrel_ir::{
@@ -73,8 +73,7 @@ pub(crate) struct ScratchBytes {
 pub(crate) struct Pass<'a> {
     pub(crate) size: Size,
     pub(crate) step: args::Step,
-    /// Number and list of rows that are stored in several sequences.
-    pub(crate) copies: Option<(Ptr, Ptr)>,
+    pub(crate) lists: Lists,
     /// Asked before each layer, once the layer before the last is done.
     pub(crate) stop: Option<Stop<'a>>,
     /// One more than there are ops; recorded around each.
@@ -98,6 +97,7 @@ impl Tape<'_> {
             }
         }
         let mut brake = pass.stop.map(|stop| Brake { stop, layer: None, marks: Vec::new() });
+        let mut done = 0;
         for (i, node) in self.program.ops.iter().enumerate() {
             if let Some(times) = pass.times {
                 times[i].record()?;
@@ -105,7 +105,16 @@ impl Tape<'_> {
             if let Some(brake) = &mut brake {
                 brake.layer(self.gpu, node.layer)?;
             }
-            self.op(pass, &node.op)?;
+            if i < done {
+                continue;
+            }
+            done = match self.rope_store(pass, i)? {
+                true => i + 3,
+                false => i + 1,
+            };
+            if done == i + 1 {
+                self.op(pass, &node.op)?;
+            }
         }
         pass.times.map_or(Ok(()), |times| times[self.program.ops.len()].record())
     }
@@ -322,15 +331,49 @@ impl Tape<'_> {
         self.gpu.launch("rope", grid, 128, 0, &args)
     }
 
-    fn store(&self, pass: &Pass, k: View, v: View, layer: usize) -> Result<()> {
+    /// Rope of queries, of keys, and the store of those keys, where they follow each other, in one launch; whether they do.
+    fn rope_store(&self, pass: &Pass, i: usize) -> Result<bool> {
+        let [a, b, c, ..] = &self.program.ops[i..] else { return Ok(false) };
+        let (
+            &Op::Rope { x: q, head_dim: q_dim, table },
+            &Op::Rope { x: k, head_dim, table: k_table },
+            &Op::StoreKv { k: stored, v, kv_layer },
+        ) = (&a.op, &b.op, &c.op)
+        else {
+            return Ok(false);
+        };
+        let half = self.program.ropes[table.0 as usize].rot_dims / 2;
+        let l = self.program.kv[kv_layer as usize];
+        if table != k_table || stored != k || q_dim != head_dim || head_dim != l.head_dim || half == 0 {
+            return Ok(false);
+        }
+        let kernel = match self.kv_type {
+            KvType::F32 => "rope_store_f32",
+            KvType::F16 => "rope_store_f16",
+            KvType::BF16 => "rope_store_bf16",
+        };
+        let (heads, items) = (q.cols / head_dim, head_dim - half);
+        let at = self.at(q);
+        let args = args::RopeStore {
+            store: self.store_args(pass, k, v, kv_layer as usize),
+            q: at.ptr,
+            angles: self.ropes[table.0 as usize].angles.ptr,
+            q_stride: at.stride,
+            heads: heads as i32,
+            half: half as i32,
+            interleaved: i32::from(self.program.ropes[table.0 as usize].style == RopeStyle::Interleaved),
+            pad: 0,
+        };
+        let all = (heads + l.kv_heads) * items + l.kv_heads * l.v_dim;
+        self.gpu.launch(kernel, [pass.size.rows as u32, all.div_ceil(128), 1], 128, 0, &args)?;
+        self.store_copies(pass, &args.store)?;
+        Ok(true)
+    }
+
+    fn store_args(&self, pass: &Pass, k: View, v: View, layer: usize) -> args::Store {
         let (ka, va) = (self.at(k), self.at(v));
         let (l, place) = (self.program.kv[layer], self.kv.places[layer]);
-        let kernel = match self.kv_type {
-            KvType::F32 => "store_f32",
-            KvType::F16 => "store_f16",
-            KvType::BF16 => "store_bf16",
-        };
-        let args = args::Store {
+        args::Store {
             n: pass.step.n,
             list: pass.step.row,
             blocks: pass.step.blocks,
@@ -346,21 +389,82 @@ impl Tape<'_> {
             head_dim: l.head_dim as i32,
             v_dim: l.v_dim as i32,
             copies: 0,
+        }
+    }
+
+    fn store_kernel(&self) -> &'static str {
+        match self.kv_type {
+            KvType::F32 => "store_f32",
+            KvType::F16 => "store_f16",
+            KvType::BF16 => "store_bf16",
+        }
+    }
+
+    fn store(&self, pass: &Pass, k: View, v: View, layer: usize) -> Result<()> {
+        let args = self.store_args(pass, k, v, layer);
+        self.gpu.launch(self.store_kernel(), [pass.size.rows as u32, 1, 1], 256, 0, &args)?;
+        self.store_copies(pass, &args)
+    }
+
+    /// The rows that other sequences have too.
+    fn store_copies(&self, pass: &Pass, args: &args::Store) -> Result<()> {
+        let Some((n, list)) = pass.lists.copies else { return Ok(()) };
+        let args = args::Store { n, list, copies: 1, ..*args };
+        self.gpu.launch(self.store_kernel(), [COPIES_MAX as u32, 1, 1], 256, 0, &args)
+    }
+
+    /// Attention of the sequences with many rows on tensor cores; whether there is a kernel for it.
+    fn flash(&self, pass: &Pass, out: View, q: View, spec: &AttendSpec) -> Result<bool> {
+        let group = spec.heads / spec.kv_heads;
+        let kernel = flash_kernel(self.kv_type, spec.head_dim).filter(|_| {
+            spec.head_dim == spec.v_dim
+                && group <= FLASH_ROWS
+                && !self.deterministic
+                && !pass.lists.many.is_empty()
+        });
+        let Some((kernel, tokens)) = kernel else { return Ok(false) };
+        let (o, i) = (self.at(out), self.at(q));
+        let place = self.kv.places[spec.kv_layer as usize];
+        let args = args::Flash {
+            step: pass.step,
+            seqs: pass.lists.seqs,
+            q: i.ptr,
+            out: o.ptr,
+            pool: self.kv.buffer.ptr,
+            q_stride: i.stride,
+            out_stride: o.stride,
+            page: self.kv.page as i64,
+            k_at: place.k as i64,
+            v_at: place.v as i64,
+            heads: spec.heads as i32,
+            kv_heads: spec.kv_heads as i32,
+            window: spec.window.map_or(0, |w| i32::try_from(w).unwrap_or(i32::MAX)),
+            pad: 0,
+            scale: spec.scale,
+            softcap: spec.softcap.unwrap_or(0.0),
         };
-        self.gpu.launch(kernel, [pass.size.rows as u32, 1, 1], 256, 0, &args)?;
-        let Some((n, list)) = pass.copies else { return Ok(()) };
-        let args = args::Store { n, list, copies: 1, ..args };
-        self.gpu.launch(kernel, [COPIES_MAX as u32, 1, 1], 256, 0, &args)
+        let of_tile = (FLASH_ROWS / group) as usize;
+        let tiles: usize = pass.lists.many.iter().map(|rows| rows.div_ceil(of_tile)).sum();
+        let shared = 2 * (FLASH_ROWS + 4 * tokens) * (spec.head_dim + 8);
+        self.gpu.launch(kernel, [tiles as u32, spec.kv_heads, 1], 128, shared, &args)?;
+        Ok(true)
     }
 
     fn attend(&self, pass: &Pass, out: View, q: View, spec: &AttendSpec) -> Result<()> {
         let (o, i) = (self.at(out), self.at(q));
         let place = self.kv.places[spec.kv_layer as usize];
-        let split = attend_split(spec, pass.size, self.gpu.caps.multiprocessors as usize);
+        let flash = self.flash(pass, out, q, spec)?;
+        let rows = if flash { pass.lists.few_len } else { pass.size.rows };
+        if rows == 0 {
+            return Ok(());
+        }
+        let size = Size { rows, ..pass.size };
+        let split = attend_split(spec, size, self.gpu.caps.multiprocessors as usize);
         let wide = spec.head_dim % 8 == 0 && spec.v_dim % 8 == 0;
         let (kernel, tile) = attend_kernel(self.kv_type, wide, (spec.heads / spec.kv_heads) as usize);
         let args = args::Attend {
             step: pass.step,
+            list: if flash { pass.lists.few } else { 0 },
             q: i.ptr,
             out: o.ptr,
             pool: self.kv.buffer.ptr,
@@ -384,13 +488,13 @@ impl Tape<'_> {
         let tiles = (spec.heads / spec.kv_heads).div_ceil(tile as u32);
         let chunks = if split { pass.size.chunks as u32 } else { 1 };
         // The third dimension of a grid ends at 65,535.
-        let grid = [chunks, spec.kv_heads * tiles, pass.size.rows as u32];
+        let grid = [chunks, spec.kv_heads * tiles, rows as u32];
         self.gpu.launch(kernel, grid, 128, 4 * floats as u32, &args)?;
         if !split {
             return Ok(());
         }
         let block = spec.v_dim.next_multiple_of(32).min(256);
-        self.gpu.launch("attend_join", [spec.heads, pass.size.rows as u32, 1], block, 0, &args)
+        self.gpu.launch("attend_join", [spec.heads, rows as u32, 1], block, 0, &args)
     }
 
     fn map(
@@ -596,6 +700,30 @@ fn attend_kernel(kv: KvType, wide: bool, group: usize) -> (&'static str, usize) 
         KvType::BF16 => pick!("bf16"),
     };
     (name, tile)
+}
+
+/// Pairs of a row and a head in a tile of flash.cu.
+const FLASH_ROWS: u32 = 64;
+
+/// The kernel for many rows, and the tokens of its tiles of the cache.
+fn flash_kernel(kv: KvType, head_dim: u32) -> Option<(&'static str, u32)> {
+    macro_rules! pick {
+        ($t:literal) => {
+            match head_dim {
+                64 => Some((concat!("flash_", $t, "_64"), 64)),
+                80 => Some((concat!("flash_", $t, "_80"), 64)),
+                96 => Some((concat!("flash_", $t, "_96"), 64)),
+                128 => Some((concat!("flash_", $t, "_128"), 64)),
+                256 => Some((concat!("flash_", $t, "_256"), 32)),
+                _ => None,
+            }
+        };
+    }
+    match kv {
+        KvType::F32 => None,
+        KvType::F16 => pick!("f16"),
+        KvType::BF16 => pick!("bf16"),
+    }
 }
 
 /// Threads of a block that norms so many columns.

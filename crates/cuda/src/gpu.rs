@@ -65,6 +65,8 @@ fn loaded(ordinal: usize) -> Arc<Mutex<Kernels>> {
 struct Function {
     handle: sys::CUfunction,
     shared: u32,
+    /// Whether it waits by itself for the kernels before it.
+    dependent: bool,
 }
 
 // SAFETY: driver handles are addresses of objects that any thread may use; the driver locks what must be.
@@ -242,29 +244,41 @@ impl Gpu {
         if grid.contains(&0) {
             return Ok(());
         }
-        let function = self.function(kernel, shared)?;
+        let Function { handle, dependent, .. } = self.function(kernel, shared)?;
+        // Only the machine code for Hopper waits.
+        let mut attribute = sys::CUlaunchAttribute_st {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig_st {
+            gridDimX: grid[0],
+            gridDimY: grid[1],
+            gridDimZ: grid[2],
+            blockDimX: block,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: u32::from(dependent && self.caps.sm == 90),
+        };
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one struct by value with this layout (args.rs mirrors the sources); the driver copies it
         // before it returns. The addresses in it are of buffers that the caller keeps until the stream has passed.
         let done = unsafe {
-            result::launch_kernel(
-                function,
-                (grid[0], grid[1], grid[2]),
-                (block, 1, 1),
-                shared,
-                self.stream,
-                &mut params,
-            )
+            sys::cuLaunchKernelEx(&config, handle, params.as_mut_ptr(), std::ptr::null_mut()).result()
         };
         self.check(kernel, done)
     }
 
     /// The kernel of this name, allowed `shared` bytes of dynamic shared memory.
-    fn function(&self, name: &'static str, shared: u32) -> Result<sys::CUfunction> {
+    fn function(&self, name: &'static str, shared: u32) -> Result<Function> {
         let mut all = self.kernels.lock().unwrap_or_else(PoisonError::into_inner);
         if !all.functions.contains_key(name) {
-            let handle = self.find(&mut all, name)?;
-            all.functions.insert(name, Function { handle, shared: 48 << 10 });
+            let (handle, file) = self.find(&mut all, name)?;
+            let dependent = kernels::DEPENDENT.contains(&file);
+            all.functions.insert(name, Function { handle, shared: 48 << 10, dependent });
         }
         let function = all.functions.get_mut(name).expect("just inserted");
         if shared > function.shared {
@@ -275,10 +289,10 @@ impl Gpu {
             self.check(name, set)?;
             function.shared = shared;
         }
-        Ok(function.handle)
+        Ok(*function)
     }
 
-    fn find(&self, all: &mut Kernels, name: &'static str) -> Result<sys::CUfunction> {
+    fn find(&self, all: &mut Kernels, name: &'static str) -> Result<(sys::CUfunction, &'static str)> {
         let symbol = CString::new(name).expect("names of kernels have no NUL");
         for (file, image) in kernels::IMAGES {
             let module = match all.modules.iter().find(|m| m.0 == *file) {
@@ -293,7 +307,7 @@ impl Gpu {
             };
             // SAFETY: a loaded module.
             if let Ok(function) = unsafe { result::module::get_function(module, symbol.clone()) } {
-                return Ok(function);
+                return Ok((function, file));
             }
         }
         Err(self.error(format!("there is no kernel {name}; this is a bug, please report it")))

@@ -14,4 +14,7 @@ macro_rules! images {
     };
 }
 
-images!["basic", "attend", "simple", "peaks"];
+images!["basic", "attend", "flash", "simple", "peaks"];
+
+/// The files whose kernels all begin with `begin()`: they may be launched before those before them are done.
+pub(crate) const DEPENDENT: &[&str] = &["basic", "attend", "flash", "simple"];

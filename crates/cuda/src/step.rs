@@ -51,7 +51,8 @@ impl Inputs {
 
     /// Makes room for a step; true if the buffer is another now.
     pub(crate) fn reserve(&mut self, step: &StepInputs, size: Size) -> Result<bool> {
-        let need = HEAD + 4 * size.rows + size.outputs + blocks(step) + 4 + 4 * step.copies.len();
+        let need =
+            tail(step, size) + 4 * step.copies.len() + 4 * step.seqs.len() + step.seqs.len() * MANY + 4;
         if need <= self.words {
             return Ok(false);
         }
@@ -68,11 +69,20 @@ impl Inputs {
         Step { n: at(0), row: at(row), outputs: at(outputs), blocks: at(outputs + size.outputs) }
     }
 
-    /// The number of copies, and the list of them: behind the block tables.
-    pub(crate) fn copies(&self, step: &StepInputs, size: Size) -> (Ptr, Ptr) {
+    /// Where the lists behind the block tables lie.
+    pub(crate) fn lists(&self, step: &StepInputs, size: Size) -> Lists {
         // Entries are read 16 bytes at a time.
-        let at = (HEAD + 4 * size.rows + size.outputs + blocks(step)).next_multiple_of(4);
-        (self.buffer.ptr + 8, self.buffer.ptr + 4 * at as u64)
+        let at = |words: usize| self.buffer.ptr + 4 * words as u64;
+        let copies = tail(step, size);
+        let seqs = copies + 4 * step.copies.len();
+        let many: Vec<usize> = step.seqs.iter().map(|s| s.rows).filter(|r| *r >= MANY).collect();
+        Lists {
+            copies: (!step.copies.is_empty()).then(|| (at(2), at(copies))),
+            seqs: at(seqs),
+            few: at(seqs + 4 * many.len()),
+            few_len: step.tokens.len() - many.iter().sum::<usize>(),
+            many,
+        }
     }
 
     /// Queues the sending of a step, after [`Inputs::reserve`].
@@ -100,12 +110,22 @@ impl Inputs {
         for seq in step.seqs {
             words.extend(&seq.blocks[..used(seq.start + seq.rows)]);
         }
-        if !step.copies.is_empty() {
-            words.resize((HEAD + 4 * size.rows + size.outputs + blocks(step)).next_multiple_of(4), 0);
+        if !step.copies.is_empty() || step.seqs.iter().any(|s| s.rows >= MANY) {
+            words.resize(tail(step, size), 0);
             let places: Vec<_> = step.places().collect();
             for c in step.copies {
                 words.extend([c.row, places[c.row as usize].1 as u32, firsts[c.seq as usize], 0]);
             }
+            let mut row = 0;
+            let mut few = Vec::new();
+            for (seq, first) in step.seqs.iter().zip(&firsts) {
+                match seq.rows >= MANY {
+                    true => words.extend([row, seq.rows as u32, *first, seq.start as u32]),
+                    false => few.extend(row..row + seq.rows as u32),
+                }
+                row += seq.rows as u32;
+            }
+            words.extend(few);
         }
         let bytes = &mut pinned.bytes_mut()[..4 * words.len()];
         for (to, word) in bytes.chunks_exact_mut(4).zip(&words) {
@@ -114,6 +134,29 @@ impl Inputs {
         self.gpu.upload(self.buffer.ptr, bytes)?;
         sent.record()
     }
+}
+
+/// Rows of a sequence from which on its attention goes to tensor cores.
+pub(crate) const MANY: usize = 16;
+
+/// Lists of a step that graphs never have.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lists {
+    /// The number of rows that are stored in several sequences, and the list of them.
+    pub(crate) copies: Option<(Ptr, Ptr)>,
+    /// The sequences with many rows.
+    pub(crate) seqs: Ptr,
+    /// Their rows.
+    pub(crate) many: Vec<usize>,
+    /// The rows of the others.
+    pub(crate) few: Ptr,
+    /// How many these are.
+    pub(crate) few_len: usize,
+}
+
+/// Words before the lists.
+fn tail(step: &StepInputs, size: Size) -> usize {
+    (HEAD + 4 * size.rows + size.outputs + blocks(step)).next_multiple_of(4)
 }
 
 /// Blocks of a sequence of so many tokens.
