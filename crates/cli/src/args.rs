@@ -2,6 +2,7 @@
 //! spellings (`spelling`) are all made from it.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts are not Markdown: [default: x] is no link")]
 
+mod sample;
 mod serve;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{Eviction, Speculate};
 use quarrel_runtime::EngineOptions;
 
+pub(crate) use sample::{ChainArgs, Logprobs, parse_bias};
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
 
 use crate::adapter::{self, Lora};
@@ -319,6 +321,8 @@ pub(crate) struct SampleArgs {
     /// Quality-guided preset: the temperature follows the entropy of each step (--temp scales it), with top-p 0.9
     #[arg(long, help_heading = "Sampling")]
     pub(crate) quality: bool,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
 }
 
 /// Answer one prompt and leave.
@@ -366,6 +370,12 @@ pub(crate) struct Run {
     /// With --json: the log-probability of each token, and the N best in its place
     #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u32).range(0..=64), help_heading = "Output")]
     pub(crate) logprobs: Option<u32>,
+    /// ... of the model itself, or of what the token was drawn from, after the sampling chain [default: raw]
+    #[arg(long, value_enum, value_name = "WHOSE", requires = "logprobs", help_heading = "Output")]
+    pub(crate) logprobs_of: Option<Logprobs>,
+    /// Show how each token was drawn, with N candidates: what each stage of the chain left, and the draw. With --json as `explain` [default: 5]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "5", value_parser = clap::value_parser!(u32).range(0..=100), conflicts_with = "best_of", help_heading = "Output")]
+    pub(crate) explain: Option<u32>,
 }
 
 /// Talk with a model.

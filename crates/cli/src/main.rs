@@ -6,6 +6,7 @@ mod args;
 mod bytes;
 mod commands;
 mod data;
+mod explain;
 mod failure;
 mod input;
 mod instructions;

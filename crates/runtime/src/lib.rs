@@ -6,6 +6,8 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod breakers;
+mod explain;
 mod file;
 mod load;
 pub mod memory;
@@ -15,6 +17,8 @@ pub mod process;
 pub mod prompt;
 
 pub use answer::TextStream;
+pub use explain::{token_text, trace_json};
+pub use breakers::{DRY_BREAKERS, breakers};
 pub use load::{EngineOptions, Running};
 pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};
