@@ -3,6 +3,7 @@
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts are not Markdown: [default: x] is no link")]
 
 mod eval;
+mod sample;
 mod serve;
 
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use quarrel_runtime::EngineOptions;
 use quarrel_runtime::devices::Place;
 
 pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
+pub(crate) use sample::{ChainArgs, Logprobs, parse_bias};
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
 
 use crate::adapter::{self, Lora};
@@ -331,6 +333,8 @@ pub(crate) struct SampleArgs {
     /// Quality-guided preset: the temperature follows the entropy of each step (--temp scales it), with top-p 0.9
     #[arg(long, help_heading = "Sampling")]
     pub(crate) quality: bool,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
 }
 
 /// Answer one prompt and leave.
@@ -380,6 +384,12 @@ pub(crate) struct Run {
     pub(crate) logprobs: Option<u32>,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
+    /// ... of the model itself, or of what the token was drawn from, after the sampling chain [default: raw]
+    #[arg(long, value_enum, value_name = "WHOSE", requires = "logprobs", help_heading = "Output")]
+    pub(crate) logprobs_of: Option<Logprobs>,
+    /// Show how each token was drawn, with N candidates: what each stage of the chain left, and the draw. With --json as `explain` [default: 5]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "5", value_parser = clap::value_parser!(u32).range(0..=100), conflicts_with = "best_of", help_heading = "Output")]
+    pub(crate) explain: Option<u32>,
 }
 
 /// Talk with a model.

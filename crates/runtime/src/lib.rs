@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod breakers;
 pub mod devices;
+mod explain;
 mod file;
 mod load;
 pub mod memory;
@@ -17,6 +19,8 @@ pub mod process;
 pub mod prompt;
 
 pub use answer::TextStream;
+pub use breakers::{DRY_BREAKERS, breakers};
+pub use explain::{token_text, trace_json};
 pub use load::{EngineOptions, Running};
 pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};

@@ -28,7 +28,7 @@ use crate::ids;
 use crate::metrics::HttpCounts;
 use crate::models::Models;
 use crate::routes::{
-    anthropic, chat, completions, conversations, health, models, ollama, presets, responses, tokens,
+    anthropic, chat, completions, conversations, explain, health, models, ollama, presets, responses, tokens,
 };
 use crate::{ServeConfig, arrival, page, store};
 
@@ -176,6 +176,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(conversations::delete_from))
         .routes(routes!(conversations::export))
         .routes(routes!(presets::list))
+        .routes(routes!(explain::explain))
         .routes(routes!(tokens::tokenize))
         .routes(routes!(tokens::detokenize))
         .routes(routes!(tokens::apply_template))

@@ -20,6 +20,7 @@ mod page;
 mod prompt;
 pub mod reference;
 mod routes;
+mod sampling;
 mod sse;
 mod store;
 mod timed;

@@ -57,6 +57,9 @@ pub(crate) struct Serve {
     /// Store nothing
     #[arg(long, conflicts_with = "data", help_heading = "Server")]
     pub(crate) no_store: bool,
+    /// The preset for requests that name none: how to draw, a system prompt
+    #[arg(long, value_name = "NAME", help_heading = "Server")]
+    pub(crate) preset: Option<String>,
     /// A TOML file with presets of your own
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     pub(crate) presets: Option<PathBuf>,

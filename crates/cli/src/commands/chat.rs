@@ -186,7 +186,8 @@ impl Conversation<'_> {
         }
         let (name, value) = rest.split_once(['=', ' ']).unwrap_or((rest, ""));
         if value.trim().is_empty() && NAMES.contains(&name) && name != "quality" {
-            return Ok(self.out.line(&format!("{name} {}", self.settings.values()[name]))?);
+            let value = self.settings.values().get(name).map_or("default".into(), |v| v.to_string());
+            return Ok(self.out.line(&format!("{name} {value}"))?);
         }
         self.settings.set(name.trim(), value.trim())
     }
@@ -241,10 +242,10 @@ impl Conversation<'_> {
         let mut settings = self.settings.clone();
         settings.seed = settings.seed.map(|s| s.wrapping_add(self.answers));
         let (evict, leading) = (self.evict, Leading::Strip);
-        let ask = Ask { prompt, settings: &settings, evict, leading, logprobs: None };
+        let ask = Ask { evict, leading, ..Ask::new(prompt, &settings) };
         let out = &mut self.out;
         let answer =
-            self.running.answer(&self.opened.tokenizer, ask, |text| Ok(out.text(text)?)).map_err(|e| {
+            self.running.answer(&self.opened.tokenizer, ask, |piece| Ok(out.text(piece.text())?)).map_err(|e| {
                 match self.messages.len() {
                     0..=2 => e,
                     _ => anyhow!("{e}; /clear forgets the conversation"),

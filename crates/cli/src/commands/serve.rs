@@ -95,6 +95,14 @@ fn store(args: &Serve) -> Result<Option<Arc<Store>>> {
 }
 
 fn presets(args: &Serve) -> Result<Presets> {
+    let all = all_presets(args)?;
+    match &args.preset {
+        Some(name) => all.with_default(name).context("--preset"),
+        None => Ok(all),
+    }
+}
+
+fn all_presets(args: &Serve) -> Result<Presets> {
     let Some(path) = &args.presets else { return Ok(Presets::built_in()) };
     let presets = Presets::with_toml(&input::text_file(path)?).with_context(|| path.display().to_string())?;
     if let Some(p) = presets.list().find(|p| p.template.is_some()) {

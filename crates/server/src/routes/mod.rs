@@ -4,6 +4,7 @@ pub(crate) mod anthropic;
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod conversations;
+pub(crate) mod explain;
 pub(crate) mod health;
 pub(crate) mod models;
 pub(crate) mod ollama;

@@ -6,3 +6,4 @@ mod common;
 mod anthropic;
 mod ollama;
 mod responses;
+mod sampling;

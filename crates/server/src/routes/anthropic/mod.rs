@@ -133,7 +133,7 @@ pub(crate) async fn messages(
     drop_nulls(&mut object);
     let (talk, own): (Talk, Settings) = body::parts(object, &[])?;
     let Asked { model, prompt, format, hidden } = talk.ask(Some(own.max_tokens))?;
-    let fields = Fields {
+    let mut fields = Fields {
         max_tokens: Some(own.max_tokens),
         temperature: own.temperature,
         top_p: own.top_p,
@@ -143,6 +143,7 @@ pub(crate) async fn messages(
         user: own.metadata.and_then(|m| m.user_id),
         ..Fields::default()
     };
+    fields.take_preset(&app.presets)?;
     let lease = app.models.lease(model.as_deref()).await?;
     let model = lease.id.clone();
     let generating = prompt::chat(lease, prompt, fields, None, caller).await;

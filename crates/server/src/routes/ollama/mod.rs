@@ -107,7 +107,8 @@ pub(crate) async fn chat(
         effort: shared.effort()?,
         ..ChatPrompt::new(ask::messages(messages)?)
     };
-    let fields = shared.fields(&lease)?;
+    let mut fields = shared.fields(&lease)?;
+    fields.take_preset(&app.presets)?;
     let generating = prompt::chat(lease, prompt, fields, None, caller).await;
     shape.answer(generating.map_err(|e| e.renamed(&NAMES))?, &shared).await
 }
@@ -131,7 +132,8 @@ pub(crate) async fn generate(
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: false, model: lease.id.clone(), started, load: started.elapsed() };
     let Some(text) = own.prompt.filter(|p| !p.is_empty()) else { return shape.loaded(&shared) };
-    let fields = shared.fields(&lease)?;
+    let mut fields = shared.fields(&lease)?;
+    fields.take_preset(&app.presets)?;
     let system = own.system.filter(|s| !s.is_empty());
     let generating = if own.raw.unwrap_or(false) || (lease.template().is_none() && system.is_none()) {
         let (lease, ids) = encode(lease, text).await?;
