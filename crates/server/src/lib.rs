@@ -17,6 +17,7 @@ mod models;
 mod page;
 mod prompt;
 pub mod reference;
+mod resume;
 mod routes;
 mod sse;
 mod store;
@@ -39,6 +40,7 @@ pub use models::{ModelSettings, ModelSource};
 use app::App;
 use listen::Bounds;
 use models::Models;
+use resume::Streams;
 
 /// How to serve.
 #[derive(Clone)]
@@ -61,6 +63,8 @@ pub struct ServeConfig {
     pub connections_max: usize,
     /// What runs may go on so long after the stop.
     pub drain: Duration,
+    /// A stream that asked for it may be come back to for so long.
+    pub resume_window: Duration,
     /// Metrics by another server's names too.
     pub compat: Option<Compat>,
     /// Who hears of models.
@@ -79,7 +83,8 @@ pub async fn serve(config: ServeConfig, listening: impl FnOnce(SocketAddr)) -> R
     })?;
     listening(listener.local_addr().context("the address of the listener")?);
     let models = Arc::new(Models::new(config.models, config.settings, config.talk));
-    let app = App::new(models.clone(), config.compat, config.keys, config.store, config.presets)
+    let streams = Streams::new(config.resume_window);
+    let app = App::new(models.clone(), config.compat, config.keys, config.store, config.presets, streams)
         .context("the keys of the store cannot be read")?;
     let router = app::router(app.clone(), config.body_bytes_max);
     tokio::spawn(warm_up(app.clone(), config.talk));

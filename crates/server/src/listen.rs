@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use axum::Router;
@@ -12,10 +12,11 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tower::ServiceExt as _;
+
+use crate::metrics::Counted;
 
 /// Bounds on connections.
 #[derive(Debug, Clone, Copy)]
@@ -28,14 +29,12 @@ pub(crate) struct Bounds {
     pub(crate) drain: Duration,
 }
 
-/// Counts a connection while it lives.
-struct Open(Arc<AtomicUsize>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+/// A connection's place among all; whoever holds one holds the connection. In the extensions of its requests, so that a
+/// WebSocket has it when the request is over.
+#[derive(Clone)]
+struct Held(
+    #[allow(dead_code, reason = "given back when it is dropped")] Arc<(OwnedSemaphorePermit, Counted)>,
+);
 
 /// Serves until `stop`, then waits for what runs. Says whether all of it ended in time.
 pub(crate) async fn serve(
@@ -46,7 +45,7 @@ pub(crate) async fn serve(
     stop: impl Future<Output = ()>,
 ) -> bool {
     let places = Arc::new(Semaphore::new(bounds.connections));
-    let graceful = GracefulShutdown::new();
+    let stopped = watch::Sender::new(false);
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(bounds.head).max_buf_size(64 << 10);
     tokio::pin!(stop);
@@ -68,10 +67,12 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        open.fetch_add(1, Ordering::Relaxed);
-        let counted = Open(open.clone());
+        let Ok(place) = place else { break }; // the semaphore is never closed
+        let held = Held(Arc::new((place, Counted::new(open.clone()))));
+        let of_requests = held.clone();
         let router = router.clone();
-        let service = hyper::service::service_fn(move |request: hyper::Request<Incoming>| {
+        let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
+            request.extensions_mut().insert(of_requests.clone());
             let router = router.clone();
             async move {
                 Ok::<_, Infallible>(
@@ -80,16 +81,27 @@ pub(crate) async fn serve(
             }
         });
         let _ = stream.set_nodelay(true); // only speed
-        let connection = builder.serve_connection(TokioIo::new(stream), service);
-        let connection = graceful.watch(connection);
+        let connection = builder.serve_connection(TokioIo::new(stream), service).with_upgrades();
+        let mut stopping = stopped.subscribe();
         tokio::spawn(async move {
+            tokio::pin!(connection);
+            let told = async { drop(stopping.wait_for(|s| *s).await) };
             // A connection that breaks is the client's affair.
-            let _ = connection.await;
-            drop((place, counted));
+            tokio::select! {
+                _ = connection.as_mut() => {}
+                () = told => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = connection.await;
+                }
+            }
+            drop(held);
         });
     }
     drop(listener);
-    tokio::time::timeout(bounds.drain, graceful.shutdown()).await.is_ok()
+    stopped.send_replace(true);
+    // When all places are free, all connections are over, those that became WebSockets too.
+    let all = u32::try_from(bounds.connections).unwrap_or(u32::MAX);
+    tokio::time::timeout(bounds.drain, places.acquire_many(all)).await.is_ok()
 }
 
 /// No file handles left, or the like: trying again at once would only spin.

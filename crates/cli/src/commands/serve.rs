@@ -54,6 +54,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         body_bytes_max: usize::try_from(args.max_body)?,
         connections_max: args.max_connections as usize,
         drain: Duration::from_secs(args.drain.into()),
+        resume_window: Duration::from_secs(args.resume_window.into()),
         compat: args.metrics_compat.map(|MetricsCompat::Vllm| Compat::Vllm),
         talk: TALK,
     };

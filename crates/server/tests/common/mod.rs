@@ -66,6 +66,11 @@ pub(crate) fn server() -> SocketAddr {
 
 /// Starts a server.
 pub(crate) fn start(keys: Vec<String>) -> SocketAddr {
+    start_with(keys, Duration::from_secs(60))
+}
+
+/// Starts one that holds streams for so long.
+pub(crate) fn start_with(keys: Vec<String>, resume_window: Duration) -> SocketAddr {
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
         // Removed when the server ends, which is with the process: the system's own cleaning has it then.
@@ -88,6 +93,7 @@ pub(crate) fn start(keys: Vec<String>) -> SocketAddr {
             body_bytes_max: 1 << 20,
             connections_max: 64,
             drain: Duration::from_secs(1),
+            resume_window,
             compat: None,
             talk: Talk { note: |_| {}, detail: |_| {} },
         };
@@ -155,6 +161,24 @@ pub(crate) fn call(
         status: response.status().as_u16(),
         headers: response.headers().iter().map(|(n, v)| (n.to_string(), text(v))).collect(),
         text: response.body_mut().read_to_string().unwrap(),
+    }
+}
+
+/// A metric of a server, all its labels together.
+pub(crate) fn metric(at: SocketAddr, name: &str) -> f64 {
+    let page = call(at, "GET", "/metrics", None, None).text;
+    let of = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    let values =
+        page.lines().filter(|l| of(l)).map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+    values.sum()
+}
+
+/// Looks until something is so.
+pub(crate) fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !is() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

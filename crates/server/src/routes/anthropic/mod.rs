@@ -16,7 +16,9 @@ use crate::dialect::AnthropicError;
 use crate::error::ApiError;
 use crate::fields::{Fields, OneOrMany};
 use crate::generate::{Finish, Generating, Summary};
+use crate::resume::Resume;
 use crate::routes::chat::gather;
+use crate::routes::streams::MESSAGES;
 use crate::{body, ids, prompt, sse};
 
 use ask::{Asked, Talk};
@@ -119,6 +121,7 @@ const NAMES: [(&str, &str); 2] = [("stop", "stop_sequences"), ("response_format"
 /// Answer a conversation, by Anthropic's API.
 #[utoipa::path(
     post, path = "/v1/messages", tag = "Anthropic", request_body = MessagesRequest,
+    params(("x-quarrel-resume" = Option<String>, Header, description = "`1`: a stream that can be come back to")),
     responses(
         (status = 200, body = AnthropicMessage, description = "The answer; with `stream`, `text/event-stream` of `message_start` to `message_stop`"),
         (status = "4XX", body = AnthropicError), (status = "5XX", body = AnthropicError)
@@ -127,6 +130,7 @@ const NAMES: [(&str, &str); 2] = [("stop", "stop_sequences"), ("response_format"
 pub(crate) async fn messages(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let mut object = body::object(&bytes)?;
@@ -145,13 +149,15 @@ pub(crate) async fn messages(
     };
     let lease = app.models.lease(model.as_deref()).await?;
     let model = lease.id.clone();
+    let id = ids::new("msg_");
+    let keep = resume.keep(&app, &caller, MESSAGES, &id);
     let generating = prompt::chat(lease, prompt, fields, None, caller).await;
     let generating = generating.map_err(|e| e.renamed(&NAMES))?;
     if own.stream.unwrap_or(false) {
         let input = generating.prompt_tokens();
-        return Ok(sse::response(generating, Events::new(model, input, hidden)));
+        return sse::response(keep, generating, Events::new(id, model, input, hidden));
     }
-    whole(generating, model, hidden).await
+    whole(generating, id, model, hidden).await
 }
 
 /// Why the answer ended, and the stop sequence that ended it.
@@ -171,7 +177,12 @@ fn stop_reason(
     }
 }
 
-async fn whole(mut generating: Generating, model: String, hidden: bool) -> Result<Response, ApiError> {
+async fn whole(
+    mut generating: Generating,
+    id: String,
+    model: String,
+    hidden: bool,
+) -> Result<Response, ApiError> {
     let (answers, summary) = gather(&mut generating).await?;
     let answer = answers.into_iter().next().unwrap_or_default();
     let (stop_reason, stop_sequence) = stop_reason(answer.finish, &summary)?;
@@ -189,7 +200,7 @@ async fn whole(mut generating: Generating, model: String, hidden: bool) -> Resul
         content.push(json!({ "type": "tool_use", "id": ids::new("toolu_"), "name": name, "input": input }));
     }
     Ok(Json(AnthropicMessage {
-        id: ids::new("msg_"),
+        id,
         r#type: "message",
         role: "assistant",
         model,
