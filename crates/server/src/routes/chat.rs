@@ -232,9 +232,16 @@ pub(crate) struct Gathered {
     /// How many tokens.
     pub(crate) count: usize,
     pub(crate) finish: Option<Finish>,
+    /// The last call is not whole.
+    pub(crate) cut: bool,
 }
 
 impl Gathered {
+    /// The calls that are whole.
+    pub(crate) fn whole_calls(&self) -> &[(String, String, String)] {
+        &self.calls[..self.calls.len() - usize::from(self.cut && !self.calls.is_empty())]
+    }
+
     fn is_empty(&self) -> bool {
         self.content.is_empty() && self.reasoning.is_empty() && self.calls.is_empty()
     }
@@ -242,7 +249,7 @@ impl Gathered {
     /// OpenAI's form of the calls that are whole.
     pub(crate) fn calls_json(&self) -> Value {
         let call = |(id, name, arguments): &(String, String, String)| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
-        self.calls.iter().map(call).collect()
+        self.whole_calls().iter().map(call).collect()
     }
 
     /// Takes what has come.
@@ -260,6 +267,7 @@ impl Gathered {
                     }
                 }
                 OutputEvent::ToolCallEnd { .. } => {}
+                OutputEvent::ToolCallCut { .. } => self.cut = true,
                 OutputEvent::ToolCallBroken { index, text } => {
                     self.calls.truncate(index);
                     self.content += &text;
@@ -406,7 +414,8 @@ impl Chunks {
             OutputEvent::ToolCallArguments { index, delta } => {
                 json!({ "tool_calls": [{ "index": index, "function": { "arguments": delta } }] })
             }
-            OutputEvent::ToolCallEnd { .. } => return None,
+            // The finish reason says that a call is cut.
+            OutputEvent::ToolCallEnd { .. } | OutputEvent::ToolCallCut { .. } => return None,
             // The call cannot be taken back; its text shows what happened.
             OutputEvent::ToolCallBroken { text, .. } => json!({ "content": text }),
         })

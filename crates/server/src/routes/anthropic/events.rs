@@ -89,7 +89,7 @@ impl Events {
             OutputEvent::ToolCallArguments { delta, .. } => {
                 self.delta(json!({ "type": "input_json_delta", "partial_json": delta }), out);
             }
-            OutputEvent::ToolCallEnd { .. } => self.close(out),
+            OutputEvent::ToolCallEnd { .. } | OutputEvent::ToolCallCut { .. } => self.close(out),
             // The call cannot be taken back; its text shows what happened.
             OutputEvent::ToolCallBroken { text, .. } => self.text(text, out),
         }

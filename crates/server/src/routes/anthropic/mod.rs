@@ -195,8 +195,7 @@ async fn whole(
         content.push(json!({ "type": "text", "text": answer.content, "citations": null }));
     }
     for (_, name, arguments) in answer.calls {
-        // Whole calls are JSON objects.
-        let input: Value = serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}));
+        let input = members(&arguments);
         content.push(json!({ "type": "tool_use", "id": ids::new("toolu_"), "name": name, "input": input }));
     }
     Ok(Json(AnthropicMessage {
@@ -241,5 +240,57 @@ fn drop_nulls(body: &mut serde_json::Map<String, Value>) {
     let contents = messages.into_iter().flatten().filter_map(|m| m.get_mut("content")?.as_array_mut());
     for block in contents.flatten().filter_map(Value::as_object_mut) {
         block.retain(|_, value| !value.is_null());
+    }
+}
+
+/// A call's arguments; of those that were cut, the members that are whole. `stop_reason` says which of both they are.
+fn members(arguments: &str) -> Value {
+    if let Ok(whole) = serde_json::from_str(arguments) {
+        return whole;
+    }
+    // Behind each member that is whole, at any depth: where it ends, and what closes all that is open there.
+    let (mut best, mut open) = (None, Vec::new());
+    let (mut text, mut escaped) = (false, false);
+    for (at, c) in arguments.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if text => escaped = true,
+            '"' => text = !text,
+            _ if text => {}
+            '{' => open.push('}'),
+            '[' => open.push(']'),
+            '}' | ']' => {
+                open.pop();
+                best = Some((at + 1, open.clone()));
+            }
+            ',' => best = Some((at, open.clone())),
+            _ => {}
+        }
+    }
+    let repaired =
+        best.map(|(end, open)| arguments[..end].to_owned() + &open.iter().rev().collect::<String>());
+    repaired.and_then(|r| serde_json::from_str(&r).ok()).unwrap_or_else(|| json!({}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_of_a_cut_call_are_those_that_are_whole() {
+        for (cut, members_are) in [
+            ("", "{}"),
+            ("{", "{}"),
+            (r#"{"a"#, "{}"),
+            (r#"{"a": "x, }"#, "{}"),
+            (r#"{"a": 12"#, "{}"),
+            (r#"{"a": 12, "b": "y"#, r#"{"a":12}"#),
+            (r#"{"a": {"b": [1, 2"#, r#"{"a":{"b":[1]}}"#),
+            (r#"{"a": {"b": [1, 2]}"#, r#"{"a":{"b":[1,2]}}"#),
+            (r#"{"a": "\", {", "b": tr"#, r#"{"a":"\", {"}"#),
+            (r#"{"a": 1}"#, r#"{"a":1}"#),
+        ] {
+            assert_eq!(members(cut).to_string(), members_are, "{cut}");
+        }
     }
 }

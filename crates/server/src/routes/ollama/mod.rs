@@ -264,7 +264,7 @@ impl Shape {
         let (answers, summary) = gather(&mut generating).await?;
         let answer = answers.into_iter().next().unwrap_or_default();
         let reason = done_reason(answer.finish)?;
-        let calls = answer.calls.iter().map(|(_, name, arguments)| call(name, arguments)).collect();
+        let calls = answer.whole_calls().iter().map(|(_, name, arguments)| call(name, arguments)).collect();
         let mut line = self.line(&answer.content, &answer.reasoning, calls);
         self.end(&mut line, reason, Some(&summary));
         Ok(Json(line).into_response())
@@ -302,6 +302,11 @@ impl Protocol for Lines {
                         OutputEvent::ToolCallEnd { .. } => {
                             let Some((name, arguments)) = self.call.take() else { continue };
                             self.shape.line("", "", vec![call(&name, &arguments)])
+                        }
+                        // Arguments are an object here: there is no form for a part of them.
+                        OutputEvent::ToolCallCut { .. } => {
+                            self.call = None;
+                            continue;
                         }
                         OutputEvent::ToolCallBroken { text, .. } => {
                             self.call = None;
