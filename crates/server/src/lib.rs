@@ -19,6 +19,7 @@ mod models;
 mod page;
 mod prompt;
 pub mod reference;
+mod resume;
 mod routes;
 mod sampling;
 mod sse;
@@ -75,6 +76,8 @@ pub struct ServeConfig {
     pub tls: Option<Arc<Tls>>,
     /// Whose web pages may call, beside the server's own.
     pub origins: Origins,
+    /// A stream that asked for it may be come back to for so long.
+    pub resume_window: Duration,
     /// Metrics by another server's names too.
     pub compat: Option<Compat>,
     /// Who hears of models.

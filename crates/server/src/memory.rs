@@ -185,7 +185,7 @@ impl Remembered {
         }
         let mut new = NewMessage::text(Role::Assistant, answer.content.clone());
         new.reasoning = Some(answer.reasoning.clone()).filter(|r| !r.is_empty());
-        new.tool_calls = Some(answer.calls_json()).filter(|_| !answer.calls.is_empty());
+        new.tool_calls = Some(answer.calls_json()).filter(|_| !answer.whole_calls().is_empty());
         new.model = Some(self.model.clone());
         new.tokens = Some(tokens as u32 + AROUND);
         let (store, owner, id, last) = (&self.store, &self.owner, &self.id, &self.last);

@@ -114,6 +114,9 @@ pub(crate) struct Serve {
     /// How long requests may go on after SIGTERM, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Server")]
     pub(crate) drain: u32,
+    /// How long a stream that asks for it (X-Quarrel-Resume: 1) goes on without its client, in seconds; 0 is never
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=3600), help_heading = "Server")]
+    pub(crate) resume_window: u32,
     /// Serve metrics by another server's names too
     #[arg(long, value_enum, value_name = "NAMES", help_heading = "Server")]
     pub(crate) metrics_compat: Option<MetricsCompat>,

@@ -62,6 +62,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         drain: seconds(args.drain),
         tls: tls(&args)?,
         origins: args.cors_origin.iter().cloned().collect(),
+        resume_window: seconds(args.resume_window),
         compat: args.metrics_compat.map(|MetricsCompat::Vllm| Compat::Vllm),
         talk: TALK,
     };

@@ -10,4 +10,6 @@ pub(crate) mod models;
 pub(crate) mod ollama;
 pub(crate) mod presets;
 pub(crate) mod responses;
+pub(crate) mod streams;
 pub(crate) mod tokens;
+pub(crate) mod ws;

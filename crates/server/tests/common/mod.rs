@@ -96,6 +96,7 @@ pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static)
             drain: Duration::from_secs(1),
             tls: None,
             origins: Origins::default(),
+            resume_window: Duration::from_secs(60),
             compat: None,
             talk: Talk { note: |_| {}, detail: |_| {} },
         };
@@ -164,6 +165,24 @@ pub(crate) fn call(
         status: response.status().as_u16(),
         headers: response.headers().iter().map(|(n, v)| (n.to_string(), text(v))).collect(),
         text: response.body_mut().read_to_string().unwrap(),
+    }
+}
+
+/// A metric of a server, all its labels together.
+pub(crate) fn metric(at: SocketAddr, name: &str) -> f64 {
+    let page = call(at, "GET", "/metrics", None, None).text;
+    let of = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    let values =
+        page.lines().filter(|l| of(l)).map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+    values.sum()
+}
+
+/// Looks until something is so.
+pub(crate) fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !is() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
