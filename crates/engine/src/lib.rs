@@ -36,7 +36,7 @@ pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
 pub use handle::{Handle, ScoreRequest, Scores, Stream};
-pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
+pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded, identity};
 pub use request::{Beams, Class, DynamicTemperature, LOGPROBS_MAX, Request, Retention, Sampling, WIDTH_MAX};
 pub use speculate::{DraftConfig, DraftModel, Speculate};
 pub use statistics::{EngineStats, Histogram};

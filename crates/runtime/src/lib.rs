@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+pub mod embed;
 mod file;
 mod load;
 pub mod memory;
@@ -15,6 +16,7 @@ pub mod process;
 pub mod prompt;
 
 pub use answer::TextStream;
+pub use embed::Embeddings;
 pub use load::{EngineOptions, Running};
 pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};

@@ -26,7 +26,8 @@ use crate::ids;
 use crate::metrics::HttpCounts;
 use crate::models::Models;
 use crate::routes::{
-    anthropic, chat, completions, conversations, health, models, ollama, presets, responses, tokens,
+    anthropic, chat, completions, conversations, embeddings, health, models, ollama, presets, rerank,
+    responses, tokens,
 };
 use crate::{page, store};
 
@@ -158,6 +159,10 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(anthropic::count_tokens))
         .routes(routes!(ollama::chat))
         .routes(routes!(ollama::generate))
+        .routes(routes!(embeddings::embeddings))
+        .routes(routes!(rerank::rerank))
+        .routes(routes!(ollama::embed::embed_texts))
+        .routes(routes!(ollama::embed::embed_prompt))
         .routes(routes!(ollama::about::tags))
         .routes(routes!(ollama::about::show))
         .routes(routes!(ollama::about::ps))

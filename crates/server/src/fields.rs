@@ -73,6 +73,16 @@ pub(crate) enum Priority {
     Background,
 }
 
+impl From<Priority> for Class {
+    fn from(priority: Priority) -> Class {
+        match priority {
+            Priority::Interactive => Class::Interactive,
+            Priority::Batch => Class::Batch,
+            Priority::Background => Class::Background,
+        }
+    }
+}
+
 /// How tokens are guessed ahead; the answer is the same.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -339,11 +349,7 @@ impl Fields {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             n: self.n.unwrap_or(1),
             best_of: self.best_of,
-            class: match priority {
-                Priority::Interactive => Class::Interactive,
-                Priority::Batch => Class::Batch,
-                Priority::Background => Class::Background,
-            },
+            class: priority.into(),
             key: key.clone(),
             deadline: self.deadline_ms.map(Duration::from_millis),
             adapter: self.adapter.clone(),

@@ -13,6 +13,9 @@ pub(crate) struct Serve {
     /// Models to serve, as for --model; NAME=MODEL gives one another name. The first is the default [default: $QUARREL_MODEL, or the catalog's]
     #[arg(value_name = "MODEL")]
     pub(crate) models: Vec<String>,
+    /// A model for embeddings, kept in memory beside the others; requests for vectors that name no model get it, and it finds old turns of stored conversations
+    #[arg(long, value_name = "MODEL", help_heading = "Server")]
+    pub(crate) embedding_model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
     #[command(flatten)]

@@ -5,6 +5,7 @@ mod bench_speculate;
 mod chat;
 mod completions;
 mod docs;
+mod embed;
 mod inspect;
 mod keys;
 mod list;
@@ -37,6 +38,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Rm(args) => rm::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),
+        Command::Embed(args) => embed::run(*args),
         Command::Plan(args) => plan::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Bench(args) => bench::run(*args),

@@ -4,5 +4,6 @@
 mod common;
 
 mod anthropic;
+mod embeddings;
 mod ollama;
 mod responses;
