@@ -15,7 +15,7 @@ impl Store {
     pub fn vectors(&self, owner: &str, conversation: &str, model: &str) -> Result<HashMap<String, Vec<f32>>> {
         self.read(|tx| {
             let n = conversations::row(tx, owner, conversation)?;
-            let mut select = tx.prepare_cached(
+            let mut select = tx.prepare(
                 "SELECT m.id, v.vector FROM vectors v JOIN messages m ON m.n = v.message \
                  WHERE m.conversation = ?1 AND v.model = ?2",
             )?;
@@ -40,7 +40,7 @@ impl Store {
     ) -> Result<Vec<(String, String)>> {
         self.read(|tx| {
             let n = conversations::row(tx, owner, conversation)?;
-            let mut select = tx.prepare_cached(
+            let mut select = tx.prepare(
                 "SELECT m.id, m.text FROM messages m LEFT JOIN vectors v ON v.message = m.n AND v.model = ?2 \
                  WHERE m.conversation = ?1 AND v.message IS NULL AND m.text <> '' ORDER BY m.position LIMIT ?3",
             )?;

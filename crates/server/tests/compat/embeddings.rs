@@ -186,3 +186,33 @@ fn what_was_embedded_is_counted() {
     let line = page.lines().find(|l| l.starts_with("quarrel_embedded_texts_total{model=\"bert\"}")).unwrap();
     assert!(line.rsplit(' ').next().unwrap().parse::<f64>().unwrap() >= 1.0, "{line}");
 }
+
+#[test]
+fn old_turns_of_a_conversation_are_found_by_meaning_too() {
+    let id = post("/v1/conversations", &json!({})).json()["id"].as_str().unwrap().to_owned();
+    let say = |text: String| {
+        let messages = json!([{ "role": "user", "content": text }]);
+        let body = json!({ "model": MODEL, "messages": messages, "conversation": id, "max_tokens": 1 });
+        let reply = post("/v1/chat/completions", &body);
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        reply.json()["conversation"].clone()
+    };
+    let embedded = || -> f64 {
+        let page = call(server(), "GET", "/metrics", None, None).text;
+        let line = page.lines().find(|l| l.starts_with("quarrel_embedded_texts_total{model=\"bert\"}"));
+        line.and_then(|l| l.rsplit(' ').next()?.parse().ok()).unwrap_or(0.0)
+    };
+    let before = embedded();
+    let mut told = Value::Null;
+    for i in 0..8 {
+        told = say(format!("{i} {}", "the cat is on the mat and the dog is not there ".repeat(12)));
+    }
+    assert_eq!(told["retrieval"], "words and meaning", "{told}");
+    assert!(told["left_out"]["messages"].as_u64() > Some(0), "{told}");
+    // Made in the background, a text each, and no text twice.
+    let begun = std::time::Instant::now();
+    while embedded() < before + 8.0 && begun.elapsed().as_secs() < 60 {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert!(embedded() >= before + 8.0);
+}
