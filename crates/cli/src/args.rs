@@ -80,6 +80,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Turn text into token ids
     Tokenize(Tokenize),
+    /// Turn texts into vectors, and show how alike they are
+    Embed(Box<Embed>),
     /// Say how much memory a model will take, before it is loaded
     Plan(Plan),
     /// Measure how well a model predicts a text
@@ -126,6 +128,13 @@ pub(crate) struct ModelArgs {
     model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
+}
+
+impl FetchArgs {
+    /// The same with a model's name.
+    pub(crate) fn named(self, name: String) -> ModelArgs {
+        ModelArgs { model: Some(name), fetch: self }
+    }
 }
 
 impl ModelArgs {
@@ -554,6 +563,50 @@ pub(crate) struct Tokenize {
     /// Print one JSON object: ids
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+}
+
+/// Turn texts into vectors.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "An encoder (all-minilm) is made for this; of a decoder the hidden states after its last norm are pooled. What the \
+                  model's files say of pooling is the default."
+)]
+pub(crate) struct Embed {
+    /// The model, in any form that --model takes elsewhere
+    #[arg(value_name = "MODEL")]
+    pub(crate) target: String,
+    /// The texts; without them the lines of --file or of piped stdin
+    #[arg(value_name = "TEXT", conflicts_with = "file")]
+    pub(crate) texts: Vec<String>,
+    /// Read texts from a file, one a line (- is stdin)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// How the hidden states of a text become one vector [default: the model's, or mean]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) pooling: Option<Pool>,
+    /// Leave the vectors as long as they are, instead of length 1
+    #[arg(long)]
+    pub(crate) no_normalize: bool,
+    /// Leave out the end of a text that is longer than the model takes, and say so
+    #[arg(long)]
+    pub(crate) truncate: bool,
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Print one JSON object: model, dimensions, pooling, embeddings, similarity
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+}
+
+/// A way of pooling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pool {
+    Mean,
+    Cls,
+    Last,
+    /// A vector for each token
+    None,
 }
 
 /// Say how much memory a model will take.

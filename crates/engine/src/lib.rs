@@ -37,7 +37,7 @@ pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
 pub use handle::{Handle, ScoreRequest, Scores, Stream};
-pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
+pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded, identity};
 pub use request::{
     Beams, BestBy, Class, EXPLAIN_MAX, LOGPROBS_MAX, LogprobsOf, Request, Retention, WIDTH_MAX,
 };

@@ -8,6 +8,7 @@
 mod answer;
 mod breakers;
 pub mod devices;
+pub mod embed;
 mod explain;
 mod file;
 mod load;
@@ -20,6 +21,7 @@ pub mod prompt;
 
 pub use answer::TextStream;
 pub use breakers::{DRY_BREAKERS, breakers};
+pub use embed::Embeddings;
 pub use explain::{token_text, trace_json};
 pub use load::{EngineOptions, Running};
 pub use obey::obey;

@@ -30,8 +30,8 @@ use crate::metrics::HttpCounts;
 use crate::models::Models;
 use crate::resume::Streams;
 use crate::routes::{
-    anthropic, chat, completions, conversations, explain, health, models, ollama, presets, responses,
-    streams, tokens, ws,
+    anthropic, chat, completions, conversations, embeddings, explain, health, models, ollama, presets,
+    rerank, responses, streams, tokens, ws,
 };
 use crate::{ServeConfig, arrival, page, store};
 
@@ -191,6 +191,10 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(ws::open))
         .routes(routes!(ollama::chat))
         .routes(routes!(ollama::generate))
+        .routes(routes!(embeddings::embeddings))
+        .routes(routes!(rerank::rerank))
+        .routes(routes!(ollama::embed::embed_texts))
+        .routes(routes!(ollama::embed::embed_prompt))
         .routes(routes!(ollama::about::tags))
         .routes(routes!(ollama::about::show))
         .routes(routes!(ollama::about::ps))

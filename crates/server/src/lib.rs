@@ -8,6 +8,7 @@ mod body;
 mod charge;
 mod cors;
 mod dialect;
+mod embed;
 mod error;
 mod fields;
 mod generate;
@@ -33,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use quarrel_engine::{Request, Sampling};
+use quarrel_engine::{EmbedRequest, Request, Sampling};
 use quarrel_runtime::Talk;
 use quarrel_store::Store;
 use quarrel_store::presets::Presets;
@@ -198,6 +199,10 @@ async fn warm_up(app: App, talk: Talk) {
     let made = async {
         let lease = app.models.lease(None).await?;
         let token = lease.tokenizer().bos().unwrap_or(0);
+        if !lease.handle().info().generates {
+            let embedded = lease.handle().embed(EmbedRequest::new(vec![token]))?;
+            return prompt::blocking(move || Ok(drop(embedded.wait()?))).await;
+        }
         let request =
             Request { sampling: Sampling::greedy(), max_tokens: Some(1), ..Request::new(vec![token]) };
         let mut stream = lease.handle().submit(request)?;

@@ -216,6 +216,8 @@ pub const ENGINE: &[Metric] = &[
         "Those that came true.",
         |s| n(s.accepted_tokens),
     ),
+    metric("quarrel_embedded_texts_total", Kind::Counter, "Texts embedded.", |s| n(s.embedded_texts)),
+    metric("quarrel_embedded_tokens_total", Kind::Counter, "Their tokens.", |s| n(s.embedded_tokens)),
     metric("quarrel_steps_total", Kind::Counter, "Steps of the engine.", |s| n(s.steps)),
     metric("quarrel_device_errors_total", Kind::Counter, "Times that the device failed in a step.", |s| {
         n(s.device_errors)

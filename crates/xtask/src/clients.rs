@@ -22,7 +22,9 @@ impl Drop for Server {
 
 /// Installs the clients, starts a server with the small model, and drives every route that they have.
 pub(crate) fn test(python: &Path) -> Result<()> {
-    let model = fixtures::fetch()?.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let fixtures = fixtures::fetch()?;
+    let model = fixtures.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let encoder = fixtures.join("all-MiniLM-L6-v2");
     let dir = Path::new("target/clients");
     std::fs::create_dir_all(dir)?;
     let venv = dir.join("venv");
@@ -38,6 +40,7 @@ pub(crate) fn test(python: &Path) -> Result<()> {
     let child = Command::new("target/release/quarrel")
         .arg("serve")
         .arg(format!("smol={}", model.display()))
+        .args(["--embedding-model", &format!("minilm={}", encoder.display())])
         .arg("--data")
         .arg(dir.join("data"))
         .args(["--log", "warn", "--port", &port.to_string()])

