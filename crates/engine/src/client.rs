@@ -3,11 +3,12 @@
 use crate::adapters::Use;
 use crate::beam::{Move, Search};
 use crate::constraint::ConstraintBox;
+use crate::embed::{Embedding, Pooler};
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::handle::{Place, Scores};
 use crate::outbox::Outbox;
-use crate::request::Request;
+use crate::request::{BestBy, Request};
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
 use crate::speculate::Speculate;
@@ -37,6 +38,7 @@ pub(crate) enum Task {
     Generate(Box<Generation>),
     Score { from: usize, top: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
     Logits { reply: SyncSender<Result<Vec<f32>>> },
+    Embed { pooler: Pooler, reply: SyncSender<Result<Embedding>> },
 }
 
 /// What becomes of sequences after an output.
@@ -64,7 +66,7 @@ struct Branch {
     sequence: u64,
     sampler: Sampler,
     made: usize,
-    /// Sum of the log-probabilities.
+    /// Sum of what answers are compared by.
     sum: f64,
     /// Held back until all are compared.
     held: Vec<Choice>,
@@ -82,6 +84,8 @@ pub(crate) struct Generation {
     n: usize,
     /// Whether the answers are compared at the end.
     compare: bool,
+    /// What they are compared by.
+    best_of_by: BestBy,
     /// The first alone until the prompt is in.
     branches: Vec<Branch>,
     width: usize,
@@ -147,14 +151,19 @@ impl Generation {
             stop_ids,
             ignore_eos,
             logprobs,
+            logprobs_of,
+            explain,
             n,
+            best_of_by,
             beams,
             speculate,
             constraint,
             ..
         } = request;
-        let mut sampler =
-            Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt).constrained(constraint);
+        let mut sampler = Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt)
+            .constrained(constraint)
+            .reporting(logprobs_of, explain)
+            .rating(best_of_by == BestBy::SelfCertainty);
         let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
         let now = Instant::now();
         let first =
@@ -167,6 +176,7 @@ impl Generation {
             seed,
             n: n as usize,
             compare: width > n as usize,
+            best_of_by,
             branches: vec![first],
             width,
             search: beams.map(|b| Search::new(b, sequence)),
@@ -265,7 +275,10 @@ impl Generation {
         } else {
             branch.made += 1;
             self.made += 1;
-            branch.sum += f64::from(choice.logprob);
+            branch.sum += f64::from(match self.best_of_by {
+                BestBy::Likelihood => choice.raw,
+                BestBy::SelfCertainty => choice.certainty,
+            });
             if self.compare {
                 branch.held.push(choice);
             } else {
@@ -376,12 +389,16 @@ impl Generation {
             for (choice, h) in search.best(self.n).into_iter().enumerate() {
                 self.made += h.tokens.len();
                 for (id, logprob) in h.tokens {
-                    send(&self.events, choice, Choice { id, logprob, top: Vec::new() });
+                    send(
+                        &self.events,
+                        choice,
+                        Choice { id, logprob, top: Vec::new(), raw: logprob, certainty: 0.0, trace: None },
+                    );
                 }
                 ended.push((choice, if h.stopped { FinishReason::Stop } else { cut }));
             }
         } else if self.compare {
-            // By the mean log-probability; ties in the order of their seeds.
+            // By the mean; ties in the order of their seeds.
             let mut order: Vec<usize> = (0..self.branches.len()).collect();
             let mean = |b: &usize| self.branches[*b].sum / self.branches[*b].made.max(1) as f64;
             order.sort_by(|x, y| mean(y).total_cmp(&mean(x)).then(x.cmp(y)));
@@ -446,7 +463,8 @@ fn follow(constraints: &mut HashMap<u64, ConstraintBox>, moves: &[Move], step: u
 
 /// A send that fails means a dropped stream, which has set `cancelled`.
 fn send(events: &Outbox, choice: usize, c: Choice) {
-    events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
+    let Choice { id, logprob, top, trace, .. } = c;
+    events.send(Event::Token { choice: choice as u32, id, logprob, top, trace });
 }
 
 impl Client {
@@ -473,6 +491,7 @@ impl Client {
                 Err(error) => vec![Act::Fail(error)],
             },
             Task::Logits { .. } => vec![Act::Finish],
+            Task::Embed { .. } => Vec::new(), // see `hidden`
         }
     }
 
@@ -481,8 +500,22 @@ impl Client {
         match &mut self.task {
             Task::Generate(g) => g.evicted(at, evicted),
             Task::Score { scores, .. } => scores.eviction.add(&evicted),
-            Task::Logits { .. } => {}
+            Task::Logits { .. } | Task::Embed { .. } => {}
         }
+    }
+
+    /// Takes the hidden states from position `first` on, if it wants them.
+    pub(crate) fn hidden(&mut self, first: usize, rows: &[f32]) -> Option<Act> {
+        let Task::Embed { pooler, .. } = &mut self.task else { return None };
+        match pooler.take(first, rows) {
+            Ok(done) => done.then_some(Act::Finish),
+            Err(error) => Some(Act::Fail(error)),
+        }
+    }
+
+    /// Whether it wants hidden states.
+    pub(crate) fn wants_hidden(&self) -> bool {
+        matches!(self.task, Task::Embed { .. })
     }
 
     // In both, a receiver that is gone has lost interest in the answer.
@@ -506,6 +539,9 @@ impl Client {
             Task::Logits { reply } => {
                 let _ = reply.send(outcome(reason == FinishReason::Stop).map(|()| row.to_vec()));
             }
+            Task::Embed { pooler, reply } => {
+                let _ = reply.send(outcome(reason == FinishReason::Stop).map(|()| pooler.finish()));
+            }
         }
     }
 
@@ -515,6 +551,7 @@ impl Client {
             Task::Generate(g) => g.events.send(Event::Failed(error)),
             Task::Score { reply, .. } => drop(reply.send(Err(error))),
             Task::Logits { reply } => drop(reply.send(Err(error))),
+            Task::Embed { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use quarrel_engine::{Event, FinishReason, Request, RequestStats, Stream};
+use quarrel_engine::{Event, FinishReason, Request, RequestStats, Stream, Trace};
 use quarrel_runtime::TextStream;
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{OutputEvent, OutputParser, Tokenizer};
@@ -22,8 +22,10 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(crate) struct Token {
     pub(crate) id: u32,
     pub(crate) logprob: f32,
-    /// The model's best tokens.
+    /// The best tokens.
     pub(crate) top: Vec<(u32, f32)>,
+    /// How it was drawn, if that was asked for.
+    pub(crate) trace: Option<Box<Trace>>,
 }
 
 /// One thing that happened to an answer.
@@ -227,7 +229,9 @@ impl Generating {
                 Ok(())
             }
             Some(Event::Evicted { .. }) => Ok(()),
-            Some(Event::Token { choice, id, logprob, top }) => self.token(choice, Token { id, logprob, top }),
+            Some(Event::Token { choice, id, logprob, top, trace }) => {
+                self.token(choice, Token { id, logprob, top, trace })
+            }
             Some(Event::Finished { choice, reason }) => {
                 self.finish(choice, finish(reason));
                 Ok(())
@@ -272,7 +276,9 @@ impl Generating {
         c.over = true;
         let text = c.text.finish();
         let mut events = c.events(text);
-        events.extend(c.parser.iter_mut().flat_map(OutputParser::finish));
+        let cut = c.text.stopped().is_none()
+            && matches!(finish, Finish::Length | Finish::Deadline | Finish::Aborted);
+        events.extend(c.parser.iter_mut().flat_map(|p| p.finish(cut)));
         let finish = match finish {
             _ if c.text.stopped().is_some() => Finish::Stop,
             Finish::Stop if c.parser.as_ref().is_some_and(|p| p.calls() > 0) => Finish::ToolCalls,

@@ -9,6 +9,7 @@ mod body;
 mod charge;
 mod cors;
 mod dialect;
+mod embed;
 mod error;
 mod fields;
 mod generate;
@@ -22,7 +23,9 @@ mod page;
 mod prompt;
 mod record;
 pub mod reference;
+mod resume;
 mod routes;
+mod sampling;
 mod sse;
 mod store;
 mod timed;
@@ -36,7 +39,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use quarrel_engine::{Request, Sampling};
+use quarrel_engine::{EmbedRequest, Request, Sampling};
 use quarrel_runtime::Talk;
 use quarrel_store::Store;
 use quarrel_store::presets::Presets;
@@ -85,6 +88,8 @@ pub struct ServeConfig {
     pub tls: Option<Arc<Tls>>,
     /// Whose web pages may call, beside the server's own.
     pub origins: Origins,
+    /// A stream that asked for it may be come back to for so long.
+    pub resume_window: Duration,
     /// Metrics by another server's names too.
     pub compat: Option<Compat>,
     /// Who hears of models.
@@ -209,6 +214,10 @@ async fn warm_up(app: App, talk: Talk) {
     let made = async {
         let lease = app.models.lease(None).await?;
         let token = lease.tokenizer().bos().unwrap_or(0);
+        if !lease.handle().info().generates {
+            let embedded = lease.handle().embed(EmbedRequest::new(vec![token]))?;
+            return prompt::blocking(move || Ok(drop(embedded.wait()?))).await;
+        }
         let request =
             Request { sampling: Sampling::greedy(), max_tokens: Some(1), ..Request::new(vec![token]) };
         let mut stream = lease.handle().submit(request)?;

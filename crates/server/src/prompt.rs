@@ -1,8 +1,8 @@
 //! From a request's words to the engine's request: the conversation rendered and tokenized, grammars compiled, and how the
 //! answer is to be read.
 
-use quarrel_engine::{Request, Sampling};
-use quarrel_runtime::prompt::{encode_prompt, message, quote, render};
+use quarrel_engine::Request;
+use quarrel_runtime::prompt::{encode_prompt, message, quote, quote_all, render};
 use quarrel_text::grammar::Reasoning;
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::tool_calls::{Arguments, control_token, tool_grammar};
@@ -17,6 +17,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::generate::{Generating, TextOptions};
 use crate::models::{Lease, Live};
+use crate::sampling;
 
 /// Most messages of a conversation.
 const MESSAGES_MAX: usize = 4096;
@@ -241,6 +242,7 @@ pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, Api
     chat.extra.extend(extra);
     let extra = Value::Object(chat.extra);
     quote(live.tokenizer(), &mut chat.messages);
+    chat.tools.iter_mut().for_each(|t| quote_all(live.tokenizer(), t));
     let input = RenderInput {
         messages: Some(&chat.messages),
         tools: chat.tools.as_ref(),
@@ -264,25 +266,6 @@ pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, Api
     Ok(Rendered { text, tools, choice, parallel, reasoning: (style.reasoning, end, budget) })
 }
 
-/// The sampling that a request changes: what came with the model over the house's defaults.
-fn base(live: &Live) -> Sampling {
-    let mut s = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, ..Sampling::default() };
-    for (name, value) in live.opened.local.params.iter().flatten() {
-        let Some(v) = value.as_f64() else { continue };
-        match name.as_str() {
-            "temperature" => s.temperature = v as f32,
-            "top_k" => s.top_k = v as u32,
-            "top_p" => s.top_p = v as f32,
-            "min_p" => s.min_p = v as f32,
-            "repeat_penalty" => s.repetition_penalty = v as f32,
-            "presence_penalty" => s.presence_penalty = v as f32,
-            "frequency_penalty" => s.frequency_penalty = v as f32,
-            _ => {}
-        }
-    }
-    s
-}
-
 /// The engine's request, and how its answers become text.
 pub(crate) fn request(
     live: &Live,
@@ -294,9 +277,14 @@ pub(crate) fn request(
     if prompt.ids.is_empty() {
         return Err(ApiError::bad("the prompt is empty, and this model has no token to begin with"));
     }
-    let mut request = fields.request(prompt.ids, &base(live), &caller.key)?;
+    let mut request = fields.request(prompt.ids, &sampling::base(live), &caller.key)?;
+    fields.resolve_breakers(live.tokenizer(), &mut request.sampling)?;
     request.logprobs = logprobs;
-    let stop = fields.stops()?;
+    request.max_tokens = request.max_tokens.or(live.opened.params.max_tokens);
+    let mut stop = fields.stops()?;
+    if fields.stop.is_none() {
+        stop.clone_from(&live.opened.params.stop);
+    }
     Ok((request, TextOptions { leading: prompt.leading, control: Control::Hide, stop, parser: None }))
 }
 

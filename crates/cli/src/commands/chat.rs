@@ -47,7 +47,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
             opened.local.name
         );
     }
-    let settings = Settings::new(Settings::default(), &args.sample, &opened.local, &opened.source)?;
+    let settings = Settings::new(Settings::default(), &args.sample, &opened.params)?;
     let lora = args.adapter.lora.as_ref();
     let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.model, lora)?;
     let mut chat = Conversation {
@@ -186,7 +186,8 @@ impl Conversation<'_> {
         }
         let (name, value) = rest.split_once(['=', ' ']).unwrap_or((rest, ""));
         if value.trim().is_empty() && NAMES.contains(&name) && name != "quality" {
-            return Ok(self.out.line(&format!("{name} {}", self.settings.values()[name]))?);
+            let value = self.settings.values().get(name).map_or("default".into(), |v| v.to_string());
+            return Ok(self.out.line(&format!("{name} {value}"))?);
         }
         self.settings.set(name.trim(), value.trim())
     }
@@ -241,14 +242,14 @@ impl Conversation<'_> {
         let mut settings = self.settings.clone();
         settings.seed = settings.seed.map(|s| s.wrapping_add(self.answers));
         let (evict, leading) = (self.evict, Leading::Strip);
-        let ask = Ask { prompt, settings: &settings, evict, leading, logprobs: None };
+        let ask = Ask { evict, leading, ..Ask::new(prompt, &settings) };
         let out = &mut self.out;
-        let answer =
-            self.running.answer(&self.opened.tokenizer, ask, |text| Ok(out.text(text)?)).map_err(|e| {
-                match self.messages.len() {
-                    0..=2 => e,
-                    _ => anyhow!("{e}; /clear forgets the conversation"),
-                }
+        let answer = self
+            .running
+            .answer(&self.opened.tokenizer, ask, |piece| Ok(out.text(piece.text())?))
+            .map_err(|e| match self.messages.len() {
+                0..=2 => e,
+                _ => anyhow!("{e}; /clear forgets the conversation"),
             })?;
         self.out.end_line()?;
         match answer.end {
