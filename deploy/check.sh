@@ -20,12 +20,17 @@ models: ["gemma3:270m", "small=/models/a.gguf"]
 args: ["--parallel", "32", "--metrics-compat", "vllm"]
 env: [{name: QUARREL_LOG, value: debug}]
 auth: {keys: ["0123456789abcdef", "fedcba9876543210"]}
+config: |
+  parallel = 8
+  [serve]
+  keep-alive = 30
+tls: {secret: server-tls}
 autoscaling: {enabled: true, maxReplicas: 8}
 persistence: {storageClass: fast}
 volumes: [{name: models, persistentVolumeClaim: {claimName: models, readOnly: true}}]
 volumeMounts: [{name: models, mountPath: /models, readOnly: true}]
 ingress: {enabled: true, host: models.example, tlsSecret: tls, className: nginx, annotations: {a: b}}
-serviceMonitor: {enabled: true, labels: {release: prometheus}}
+serviceMonitor: {enabled: true, labels: {release: prometheus}, tlsConfig: {serverName: models.example}}
 networkPolicy: {enabled: true, from: [{namespaceSelector: {}}]}
 podAnnotations: {a: b}
 podLabels: {a: b}

@@ -110,3 +110,43 @@ fn init_writes_every_key_once_and_overwrites_nothing() {
     assert!(again.code == 1 && again.err.contains("is there already"), "{}", again.err);
     assert_eq!(fs::read_to_string(&path).unwrap(), "port = 1\n");
 }
+
+/// Words of files that begin with `start`.
+fn words<'a>(text: &'a str, start: &'a str, part: fn(char) -> bool) -> impl Iterator<Item = &'a str> {
+    text.match_indices(start).map(move |(at, _)| {
+        let end = text[at..].find(|c| !part(c)).map_or(text.len(), |n| at + n);
+        &text[at..end]
+    })
+}
+
+#[test]
+fn what_deploys_the_server_knows_its_flags_and_variables() {
+    let home = tempfile::tempdir().unwrap();
+    let example = run(home.path(), &["config", "init", "-"], &[]).out;
+    let keys: Vec<&str> =
+        example.lines().filter_map(|l| l.strip_prefix('#')?.split_once(" =")).map(|(k, _)| k).collect();
+    let names: Vec<String> =
+        keys.iter().map(|k| format!("QUARREL_{}", k.replace('-', "_").to_uppercase())).collect();
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy");
+    let mut found = 0;
+    for file in [
+        "quarrel.service",
+        "Dockerfile",
+        "README.md",
+        "helm/quarrel/templates/statefulset.yaml",
+        "helm/quarrel/values.yaml",
+    ] {
+        let text = fs::read_to_string(deploy.join(file)).unwrap();
+        for name in words(&text, "QUARREL_", |c| c.is_ascii_uppercase() || c == '_') {
+            let other = ["QUARREL_HOME", "QUARREL_CONFIG"].contains(&name);
+            assert!(other || names.iter().any(|n| n == name), "{file}: no variable is called {name}");
+            found += 1;
+        }
+    }
+    let text = fs::read_to_string(deploy.join("helm/quarrel/templates/statefulset.yaml")).unwrap();
+    for flag in words(&text, "- --", |c| c.is_ascii_lowercase() || "- ".contains(c)) {
+        assert!(keys.contains(&flag.trim_start_matches("- --").trim()), "no flag is called {flag}");
+        found += 1;
+    }
+    assert!(found > 15, "{found}");
+}

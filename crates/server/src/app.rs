@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::body::Bytes;
+use axum::body::{Bytes, HttpBody as _};
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
@@ -28,11 +28,13 @@ use crate::error::{ApiError, Failure};
 use crate::ids;
 use crate::metrics::HttpCounts;
 use crate::models::Models;
+use crate::record::{Listeners, Record};
 use crate::resume::Streams;
 use crate::routes::{
     anthropic, chat, completions, conversations, embeddings, explain, health, models, ollama, presets,
     rerank, responses, streams, tokens, ws,
 };
+use crate::trace::{Context, TRACEPARENT};
 use crate::{ServeConfig, arrival, page, store};
 
 /// Names of metrics of another server.
@@ -51,6 +53,8 @@ pub(crate) struct Caller {
     pub(crate) owner: Arc<str>,
     /// Whose quota pays.
     pub(crate) account: Option<Account>,
+    /// What is told of the request.
+    pub(crate) record: Option<Arc<Record>>,
 }
 
 /// What all routes share.
@@ -77,6 +81,10 @@ pub(crate) struct Shared {
     pub(crate) origins: Origins,
     /// How long a body may take.
     body_time: Duration,
+    /// How many bytes it may have.
+    body_bytes_max: usize,
+    /// Who is told of requests.
+    pub(crate) listeners: Listeners,
 }
 
 impl std::ops::Deref for App {
@@ -107,6 +115,8 @@ impl App {
             connections: Arc::default(),
             origins: config.origins.clone(),
             body_time: config.times.body,
+            body_bytes_max: config.body_bytes_max,
+            listeners: Listeners { audit: config.audit.clone(), traces: config.traces.clone() },
             sockets: Arc::default(),
         })))
     }
@@ -255,7 +265,8 @@ fn merged(document: &Document) -> Value {
 }
 
 /// The router.
-pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
+pub(crate) fn router(app: App) -> Router {
+    let bytes_max = app.body_bytes_max;
     let (router, document) = routes().split_for_parts();
     let document = Bytes::from(merged(&document).to_string());
     let router = router
@@ -265,12 +276,12 @@ pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(app.clone(), guard))
-        .layer(DefaultBodyLimit::max(body_bytes_max))
+        .layer(DefaultBodyLimit::max(app.body_bytes_max))
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .layer(middleware::from_fn_with_state(app.clone(), cors::share))
         .with_state(app);
     // A WebSocket's requests go through the router itself.
-    let api = ws::Api { router: router.clone(), bytes_max: body_bytes_max };
+    let api = ws::Api { router: router.clone(), bytes_max };
     router.layer(Extension(api))
 }
 
@@ -294,17 +305,25 @@ async fn wrong_method(request: Request) -> ApiError {
 /// Routes that need no key: probes.
 const OPEN: [&str; 3] = ["/health", "/ready", "/openapi.json"];
 
+/// Whether a path needs no key.
+fn is_open(path: &str) -> bool {
+    OPEN.contains(&path) || page::is_page(path)
+}
+
 /// Lets in whom the keys allow, and nobody new while the server shuts down.
 async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+    app.origins.check(&request)?;
     let path = request.uri().path();
-    if !OPEN.contains(&path) && !page::is_page(path) {
+    if !is_open(path) {
         if app.draining() && request.method() == Method::POST {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
         let key = key_of(&request);
         // Browsers cannot send a key with a WebSocket: it comes in the first frame.
         if key.is_some() || path != ws::PATH || !app.needs_key() {
-            let caller = admit(&app, request.method().clone(), path.to_owned(), key).await?;
+            let mut caller = admit(&app, request.method().clone(), path.to_owned(), key).await?;
+            caller.record = request.extensions_mut().remove::<Arc<Record>>();
+            caller.record.iter().for_each(|r| r.key(&caller.key));
             request.extensions_mut().insert(caller);
         }
     }
@@ -340,7 +359,7 @@ pub(crate) async fn admit(
 ) -> Result<Caller, ApiError> {
     let stored = app.stored_keys.load(Ordering::Acquire);
     if !app.needs_key() {
-        return Ok(Caller { key: "".into(), owner: "local".into(), account: None });
+        return Ok(Caller { key: "".into(), owner: "local".into(), account: None, record: None });
     }
     let given =
         given.ok_or_else(|| ApiError::unauthorized("an API key is needed: Authorization: Bearer KEY"))?;
@@ -349,7 +368,7 @@ pub(crate) async fn admit(
     let found = app.keys.iter().enumerate().fold(None, |found, (i, k)| if same(k) { Some(i) } else { found });
     if let Some(i) = found {
         let name: Arc<str> = format!("key {}", i + 1).into();
-        return Ok(Caller { key: name.clone(), owner: name, account: None });
+        return Ok(Caller { key: name.clone(), owner: name, account: None, record: None });
     }
     let unknown = || ApiError::unauthorized("this API key is not known here");
     if !stored {
@@ -369,7 +388,7 @@ pub(crate) async fn admit(
     app.pace(&key)?;
     let id: Arc<str> = key.id.into();
     let account = Some(Account { store: app.store()?, key: id.clone() });
-    Ok(Caller { key: id.clone(), owner: id, account })
+    Ok(Caller { key: id.clone(), owner: id, account, record: None })
 }
 
 /// Requests that a key has left, refilled as time goes by.
@@ -408,23 +427,44 @@ async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Re
     let id = given.cloned().or_else(|| HeaderValue::from_str(&ids::new("req_")).ok());
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
+    let route = route.as_deref().unwrap_or("other");
+    let shown = id.as_ref().and_then(|v| v.to_str().ok()).unwrap_or_default();
     let dialect = Dialect::of(request.uri().path());
-    let late = arrival::limit(&mut request, app.body_time);
-    let mut response = next.run(request).await;
+    // Probes and the page's files are not worth a line.
+    let told = !is_open(request.uri().path());
+    let record = if told { app.listeners.record(&request, shown, route) } else { None };
+    let context = match &record {
+        Some(record) => record.context.clone(),
+        None => Context::of(request.headers()),
+    };
+    if let Some(record) = &record {
+        request.extensions_mut().insert(record.clone());
+    }
+    let late = arrival::limit(&mut request, app.body_time, record.clone());
+    // One that says that it is too long need not come.
+    let mut response = match request.body().size_hint().lower() > app.body_bytes_max as u64 {
+        true => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        false => next.run(request).await,
+    };
     if late.is_late() {
         response = late.answer();
     }
     response = dialect.say(named_error(response), id.as_ref());
     let (status, time) = (response.status().as_u16(), started.elapsed());
     let failure = response.extensions().get::<Failure>().cloned();
-    let route = route.as_deref().unwrap_or("other");
     app.counts.observe(route, method.as_str(), status, time, failure.as_ref().map(|f| f.kind));
-    let shown = id.as_ref().and_then(|v| v.to_str().ok()).unwrap_or_default();
     log(shown, method.as_str(), route, status, time, failure.as_ref());
-    if let Some(id) = id {
-        response.headers_mut().insert(name, id);
+    let headers = response.headers_mut();
+    if let Some(value) = context.as_ref().and_then(Context::header) {
+        headers.insert(TRACEPARENT, value);
     }
-    response
+    if let Some(id) = id {
+        headers.insert(name, id);
+    }
+    match record {
+        Some(record) => record.answered(response),
+        None => response,
+    }
 }
 
 fn log(id: &str, method: &str, route: &str, status: u16, time: Duration, failure: Option<&Failure>) {

@@ -15,6 +15,7 @@ use hyper::body::{Frame, SizeHint};
 use tokio::time::Sleep;
 
 use crate::error::ApiError;
+use crate::record::Record;
 
 /// Says whether a body came too late.
 pub(crate) struct Late {
@@ -38,15 +39,16 @@ impl Late {
     }
 }
 
-/// Limits the time that a request's body may take from now on.
-pub(crate) fn limit(request: &mut Request, limit: Duration) -> Late {
+/// Limits the time that a request's body may take from now on, and lets the record keep it.
+pub(crate) fn limit(request: &mut Request, limit: Duration, record: Option<Arc<Record>>) -> Late {
     let late = Late { flag: Arc::default(), limit };
     let body = std::mem::take(request.body_mut());
     *request.body_mut() = match body.is_end_stream() {
         true => body,
         false => {
             let timer = Box::pin(tokio::time::sleep(limit));
-            Body::new(Arriving { body, timer, late: late.flag.clone() })
+            let record = record.filter(|r| r.wants_body());
+            Body::new(Arriving { body, timer, late: late.flag.clone(), record })
         }
     };
     late
@@ -56,6 +58,8 @@ struct Arriving {
     body: Body,
     timer: Pin<Box<Sleep>>,
     late: Arc<AtomicBool>,
+    /// Keeps the body, if it is wanted.
+    record: Option<Arc<Record>>,
 }
 
 impl HttpBody for Arriving {
@@ -71,7 +75,12 @@ impl HttpBody for Arriving {
                 self.late.store(true, Ordering::Release);
                 Poll::Ready(Some(Err(axum::Error::new("the body is late"))))
             }
-            frame => frame,
+            frame => {
+                if let (Some(record), Poll::Ready(Some(Ok(frame)))) = (&self.record, &frame) {
+                    frame.data_ref().into_iter().for_each(|bytes| record.body(bytes));
+                }
+                frame
+            }
         }
     }
 

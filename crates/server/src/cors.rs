@@ -6,7 +6,7 @@ use std::str::FromStr;
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse as _, Response};
 
 use crate::app::App;
 use crate::error::ApiError;
@@ -114,9 +114,6 @@ pub(crate) async fn share(State(app): State<App>, request: Request, next: Next) 
             }
         }
         response
-    } else if allowed.is_none() && foreign(request.method(), request.headers()) {
-        let message = "a page of another origin may not call this server; --cors-origin names those that may";
-        ApiError::forbidden(message).code("origin_not_allowed").into_response()
     } else {
         let mut response = next.run(request).await;
         if allowed.is_some() {
@@ -138,6 +135,18 @@ pub(crate) async fn share(State(app): State<App>, request: Request, next: Next) 
         }
     }
     response
+}
+
+impl Origins {
+    /// Refuses what a page makes its browser send that may not call.
+    pub(crate) fn check(&self, request: &Request) -> Result<(), ApiError> {
+        let allowed = request.headers().get(header::ORIGIN).is_some_and(|o| self.allows(o).is_some());
+        if allowed || !foreign(request.method(), request.headers()) {
+            return Ok(());
+        }
+        let message = "a page of another origin may not call this server; --cors-origin names those that may";
+        Err(ApiError::forbidden(message).code("origin_not_allowed"))
+    }
 }
 
 /// Whether a browser says that a page of another site makes it change something. Browsers send such requests without asking

@@ -1,7 +1,8 @@
 //! One request to the engine, and its answers as text.
 
 use std::future::poll_fn;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use quarrel_engine::{Event, FinishReason, Request, RequestStats, Stream, Trace};
 use quarrel_runtime::TextStream;
@@ -11,6 +12,7 @@ use quarrel_text::{OutputEvent, OutputParser, Tokenizer};
 use crate::charge::Charge;
 use crate::error::ApiError;
 use crate::models::Lease;
+use crate::record::{Generation, Record};
 
 /// How often one who waits looks whether the engine hangs.
 const LOOK: Duration = Duration::from_secs(2);
@@ -103,7 +105,27 @@ pub(crate) struct Generating {
     tokens: usize,
     reasoning: usize,
     charge: Option<Charge>,
+    record: Option<Arc<Record>>,
+    begun: SystemTime,
+    stats: Option<RequestStats>,
+    failed: Option<&'static str>,
     done: bool,
+}
+
+impl Drop for Generating {
+    /// However it ends, its record says so.
+    fn drop(&mut self) {
+        let Some(record) = self.record.take() else { return };
+        record.generated(Generation {
+            model: self.lease.id.clone(),
+            begun: self.begun,
+            prompt: self.prompt,
+            completion: self.tokens,
+            reasoning: self.reasoning,
+            stats: self.stats.take(),
+            error: self.failed,
+        });
+    }
 }
 
 /// How tokens become text.
@@ -126,6 +148,7 @@ impl Generating {
             request.stop_ids = lease.tokenizer().end_of_generation().to_vec();
         }
         let (n, prompt) = (request.n as usize, request.prompt.len());
+        let begun = SystemTime::now();
         let stream = lease.handle().submit(request)?;
         let choice = || Choice {
             text: TextStream::new(text.leading, text.control, text.stop.clone()),
@@ -142,6 +165,10 @@ impl Generating {
             tokens: 0,
             reasoning: 0,
             charge: None,
+            record: None,
+            begun,
+            stats: None,
+            failed: None,
             done: false,
         })
     }
@@ -149,6 +176,12 @@ impl Generating {
     /// Has what it takes paid.
     pub(crate) fn paid_by(mut self, charge: Option<Charge>) -> Generating {
         self.charge = charge;
+        self
+    }
+
+    /// Has it told in the record of a request.
+    pub(crate) fn recorded_in(mut self, record: Option<Arc<Record>>) -> Generating {
+        self.record = record;
         self
     }
 
@@ -181,6 +214,7 @@ impl Generating {
             };
             if let Err(e) = self.take(event) {
                 self.done = true;
+                self.failed = Some(e.kind);
                 return Some(Err(e));
             }
         }
@@ -207,6 +241,7 @@ impl Generating {
                     self.finish(choice, finish(reason));
                 }
                 self.done = true;
+                self.stats = Some(stats.clone());
                 let stop = self.choices.iter().map(|c| c.text.stopped().map(str::to_owned)).collect();
                 let summary =
                     Summary { stats, completion_tokens: self.tokens, reasoning_tokens: self.reasoning, stop };

@@ -22,6 +22,11 @@ pub(crate) fn new(prefix: &str) -> String {
     id
 }
 
+/// A number that none can guess.
+pub(crate) fn random() -> u64 {
+    KEYS[0].hash_one(("number", NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,6 +4,7 @@
 
 mod app;
 mod arrival;
+mod audit;
 mod body;
 mod charge;
 mod cors;
@@ -17,8 +18,10 @@ mod listen;
 mod memory;
 pub mod metrics;
 mod models;
+mod otlp;
 mod page;
 mod prompt;
+mod record;
 pub mod reference;
 mod resume;
 mod routes;
@@ -27,8 +30,10 @@ mod sse;
 mod store;
 mod timed;
 mod tls;
+mod trace;
 mod usage;
 
+use std::io::IsTerminal as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,9 +46,11 @@ use quarrel_store::presets::Presets;
 use tokio::net::TcpListener;
 
 pub use app::{Compat, openapi};
+pub use audit::{Audit, AuditSettings};
 pub use cors::{Origin, Origins};
 pub use listen::Times;
 pub use models::{ModelSettings, ModelSource};
+pub use otlp::{TraceSettings, Traces};
 pub use tls::Tls;
 
 use app::App;
@@ -73,6 +80,10 @@ pub struct ServeConfig {
     pub times: Times,
     /// What runs may go on so long after the stop.
     pub drain: Duration,
+    /// Who asked what; closed by whoever opened it, when the server and its runtime have ended.
+    pub audit: Option<Arc<Audit>>,
+    /// Where the time went, for a collector; closed like `audit`.
+    pub traces: Option<Arc<Traces>>,
     /// HTTPS instead of HTTP.
     pub tls: Option<Arc<Tls>>,
     /// Whose web pages may call, beside the server's own.
@@ -98,7 +109,7 @@ pub async fn serve(config: ServeConfig, listening: impl FnOnce(SocketAddr)) -> R
     listening(listener.local_addr().context("the address of the listener")?);
     let models = Arc::new(Models::new(config.models.clone(), config.settings.clone(), config.talk));
     let app = App::new(models.clone(), &config).context("the keys of the store cannot be read")?;
-    let router = app::router(app.clone(), config.body_bytes_max);
+    let router = app::router(app.clone());
     tokio::spawn(warm_up(app.clone(), config.talk));
     let swept = app.clone();
     tokio::spawn(async move {
@@ -117,7 +128,8 @@ pub async fn serve(config: ServeConfig, listening: impl FnOnce(SocketAddr)) -> R
         stopped.drain();
         tracing::info!("stopping: no new requests, those that run go on");
     };
-    if config.tls.is_some() {
+    // Of a server in a terminal that is closed nothing should stay, unless there is something to read again.
+    if config.tls.is_some() || config.audit.is_some() || !std::io::stderr().is_terminal() {
         tokio::spawn(renew(app.clone(), config.tls.clone()));
     }
     let bounds = Bounds { connections: config.connections_max, times: config.times, drain: config.drain };
@@ -139,6 +151,9 @@ async fn renew(app: App, tls: Option<Arc<Tls>>) {
             () = tokio::time::sleep(LOOK) => false,
         };
         let (app, tls) = (app.clone(), tls.clone());
+        if let Some(audit) = app.listeners.audit.as_ref().filter(|_| told) {
+            audit.reopen();
+        }
         let work = move || {
             let Some(tls) = tls.filter(|t| told || t.changed()) else { return };
             match tls.reload() {

@@ -167,7 +167,7 @@ fn vectors(
     class: Class,
 ) -> Result<Vec<Vec<f32>>, ApiError> {
     let texts = texts.into_iter().map(Text::Words).collect();
-    let caller = Caller { key: owner.into(), owner: owner.into(), account: None };
+    let caller = Caller { key: owner.into(), owner: owner.into(), account: None, record: None };
     let ask = Ask { truncate: true, class, ..Ask::new(texts, "messages") };
     Ok(embed::run(embedder, ask, &caller, &AtomicBool::new(false))?.vectors)
 }

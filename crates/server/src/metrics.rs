@@ -244,6 +244,10 @@ pub const SERVER: &[(&str, Kind, &str, &str)] = &[
     ("quarrel_http_connections", Kind::Gauge, "Open connections.", ""),
     ("quarrel_tls_handshakes_failed_total", Kind::Counter, "Connections on which TLS was not agreed on.", ""),
     ("quarrel_tls_reloads_failed_total", Kind::Counter, "Times that a changed certificate was no good.", ""),
+    ("quarrel_audit_lines_total", Kind::Counter, "Lines of the audit log that were written.", ""),
+    ("quarrel_audit_lost_total", Kind::Counter, "Lines that could not be written.", ""),
+    ("quarrel_trace_spans_total", Kind::Counter, "Spans that the collector of traces took.", ""),
+    ("quarrel_trace_spans_lost_total", Kind::Counter, "Spans that it did not take in time.", ""),
     ("quarrel_websockets", Kind::Gauge, "Open WebSockets.", ""),
     ("quarrel_streams_held", Kind::Gauge, "Streams that may be come back to (`X-Quarrel-Resume`).", ""),
     ("quarrel_streams_held_bytes", Kind::Gauge, "Bytes of their events.", ""),
@@ -374,6 +378,8 @@ pub(crate) fn render(app: &App) -> String {
             }
         }
     }
+    let audit = app.listeners.audit.as_ref().map(|a| a.counts()).unwrap_or_default();
+    let traces = app.listeners.traces.as_ref().map(|t| t.counts()).unwrap_or_default();
     let streams = app.streams.counts();
     let counts = app.counts.inner.lock().unwrap_or_else(PoisonError::into_inner);
     for (name, kind, help, _) in SERVER {
@@ -406,6 +412,10 @@ pub(crate) fn render(app: &App) -> String {
             "quarrel_tls_reloads_failed_total" => {
                 page.value(name, "", app.counts.reloads_failed.load(Ordering::Relaxed) as f64);
             }
+            "quarrel_audit_lines_total" => page.value(name, "", audit.0 as f64),
+            "quarrel_audit_lost_total" => page.value(name, "", audit.1 as f64),
+            "quarrel_trace_spans_total" => page.value(name, "", traces.0 as f64),
+            "quarrel_trace_spans_lost_total" => page.value(name, "", traces.1 as f64),
             "quarrel_websockets" => page.value(name, "", app.sockets().load(Ordering::Relaxed) as f64),
             "quarrel_streams_held" => page.value(name, "", streams.held as f64),
             "quarrel_streams_held_bytes" => page.value(name, "", streams.bytes as f64),

@@ -102,6 +102,7 @@ pub(crate) async fn chat(
     logprobs: Option<u8>,
     caller: Caller,
 ) -> Result<Generating, ApiError> {
+    let record = caller.record.clone();
     let (lease, request, text, charge) = blocking(move || {
         let Rendered { text, tools, choice, parallel, reasoning } = conversation(&lease, ask)?;
         let ids = encode_prompt(lease.tokenizer(), &text).map_err(|e| ApiError::bad(format!("{e:#}")))?;
@@ -139,7 +140,7 @@ pub(crate) async fn chat(
         Ok((lease, request, options, charge))
     })
     .await?;
-    Ok(Generating::start(lease, request, text)?.paid_by(charge))
+    Ok(Generating::start(lease, request, text)?.paid_by(charge).recorded_in(record))
 }
 
 /// How many tokens a conversation has as a prompt.
@@ -295,6 +296,7 @@ pub(crate) async fn plain(
     logprobs: Option<u8>,
     caller: Caller,
 ) -> Result<Generating, ApiError> {
+    let record = caller.record.clone();
     let (lease, request, text, charge) = blocking(move || {
         let (mut request, text) = request(&lease, &fields, prompt, logprobs, &caller)?;
         request.constraint = constraint(&lease, fields.grammar()?, None, PromptEnd::Silent, None)?;
@@ -302,5 +304,5 @@ pub(crate) async fn plain(
         Ok((lease, request, text, charge))
     })
     .await?;
-    Ok(Generating::start(lease, request, text)?.paid_by(charge))
+    Ok(Generating::start(lease, request, text)?.paid_by(charge).recorded_in(record))
 }

@@ -102,6 +102,24 @@ pub(crate) struct Serve {
     /// An origin whose web pages may call, such as https://example.com, or * for all; may be given several times [default: only the server's own page]
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
     pub(crate) cors_origin: Vec<Origin>,
+    /// Append a line of JSON for each request to this file: who, what, tokens, times; no prompts. Opened again on SIGHUP
+    #[arg(long, value_name = "FILE", help_heading = "Server")]
+    pub(crate) audit_log: Option<PathBuf>,
+    /// Bodies of requests in the audit log too, prompts with them
+    #[arg(long, requires = "audit_log", help_heading = "Server")]
+    pub(crate) audit_prompts: bool,
+    /// Put the audit log aside when it has so many bytes
+    #[arg(long, value_name = "BYTES", default_value = "100MiB", value_parser = parse_bytes, help_heading = "Server")]
+    pub(crate) audit_bytes: u64,
+    /// Audit logs put aside that are kept, FILE.1 the newest
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(0..=1000), help_heading = "Server")]
+    pub(crate) audit_files: u32,
+    /// Send traces to this collector of OpenTelemetry, by OTLP over HTTP, such as http://127.0.0.1:4318
+    #[arg(long, value_name = "URL", help_heading = "Server")]
+    pub(crate) otlp_endpoint: Option<String>,
+    /// A header for the collector, such as authorization=...; may be given several times
+    #[arg(long, value_name = "NAME=VALUE", requires = "otlp_endpoint", help_heading = "Server")]
+    pub(crate) otlp_header: Vec<String>,
     /// Seconds that a client may take for the head of a request, and keep a connection without one
     #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = "Server")]
     pub(crate) head_timeout: u32,

@@ -244,12 +244,12 @@ impl Conversation<'_> {
         let (evict, leading) = (self.evict, Leading::Strip);
         let ask = Ask { evict, leading, ..Ask::new(prompt, &settings) };
         let out = &mut self.out;
-        let answer =
-            self.running.answer(&self.opened.tokenizer, ask, |piece| Ok(out.text(piece.text())?)).map_err(|e| {
-                match self.messages.len() {
-                    0..=2 => e,
-                    _ => anyhow!("{e}; /clear forgets the conversation"),
-                }
+        let answer = self
+            .running
+            .answer(&self.opened.tokenizer, ask, |piece| Ok(out.text(piece.text())?))
+            .map_err(|e| match self.messages.len() {
+                0..=2 => e,
+                _ => anyhow!("{e}; /clear forgets the conversation"),
             })?;
         self.out.end_line()?;
         match answer.end {

@@ -10,7 +10,9 @@ use quarrel_engine::DiskCache;
 use quarrel_hub::Hub;
 use quarrel_runtime::memory::Pool;
 use quarrel_runtime::{EngineOptions, Talk};
-use quarrel_server::{Compat, ModelSettings, ModelSource, ServeConfig, Times, Tls};
+use quarrel_server::{
+    Audit, AuditSettings, Compat, ModelSettings, ModelSource, ServeConfig, Times, Tls, TraceSettings, Traces,
+};
 use quarrel_store::presets::Presets;
 use quarrel_store::{Limits, Store};
 use tracing_subscriber::EnvFilter;
@@ -62,6 +64,8 @@ pub(crate) fn run(args: Serve) -> Result<()> {
             ..Times::default()
         },
         drain: seconds(args.drain),
+        audit: audit(&args)?,
+        traces: traces(&args)?,
         tls: tls(&args)?,
         origins: args.cors_origin.iter().cloned().collect(),
         resume_window: seconds(args.resume_window),
@@ -77,7 +81,30 @@ pub(crate) fn run(args: Serve) -> Result<()> {
             "listening on {scheme}://{address}, OpenAI's API under {scheme}://{address}/v1"
         ));
     };
-    runtime.block_on(quarrel_server::serve(config, listening))
+    let (audit, traces) = (config.audit.clone(), config.traces.clone());
+    let served = runtime.block_on(quarrel_server::serve(config, listening));
+    // What still runs ends here, and is told of.
+    drop(runtime);
+    audit.iter().for_each(|a| a.close());
+    traces.iter().for_each(|t| t.close());
+    served
+}
+
+fn audit(args: &Serve) -> Result<Option<Arc<Audit>>> {
+    let Some(path) = &args.audit_log else { return Ok(None) };
+    let settings = AuditSettings {
+        path: path.clone(),
+        bytes_max: args.audit_bytes,
+        files: args.audit_files,
+        prompts: args.audit_prompts,
+    };
+    Ok(Some(Arc::new(Audit::open(settings)?)))
+}
+
+fn traces(args: &Serve) -> Result<Option<Arc<Traces>>> {
+    let Some(endpoint) = &args.otlp_endpoint else { return Ok(None) };
+    let settings = TraceSettings { endpoint: endpoint.clone(), headers: args.otlp_header.clone() };
+    Ok(Some(Arc::new(Traces::start(&settings)?)))
 }
 
 fn seconds(n: u32) -> Duration {

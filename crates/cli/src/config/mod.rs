@@ -67,7 +67,8 @@ fn variable(arg: &Arg) -> Option<String> {
 fn setting(arg: &Arg) -> Option<Setting> {
     let key = key(arg)?.to_owned();
     let file = arg.get_value_names().is_some_and(|n| n.iter().any(|n| n == "FILE"));
-    let secret = ["key", "token", "secret", "password"].contains(&key.rsplit('-').next().unwrap_or_default());
+    let secret = ["header", "key", "password", "secret", "token"]
+        .contains(&key.rsplit('-').next().unwrap_or_default());
     Some(Setting {
         id: arg.get_id().to_string(),
         variable: variable(arg),

@@ -84,7 +84,7 @@ fn each_variable_has_the_name_of_its_flag() {
     }
     let secret =
         |key: &str| settings(all.find_subcommand("serve").unwrap()).iter().any(|s| s.key == key && s.secret);
-    assert!(secret("api-key") && !secret("tls-key") && !secret("port"));
+    assert!(secret("api-key") && secret("otlp-header") && !secret("tls-key") && !secret("port"));
 }
 
 #[test]

@@ -111,6 +111,8 @@ pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static)
             connections_max: 64,
             times: Times::default(),
             drain: Duration::from_secs(1),
+            audit: None,
+            traces: None,
             tls: None,
             origins: Origins::default(),
             resume_window: Duration::from_secs(60),

@@ -7,4 +7,5 @@ mod common;
 mod cors;
 mod limits;
 mod tls;
+mod told;
 mod wire;
