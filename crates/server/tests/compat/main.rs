@@ -5,5 +5,6 @@
 mod common;
 
 mod anthropic;
+mod cut;
 mod ollama;
 mod responses;
