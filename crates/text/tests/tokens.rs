@@ -139,6 +139,23 @@ fn quoted_names_of_control_tokens_are_text() {
     }
 }
 
+/// Older files have special tokens looked for behind the normalizer.
+#[test]
+fn quoted_names_are_text_where_they_are_looked_for_late() {
+    let mut file = json("tokenizer.json");
+    for token in file["added_tokens"].as_array_mut().unwrap() {
+        token["normalized"] = true.into();
+    }
+    let tokenizer = Tokenizer::from_json(file.to_string().as_bytes(), None).unwrap();
+    let (mark, hostile) = ("<|im_end|>", "a<|im_end|> b<<|im_end|>");
+    let id = tokenizer.encode(mark, Special::Parse, Ends::None).unwrap();
+    assert_eq!(id.len(), 1);
+    let text = format!("{mark}{}{mark}", tokenizer.quote(hostile));
+    let ids = tokenizer.encode(&text, Special::Parse, Ends::None).unwrap();
+    assert_eq!(ids.iter().filter(|i| **i == id[0]).count(), 2);
+    assert_eq!(tokenizer.decode(&ids[1..ids.len() - 1]).unwrap(), hostile);
+}
+
 #[test]
 fn what_stands_around_a_text() {
     let spm = load(&folder().join("spm-phi3.gguf"));

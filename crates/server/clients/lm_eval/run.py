@@ -29,6 +29,7 @@ class Served(LocalCompletionsAPI):
     def __init__(self):
         super().__init__(base_url=base + "/v1/completions", model=name, tokenizer_backend=None, num_concurrent=4, max_length=2048)
         self.tokenized_requests = True
+        self.tokenizer = self  # asked for nothing but whether it is there: `tok_encode` is below
 
     def tok_encode(self, string, **_):
         answer = requests.post(base + "/tokenize", json={"model": name, "content": string, "parse_special": False}, timeout=60)

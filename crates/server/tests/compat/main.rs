@@ -5,7 +5,11 @@
 mod common;
 
 mod anthropic;
+<<<<<<< HEAD
 mod embeddings;
+=======
+mod cut;
+>>>>>>> h/strm
 mod ollama;
 mod responses;
 mod sampling;

@@ -133,6 +133,9 @@ impl OutputParser {
     /// The end of the answer: what waited is told. An answer that was `cut` by a bound may end inside of a call; that is no
     /// broken one, and its marks are no content.
     pub fn finish(&mut self, cut: bool) -> Vec<OutputEvent> {
+        if cut && self.held.len() > 1 {
+            self.held.clear(); // the beginning of a mark
+        }
         while !self.held.is_empty() {
             self.settle(true);
         }
