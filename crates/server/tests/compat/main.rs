@@ -5,11 +5,8 @@
 mod common;
 
 mod anthropic;
-<<<<<<< HEAD
-mod embeddings;
-=======
 mod cut;
->>>>>>> h/strm
+mod embeddings;
 mod ollama;
 mod responses;
 mod sampling;
