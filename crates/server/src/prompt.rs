@@ -1,7 +1,7 @@
 //! From a request's words to the engine's request: the conversation rendered and tokenized, grammars compiled, and how the
 //! answer is to be read.
 
-use quarrel_engine::Request;
+use quarrel_engine::{LogprobsOf, Request};
 use quarrel_runtime::prompt::{encode_prompt, message, quote, render};
 use quarrel_text::grammar::Reasoning;
 use quarrel_text::stream_decoder::{Control, Leading};
@@ -278,6 +278,9 @@ pub(crate) fn request(
     let mut request = fields.request(prompt.ids, &sampling::base(live), &caller.key)?;
     fields.resolve_breakers(live.tokenizer(), &mut request.sampling)?;
     request.logprobs = logprobs;
+    if logprobs.is_none() {
+        request.logprobs_of = LogprobsOf::Unreported;
+    }
     let stop = fields.stops()?;
     Ok((request, TextOptions { leading: prompt.leading, control: Control::Hide, stop, parser: None }))
 }
