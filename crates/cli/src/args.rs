@@ -2,6 +2,7 @@
 //! spellings (`spelling`) are all made from it.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts are not Markdown: [default: x] is no link")]
 
+mod eval;
 mod sample;
 mod serve;
 
@@ -11,7 +12,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{Eviction, Speculate};
 use quarrel_runtime::EngineOptions;
+use quarrel_runtime::devices::Place;
 
+pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
 pub(crate) use sample::{ChainArgs, Logprobs, parse_bias};
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
 
@@ -30,7 +33,8 @@ use crate::instructions;
     infer_subcommands = false,
     max_term_width = 100,
     after_help = "Without a command, flags mean `run`: quarrel -model smollm2:135m -prompt \"Hello\".\n\
-                  Long flags may be written with one dash (-temp 0.8). `quarrel COMMAND --help` explains a command."
+                  Long flags may be written with one dash (-temp 0.8). `quarrel COMMAND --help` explains a command.\n\
+                  Settings may also stand in the environment (QUARREL_PORT for --port) or in a file; see `quarrel config`."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -60,6 +64,8 @@ pub(crate) enum Command {
     Serve(Box<Serve>),
     /// Make, list and revoke API keys of `serve`
     Keys(Keys),
+    /// Show the settings that hold and where they come from, or write a configuration file
+    Config(Config),
     /// Fetch models, checked against their digests
     Pull(Pull),
     /// List the models on this machine
@@ -74,10 +80,14 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Turn text into token ids
     Tokenize(Tokenize),
+    /// Turn texts into vectors, and show how alike they are
+    Embed(Box<Embed>),
     /// Say how much memory a model will take, before it is loaded
     Plan(Plan),
     /// Measure how well a model predicts a text
     Perplexity(Perplexity),
+    /// Measure what a model says
+    Eval(Eval),
     /// Measure the speed of this machine and of a model on it
     Bench(Box<Bench>),
     /// Show the most likely next tokens after a prompt
@@ -97,6 +107,17 @@ pub(crate) enum Command {
     /// Print the reference of metrics as Markdown
     #[command(hide = true)]
     DocsMetrics,
+    /// Print the reference of the configuration as Markdown
+    #[command(hide = true)]
+    DocsConfig,
+}
+
+/// Where settings come from beside flags.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigArgs {
+    /// Read settings from this file [default: $QUARREL_CONFIG, or quarrel/config.toml in the folder for configuration]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "General")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Which model, and what may be done to get it.
@@ -107,6 +128,13 @@ pub(crate) struct ModelArgs {
     model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
+}
+
+impl FetchArgs {
+    /// The same with a model's name.
+    pub(crate) fn named(self, name: String) -> ModelArgs {
+        ModelArgs { model: Some(name), fetch: self }
+    }
 }
 
 impl ModelArgs {
@@ -151,9 +179,9 @@ pub(crate) struct EngineArgs {
     /// Number type of the KV cache [default: f16]
     #[arg(long, value_enum, help_heading = "Engine")]
     pub(crate) kv: Option<Kv>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Engine")]
-    pub(crate) device: Device,
+    /// Where to compute: cpu, cuda, cuda:N, or auto, which is the first GPU if it holds the model
+    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, help_heading = "Engine")]
+    pub(crate) device: Place,
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "Engine")]
     pub(crate) isa: Option<Isa>,
@@ -162,8 +190,8 @@ pub(crate) struct EngineArgs {
 impl EngineArgs {
     /// The same for those who load models.
     pub(crate) fn options(&self) -> EngineOptions {
-        let Device::Cpu = self.device;
         EngineOptions {
+            device: self.device,
             ctx: self.ctx,
             threads: self.threads,
             memory_budget: self.memory_budget,
@@ -278,13 +306,6 @@ impl From<Kv> for KvType {
     }
 }
 
-/// A kind of device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    // The processor. (No doc comment: clap would print one, and space out the whole help for it.)
-    Cpu,
-}
-
 /// How the next token is chosen. Flags win over the parameters that came with the model, those over the defaults.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct SampleArgs {
@@ -370,6 +391,8 @@ pub(crate) struct Run {
     /// With --json: the log-probability of each token, and the N best in its place
     #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u32).range(0..=64), help_heading = "Output")]
     pub(crate) logprobs: Option<u32>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
     /// ... of the model itself, or of what the token was drawn from, after the sampling chain [default: raw]
     #[arg(long, value_enum, value_name = "WHOSE", requires = "logprobs", help_heading = "Output")]
     pub(crate) logprobs_of: Option<Logprobs>,
@@ -402,6 +425,45 @@ pub(crate) struct Chat {
     pub(crate) guess: GuessArgs,
     #[command(flatten)]
     pub(crate) evict: EvictArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+/// The configuration.
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the settings of a command and where each comes from; secrets are hidden
+    Show {
+        /// The command
+        #[arg(value_name = "COMMAND", value_enum, default_value_t = ConfigOf::Serve)]
+        of: ConfigOf,
+        /// Print one JSON object: command, file, settings
+        #[arg(long, help_heading = "Output")]
+        json: bool,
+    },
+    /// Write a file with every key and its default, each behind a #; one that exists is left alone
+    Init {
+        /// Where; - is stdout [default: quarrel/config.toml in the folder for configuration]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+/// A command with settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConfigOf {
+    Serve,
+    Run,
+    Chat,
+    Keys,
 }
 
 /// Fetch models.
@@ -503,6 +565,50 @@ pub(crate) struct Tokenize {
     pub(crate) json: bool,
 }
 
+/// Turn texts into vectors.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "An encoder (all-minilm) is made for this; of a decoder the hidden states after its last norm are pooled. What the \
+                  model's files say of pooling is the default."
+)]
+pub(crate) struct Embed {
+    /// The model, in any form that --model takes elsewhere
+    #[arg(value_name = "MODEL")]
+    pub(crate) target: String,
+    /// The texts; without them the lines of --file or of piped stdin
+    #[arg(value_name = "TEXT", conflicts_with = "file")]
+    pub(crate) texts: Vec<String>,
+    /// Read texts from a file, one a line (- is stdin)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// How the hidden states of a text become one vector [default: the model's, or mean]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) pooling: Option<Pool>,
+    /// Leave the vectors as long as they are, instead of length 1
+    #[arg(long)]
+    pub(crate) no_normalize: bool,
+    /// Leave out the end of a text that is longer than the model takes, and say so
+    #[arg(long)]
+    pub(crate) truncate: bool,
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Print one JSON object: model, dimensions, pooling, embeddings, similarity
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+}
+
+/// A way of pooling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pool {
+    Mean,
+    Cls,
+    Last,
+    /// A vector for each token
+    None,
+}
+
 /// Say how much memory a model will take.
 #[derive(Debug, Args)]
 #[command(
@@ -593,6 +699,9 @@ pub(crate) struct Bench {
     /// Threads to compute with [default: one for each physical core that may be used]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What to measure")]
     pub(crate) threads: Option<u16>,
+    /// Where to compute: cpu, cuda or cuda:N; on a GPU what fresh processes tell is left out
+    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, conflicts_with_all = ["kv", "serve", "speculate", "against"], help_heading = "What to measure")]
+    pub(crate) device: Place,
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "What to measure")]
     pub(crate) isa: Option<Isa>,

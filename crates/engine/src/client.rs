@@ -3,6 +3,7 @@
 use crate::adapters::Use;
 use crate::beam::{Move, Search};
 use crate::constraint::ConstraintBox;
+use crate::embed::{Embedding, Pooler};
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::handle::{Place, Scores};
@@ -37,6 +38,7 @@ pub(crate) enum Task {
     Generate(Box<Generation>),
     Score { from: usize, top: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
     Logits { reply: SyncSender<Result<Vec<f32>>> },
+    Embed { pooler: Pooler, reply: SyncSender<Result<Embedding>> },
 }
 
 /// What becomes of sequences after an output.
@@ -489,6 +491,7 @@ impl Client {
                 Err(error) => vec![Act::Fail(error)],
             },
             Task::Logits { .. } => vec![Act::Finish],
+            Task::Embed { .. } => Vec::new(), // see `hidden`
         }
     }
 
@@ -497,8 +500,22 @@ impl Client {
         match &mut self.task {
             Task::Generate(g) => g.evicted(at, evicted),
             Task::Score { scores, .. } => scores.eviction.add(&evicted),
-            Task::Logits { .. } => {}
+            Task::Logits { .. } | Task::Embed { .. } => {}
         }
+    }
+
+    /// Takes the hidden states from position `first` on, if it wants them.
+    pub(crate) fn hidden(&mut self, first: usize, rows: &[f32]) -> Option<Act> {
+        let Task::Embed { pooler, .. } = &mut self.task else { return None };
+        match pooler.take(first, rows) {
+            Ok(done) => done.then_some(Act::Finish),
+            Err(error) => Some(Act::Fail(error)),
+        }
+    }
+
+    /// Whether it wants hidden states.
+    pub(crate) fn wants_hidden(&self) -> bool {
+        matches!(self.task, Task::Embed { .. })
     }
 
     // In both, a receiver that is gone has lost interest in the answer.
@@ -522,6 +539,9 @@ impl Client {
             Task::Logits { reply } => {
                 let _ = reply.send(outcome(reason == FinishReason::Stop).map(|()| row.to_vec()));
             }
+            Task::Embed { pooler, reply } => {
+                let _ = reply.send(outcome(reason == FinishReason::Stop).map(|()| pooler.finish()));
+            }
         }
     }
 
@@ -531,6 +551,7 @@ impl Client {
             Task::Generate(g) => g.events.send(Event::Failed(error)),
             Task::Score { reply, .. } => drop(reply.send(Err(error))),
             Task::Logits { reply } => drop(reply.send(Err(error))),
+            Task::Embed { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }

@@ -11,6 +11,7 @@ mod beam;
 mod block_manager;
 mod client;
 mod constraint;
+mod embed;
 mod engine;
 mod events;
 mod evict;
@@ -31,11 +32,12 @@ mod watchdog;
 
 pub use adapters::{AdapterInfo, AdapterLimits};
 pub use constraint::{Constraint, ConstraintBox};
+pub use embed::{EmbedRequest, Embedded, Embedding, Pooling};
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
 pub use handle::{Handle, ScoreRequest, Scores, Stream};
-pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
+pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded, identity};
 pub use request::{
     Beams, BestBy, Class, EXPLAIN_MAX, LOGPROBS_MAX, LogprobsOf, Request, Retention, WIDTH_MAX,
 };
@@ -196,6 +198,23 @@ pub enum Error {
         vocab: usize,
         /// The largest other one.
         max: f32,
+    },
+    /// Hidden states that are no numbers.
+    #[error(
+        "the hidden state at position {position} has values that are no finite numbers; \
+         the model file is damaged or its numbers overflow"
+    )]
+    Hidden {
+        /// Position of the token.
+        position: usize,
+    },
+    /// Something that needs another kind of model.
+    #[error("{what}: {why}")]
+    Unsuited {
+        /// What was asked for.
+        what: &'static str,
+        /// Why it cannot be had and what to do.
+        why: &'static str,
     },
     /// The request's constraint failed, or leaves no token to draw.
     #[error("the constraint of the answer failed at step {step}: {why}")]

@@ -7,21 +7,26 @@
 
 mod answer;
 mod breakers;
+pub mod devices;
+pub mod embed;
 mod explain;
 mod file;
 mod load;
 pub mod memory;
 mod obey;
 mod open;
+mod params;
 pub mod process;
 pub mod prompt;
 
 pub use answer::TextStream;
-pub use explain::{token_text, trace_json};
 pub use breakers::{DRY_BREAKERS, breakers};
+pub use embed::Embeddings;
+pub use explain::{token_text, trace_json};
 pub use load::{EngineOptions, Running};
 pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};
+pub use params::{ModelParams, usual};
 
 /// Who is told what happens meanwhile: lines for people, and details for those who asked for them.
 #[derive(Debug, Clone, Copy)]

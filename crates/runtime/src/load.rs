@@ -2,18 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use quarrel_cpu::{Cpu, Isa, KvType};
+use anyhow::{Result, bail};
+use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{DiskCache, DraftModel, Engine, EngineConfig, Handle, LoadOptions};
-use quarrel_ir::Device as _;
 use quarrel_model::ModelSpec;
 
+use crate::devices::Place;
 use crate::memory::{self, Planner, Use};
-use crate::{Opened, Talk};
+use crate::{Embeddings, Opened, Talk};
 
 /// How a model is held and computed; what is not said is chosen.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
+    /// Where to compute.
+    pub device: Place,
     /// Tokens of context, prompt and answer together; else the model's, at most 32,768.
     pub ctx: Option<u32>,
     /// Threads; else one for each physical core.
@@ -30,6 +32,8 @@ pub struct EngineOptions {
     pub host_cache: u64,
     /// Where the prefix cache survives the process.
     pub disk_cache: Option<DiskCache>,
+    /// Keep the hidden states, so that a decoder makes embeddings too.
+    pub embeddings: bool,
 }
 
 /// The engine of a model.
@@ -40,6 +44,8 @@ pub struct Running {
     pub spec: ModelSpec,
     /// Context that the model was trained for, in tokens.
     pub trained: usize,
+    /// How it makes embeddings.
+    pub embeddings: Embeddings,
     /// How long it took to load.
     pub load: Duration,
 }
@@ -68,12 +74,11 @@ impl Opened {
                 "a context of {context} tokens is more than the {trained} the model was trained for"
             ));
         }
-        let cpu = || Cpu::new(planner.options(sizes.kv)).context("cannot start the CPU device");
-        let device = Box::new(cpu()?);
+        let device = planner.start(sizes.kv)?;
         let draft = match draft {
             Some(draft) => {
                 self.check_draft(draft)?;
-                Some(DraftModel::load(&draft.source, Box::new(cpu()?), context)?)
+                Some(DraftModel::load(&draft.source, planner.start(sizes.kv)?, context)?)
             }
             None => None,
         };
@@ -83,7 +88,8 @@ impl Opened {
             (talk.note)(&format!("{} threads on {cores} processors are slower than {cores}", info.threads));
         }
         (talk.detail)(&format!("device {} ({}), {} threads", info.name, info.description, info.threads));
-        let load = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let load =
+            LoadOptions { context: Some(context), hidden: options.embeddings, ..LoadOptions::default() };
         let configure = |c: &mut EngineConfig| {
             *c = sizes.config;
             c.target_itl = options.target_itl;
@@ -98,7 +104,8 @@ impl Opened {
             quarrel_hub::human_bytes(handle.info().device_bytes as u64),
             started.elapsed().as_secs_f64()
         ));
-        Ok(Running { handle, spec: loaded.spec, trained, load: started.elapsed() })
+        let embeddings = self.embeddings(context)?;
+        Ok(Running { handle, spec: loaded.spec, trained, embeddings, load: started.elapsed() })
     }
 
     /// A draft model's tokens must be this one's.

@@ -160,6 +160,8 @@ impl From<EngineError> for ApiError {
             }
             EngineError::Token { what, .. } => ApiError::field(what, message),
             EngineError::Width { .. } => ApiError::field("n", message),
+            EngineError::Unsuited { .. } => ApiError::field("model", message),
+            EngineError::Hidden { .. } => ApiError::server(message).code("bad_hidden_states"),
             EngineError::Adapter { .. } => {
                 ApiError { param: Some("adapter".into()), ..ApiError::not_found(message) }
             }

@@ -54,6 +54,16 @@ pub(crate) enum Priority {
     Background,
 }
 
+impl From<Priority> for Class {
+    fn from(priority: Priority) -> Class {
+        match priority {
+            Priority::Interactive => Class::Interactive,
+            Priority::Batch => Class::Batch,
+            Priority::Background => Class::Background,
+        }
+    }
+}
+
 /// How tokens are guessed ahead; the answer is the same.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -307,11 +317,7 @@ impl Fields {
             best_of: self.best_of,
             best_of_by: self.best_of_by.map(Into::into).unwrap_or_default(),
             logprobs_of: self.logprobs_of.map(Into::into).unwrap_or_default(),
-            class: match priority {
-                Priority::Interactive => Class::Interactive,
-                Priority::Batch => Class::Batch,
-                Priority::Background => Class::Background,
-            },
+            class: priority.into(),
             key: key.clone(),
             deadline: self.deadline_ms.map(Duration::from_millis),
             adapter: self.adapter.clone(),

@@ -2,7 +2,7 @@
 //! answer is to be read.
 
 use quarrel_engine::{LogprobsOf, Request};
-use quarrel_runtime::prompt::{encode_prompt, message, quote, render};
+use quarrel_runtime::prompt::{encode_prompt, message, quote, quote_all, render};
 use quarrel_text::grammar::Reasoning;
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::tool_calls::{Arguments, control_token, tool_grammar};
@@ -241,6 +241,7 @@ pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, Api
     chat.extra.extend(extra);
     let extra = Value::Object(chat.extra);
     quote(live.tokenizer(), &mut chat.messages);
+    chat.tools.iter_mut().for_each(|t| quote_all(live.tokenizer(), t));
     let input = RenderInput {
         messages: Some(&chat.messages),
         tools: chat.tools.as_ref(),
@@ -281,7 +282,11 @@ pub(crate) fn request(
     if logprobs.is_none() {
         request.logprobs_of = LogprobsOf::Unreported;
     }
-    let stop = fields.stops()?;
+    request.max_tokens = request.max_tokens.or(live.opened.params.max_tokens);
+    let mut stop = fields.stops()?;
+    if fields.stop.is_none() {
+        stop.clone_from(&live.opened.params.stop);
+    }
     Ok((request, TextOptions { leading: prompt.leading, control: Control::Hide, stop, parser: None }))
 }
 

@@ -92,24 +92,8 @@ impl From<Logprobs> for LogprobsOf {
 
 /// The sampling that a request changes: what came with the model over the house's defaults.
 pub(crate) fn base(live: &Live) -> Sampling {
-    let mut s = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, ..Sampling::default() };
-    for (name, value) in live.opened.local.params.iter().flatten() {
-        let Some(v) = value.as_f64() else { continue };
-        match name.as_str() {
-            "temperature" => s.temperature = v as f32,
-            "top_k" => s.top_k = v as u32,
-            "top_p" => s.top_p = v as f32,
-            "min_p" => s.min_p = v as f32,
-            "typical_p" => s.typical_p = v as f32,
-            "mirostat" => s.mirostat = v as u8,
-            "mirostat_tau" => s.mirostat_tau = v as f32,
-            "mirostat_eta" => s.mirostat_eta = v as f32,
-            "repeat_penalty" => s.repetition_penalty = v as f32,
-            "presence_penalty" => s.presence_penalty = v as f32,
-            "frequency_penalty" => s.frequency_penalty = v as f32,
-            _ => {}
-        }
-    }
+    let mut s = quarrel_runtime::usual();
+    live.opened.params.apply(&mut s);
     s
 }
 

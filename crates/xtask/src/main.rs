@@ -4,6 +4,7 @@
 mod checks;
 mod clients;
 mod fixtures;
+mod kernels;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
@@ -43,11 +44,22 @@ enum Task {
         #[arg(default_value_t = 60)]
         seconds: u64,
     },
-    /// Drive a server with the official clients (openai, anthropic; Python and JavaScript); needs Python, npm if there.
+    /// Drive a server with the official clients (openai, anthropic, ollama; Python and JavaScript), WebSockets and lm-eval.
+    ///
+    /// Needs Python and a network to install them from, and npm if there.
     TestClients {
         /// The Python to make an environment with.
         #[arg(long, default_value = "python3")]
         python: PathBuf,
+    },
+    /// Compile the CUDA kernels that changed, with NVIDIA's compiler from the Python registry, and check their resources.
+    Kernels {
+        /// The Python to make an environment with.
+        #[arg(long, default_value = "python3")]
+        python: PathBuf,
+        /// Also those that did not change.
+        #[arg(long)]
+        all: bool,
     },
     /// Regenerate the golden models; needs Python with torch, transformers and peft (see the scripts' headers).
     Golden {
@@ -78,6 +90,7 @@ fn start(task: Task) -> Result<()> {
         Task::Docs => checks::write_docs(),
         Task::Fuzz { seconds } => fuzz(seconds),
         Task::TestClients { python } => clients::test(&python),
+        Task::Kernels { python, all } => kernels::build(&python, all),
         Task::Golden { python } => golden(&python),
     }
 }

@@ -47,7 +47,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
             opened.local.name
         );
     }
-    let settings = Settings::new(Settings::default(), &args.sample, &opened.local, &opened.source)?;
+    let settings = Settings::new(Settings::default(), &args.sample, &opened.params)?;
     let lora = args.adapter.lora.as_ref();
     let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.model, lora)?;
     let mut chat = Conversation {

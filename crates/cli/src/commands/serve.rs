@@ -10,7 +10,7 @@ use quarrel_engine::DiskCache;
 use quarrel_hub::Hub;
 use quarrel_runtime::memory::Pool;
 use quarrel_runtime::{EngineOptions, Talk};
-use quarrel_server::{Compat, ModelSettings, ModelSource, ServeConfig};
+use quarrel_server::{Compat, ModelSettings, ModelSource, ServeConfig, Times, Tls};
 use quarrel_store::presets::Presets;
 use quarrel_store::{Limits, Store};
 use tracing_subscriber::EnvFilter;
@@ -37,9 +37,10 @@ pub(crate) fn run(args: Serve) -> Result<()> {
     if keys.is_empty() && !args.host.is_loopback() {
         render::note(format!("{} can be reached from other machines, and no --api-key is set", args.host));
     }
+    let (models, embedding_model) = sources(&args)?;
     let config = ServeConfig {
         address: (args.host, args.port).into(),
-        models: sources(&args)?,
+        models,
         settings: ModelSettings {
             engine,
             parallel: args.parallel.into(),
@@ -47,23 +48,45 @@ pub(crate) fn run(args: Serve) -> Result<()> {
             guesses: DRAFT_MAX.into(),
             keep_alive: args.keep_alive.map(|m| Duration::from_secs(60 * u64::from(m))),
             loaded_max: args.models_max.into(),
+            embedding_model,
         },
         keys,
         store: store(&args)?,
         presets: presets(&args)?,
         body_bytes_max: usize::try_from(args.max_body)?,
         connections_max: args.max_connections as usize,
-        drain: Duration::from_secs(args.drain.into()),
+        times: Times {
+            head: seconds(args.head_timeout),
+            body: seconds(args.body_timeout),
+            write: seconds(args.write_timeout),
+            ..Times::default()
+        },
+        drain: seconds(args.drain),
+        tls: tls(&args)?,
+        origins: args.cors_origin.iter().cloned().collect(),
+        resume_window: seconds(args.resume_window),
         compat: args.metrics_compat.map(|MetricsCompat::Vllm| Compat::Vllm),
         talk: TALK,
     };
     // The engine has the processors; the server's own work is small.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.context("cannot start the server's thread")?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let listening = |address| {
-        render::note(format!("listening on http://{address}, OpenAI's API under http://{address}/v1"));
+        render::note(format!(
+            "listening on {scheme}://{address}, OpenAI's API under {scheme}://{address}/v1"
+        ));
     };
     runtime.block_on(quarrel_server::serve(config, listening))
+}
+
+fn seconds(n: u32) -> Duration {
+    Duration::from_secs(n.into())
+}
+
+fn tls(args: &Serve) -> Result<Option<Arc<Tls>>> {
+    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    Ok(Some(Arc::new(Tls::open(cert, key)?)))
 }
 
 fn store(args: &Serve) -> Result<Option<Arc<Store>>> {
@@ -96,22 +119,28 @@ fn all_presets(args: &Serve) -> Result<Presets> {
 }
 
 /// The models by the names that requests call them by; they are looked for when they are loaded.
-fn sources(args: &Serve) -> Result<Vec<ModelSource>> {
+fn sources(args: &Serve) -> Result<(Vec<ModelSource>, Option<String>)> {
     let mut names = args.models.clone();
     if names.is_empty() {
-        let asked = std::env::var("QUARREL_MODEL").ok().filter(|m| !m.is_empty());
-        names.push(match asked {
+        names.push(match args.model.clone() {
             Some(name) => name,
             None => Hub::from_env()?.default_model().to_owned(),
         });
     }
     let mut ids = HashSet::new();
     let mut sources = Vec::new();
-    for (at, name) in names.iter().enumerate() {
+    let mut embedding = None;
+    for (at, name) in names.iter().chain(&args.embedding_model).enumerate() {
         let (id, model) = match name.split_once('=') {
             Some((id, model)) if !id.is_empty() && !id.contains(['/', ':']) => (id.to_owned(), model),
             _ => (short_id(name), name.as_str()),
         };
+        if at == names.len() {
+            embedding = Some(id.clone());
+            if args.models.contains(name) {
+                break; // served anyway
+            }
+        }
         if !ids.insert(id.clone()) {
             bail!("two models are called {id:?}; give one another name: NAME={model}");
         }
@@ -122,7 +151,7 @@ fn sources(args: &Serve) -> Result<Vec<ModelSource>> {
         }
         sources.push(ModelSource { id, resolve: Arc::new(move || resolve(&model, fetch)) });
     }
-    Ok(sources)
+    Ok((sources, embedding))
 }
 
 fn resolve(model: &str, fetch: FetchArgs) -> Result<quarrel_hub::LocalModel> {

@@ -20,7 +20,9 @@ use crate::fields::{ALIASES, Fields};
 use crate::generate::{Finish, Generating, Step, Summary, Token, token_text};
 use crate::models::Lease;
 use crate::prompt::{self, Encoded, blocking};
-use crate::routes::chat::FINGERPRINT;
+use crate::resume::Resume;
+use crate::routes::chat::{FINGERPRINT, Gathered, gather};
+use crate::routes::streams::COMPLETIONS;
 use crate::sse::{self, Protocol, Sent};
 use crate::usage::{Timings, Usage};
 use crate::{body, ids, models};
@@ -84,7 +86,7 @@ struct CompletionChoice {
 }
 
 /// Token by token: texts, log-probabilities, best tokens, and where each begins in the text, in characters.
-#[derive(Default, Serialize, ToSchema)]
+#[derive(Clone, Default, Serialize, ToSchema)]
 struct Logprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f32>>,
@@ -116,6 +118,7 @@ impl Logprobs {
 /// Go on with a text.
 #[utoipa::path(
     post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest,
+    params(("x-quarrel-resume" = Option<String>, Header, description = "`1`: a stream that can be come back to")),
     responses(
         (status = 200, body = Completion, description = "The answer; with `stream`, `text/event-stream` of chunks and `[DONE]`"),
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)
@@ -124,11 +127,10 @@ impl Logprobs {
 pub(crate) async fn completions(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
-    let mut object = body::object(&bytes)?;
-    let mut fields: Fields = body::take(&mut object, &ALIASES)?;
-    let own: CompletionBody = body::typed(object)?;
+    let (mut fields, own): (Fields, CompletionBody) = body::parts(body::object(&bytes)?, &ALIASES)?;
     if let Some(n) = own.logprobs.filter(|n| *n > 20) {
         return Err(ApiError::field("logprobs", format!("logprobs is {n}; it must be 0 to 20")));
     }
@@ -144,14 +146,13 @@ pub(crate) async fn completions(
     if stream {
         let [prompt] = <[_; 1]>::try_from(prompts)
             .map_err(|_| ApiError::field("prompt", "prompt: one prompt can be streamed, not several"))?;
+        let (id, created) = (ids::new("cmpl-"), models::unix_seconds());
+        let keep = resume.keep(&app, &caller, COMPLETIONS, &id);
         let generating = prompt::plain(lease, prompt, fields.clone(), own.logprobs, caller).await?;
         let usage = fields.stream_options.unwrap_or_default().include_usage;
         let logs = (0..fields.n.unwrap_or(1)).map(|_| Logprobs::default()).collect();
-        let (id, created) = (ids::new("cmpl-"), models::unix_seconds());
-        return Ok(sse::response(
-            generating,
-            Chunks { id, created, model, usage, logprobs: own.logprobs, logs },
-        ));
+        let chunks = Chunks { id, created, model, usage, logprobs: own.logprobs, logs };
+        return sse::response(keep, generating, chunks);
     }
     // All are submitted at once, so that they share steps and prefixes; the answers are awaited in order.
     let mut running = VecDeque::new();
@@ -270,41 +271,29 @@ fn content(events: Vec<OutputEvent>) -> String {
     events.into_iter().filter_map(text).collect()
 }
 
+/// All answers, each behind what is echoed.
 async fn collect(
     mut generating: Generating,
     logprobs: Option<u8>,
     echoed: Option<(String, Option<Logprobs>)>,
 ) -> Result<(Vec<CompletionChoice>, Summary), ApiError> {
-    let mut choices: Vec<CompletionChoice> = Vec::new();
-    let mut summary = Summary::default();
-    let mut echoed = echoed;
-    while let Some(step) = generating.next().await {
-        let choice = match &step {
-            Ok(Step::Piece { choice, .. } | Step::Finished { choice, .. }) => *choice as usize,
-            _ => 0,
-        };
-        while choices.len() <= choice {
-            let (text, logs) = echoed.take().unwrap_or_default();
-            choices.push(CompletionChoice {
-                index: choices.len() as u32,
-                text,
-                logprobs: logs.or_else(|| logprobs.map(|_| Logprobs::default())),
-                finish_reason: "stop",
-            });
-        }
-        match step? {
-            Step::Piece { events, token, .. } => {
-                let c = &mut choices[choice];
-                c.text += &content(events);
-                if let (Some(logs), Some(t), Some(n)) = (&mut c.logprobs, token, logprobs) {
-                    logs.push(generating.lease(), t.id, Some(t.logprob), &t.top, n > 0);
-                }
+    let (answers, summary) = gather(&mut generating).await?;
+    let (prompt, scores) = echoed.unwrap_or_default();
+    let choice = |(index, answer): (usize, Gathered)| {
+        let mut logs = scores.clone().or_else(|| logprobs.map(|_| Logprobs::default()));
+        if let (Some(logs), Some(n)) = (&mut logs, logprobs) {
+            for t in &answer.tokens {
+                logs.push(generating.lease(), t.id, Some(t.logprob), &t.top, n > 0);
             }
-            Step::Finished { finish, .. } => choices[choice].finish_reason = finish.word(),
-            Step::Done(s) => summary = s,
         }
-    }
-    Ok((choices, summary))
+        CompletionChoice {
+            index: index as u32,
+            text: prompt.clone() + &answer.content,
+            logprobs: logs,
+            finish_reason: answer.finish.map_or("stop", Finish::word),
+        }
+    };
+    Ok((answers.into_iter().enumerate().map(choice).collect(), summary))
 }
 
 /// The answer as chunks.

@@ -79,9 +79,7 @@ pub(crate) async fn explain(
     Extension(caller): Extension<Caller>,
     bytes: Bytes,
 ) -> Result<Json<Explanation>, ApiError> {
-    let mut object = body::object(&bytes)?;
-    let mut fields: Fields = body::take(&mut object, &ALIASES)?;
-    let own: ExplainBody = body::typed(object)?;
+    let (mut fields, own): (Fields, ExplainBody) = body::parts(body::object(&bytes)?, &ALIASES)?;
     if fields.stream == Some(true) {
         return Err(ApiError::field("stream", "stream: an explanation comes as a whole; leave it out"));
     }

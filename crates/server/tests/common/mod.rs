@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use quarrel_formats::{Source, Value as MetaValue};
 use quarrel_hub::{LocalModel, Store as ModelStore};
 use quarrel_runtime::memory::Pool;
 use quarrel_runtime::{EngineOptions, Talk};
-use quarrel_server::{ModelSettings, ModelSource, ServeConfig};
+use quarrel_server::{ModelSettings, ModelSource, Origins, ServeConfig, Times};
 use quarrel_store::presets::Presets;
 use quarrel_store::{Limits, Store};
 use serde_json::{Value, json};
@@ -27,6 +27,15 @@ const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m 
     {% if m.role == 'tool' %}.{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: \
     {% if reasoning_effort == 'low' %}<think>{% endif %}{% endif %}";
 
+/// What the encoder beside it is called.
+pub(crate) const ENCODER: &str = "bert";
+
+/// A golden encoder, whose vocabulary has letters and a few words.
+fn encoder() -> LocalModel {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conform/goldens/embed/bert");
+    local(dir.join("model.safetensors"))
+}
+
 fn model(dir: &Path) -> LocalModel {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conform/goldens/tiny/smollm2/model.gguf");
     let source = Source::open(&tiny).unwrap();
@@ -41,6 +50,10 @@ fn model(dir: &Path) -> LocalModel {
         .collect();
     let path = dir.join("tiny.gguf");
     gguf::write(&mut fs::File::create(&path).unwrap(), &metadata, &tensors).unwrap();
+    local(path)
+}
+
+fn local(path: PathBuf) -> LocalModel {
     LocalModel {
         size: fs::metadata(&path).unwrap().len(),
         name: path.display().to_string(),
@@ -66,14 +79,22 @@ pub(crate) fn server() -> SocketAddr {
 
 /// Starts a server.
 pub(crate) fn start(keys: Vec<String>) -> SocketAddr {
+    start_with(|config| config.keys = keys)
+}
+
+/// Starts a server whose settings are changed.
+pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static) -> SocketAddr {
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
         // Removed when the server ends, which is with the process: the system's own cleaning has it then.
         let dir = tempfile::tempdir().unwrap();
         let local = model(dir.path());
-        let config = ServeConfig {
+        let mut config = ServeConfig {
             address: (Ipv4Addr::LOCALHOST, 0).into(),
-            models: vec![ModelSource { id: MODEL.into(), resolve: Arc::new(move || Ok(local.clone())) }],
+            models: vec![
+                ModelSource { id: MODEL.into(), resolve: Arc::new(move || Ok(local.clone())) },
+                ModelSource { id: ENCODER.into(), resolve: Arc::new(|| Ok(encoder())) },
+            ],
             settings: ModelSettings {
                 engine: EngineOptions { ctx: Some(CONTEXT), threads: Some(1), ..EngineOptions::default() },
                 parallel: 4,
@@ -81,16 +102,22 @@ pub(crate) fn start(keys: Vec<String>) -> SocketAddr {
                 guesses: 4,
                 keep_alive: None,
                 loaded_max: 1,
+                embedding_model: Some(ENCODER.into()),
             },
-            keys,
+            keys: Vec::new(),
             store: Some(Arc::new(Store::open(&dir.path().join("store"), Limits::default()).unwrap())),
             presets: Presets::built_in(),
             body_bytes_max: 1 << 20,
             connections_max: 64,
+            times: Times::default(),
             drain: Duration::from_secs(1),
+            tls: None,
+            origins: Origins::default(),
+            resume_window: Duration::from_secs(60),
             compat: None,
             talk: Talk { note: |_| {}, detail: |_| {} },
         };
+        change(&mut config);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(quarrel_server::serve(config, |at| tell.send(at).unwrap())).unwrap();
@@ -155,6 +182,24 @@ pub(crate) fn call(
         status: response.status().as_u16(),
         headers: response.headers().iter().map(|(n, v)| (n.to_string(), text(v))).collect(),
         text: response.body_mut().read_to_string().unwrap(),
+    }
+}
+
+/// A metric of a server, all its labels together.
+pub(crate) fn metric(at: SocketAddr, name: &str) -> f64 {
+    let page = call(at, "GET", "/metrics", None, None).text;
+    let of = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    let values =
+        page.lines().filter(|l| of(l)).map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+    values.sum()
+}
+
+/// Looks until something is so.
+pub(crate) fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !is() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

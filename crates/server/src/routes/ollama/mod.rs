@@ -2,6 +2,7 @@
 
 pub(crate) mod about;
 mod ask;
+pub(crate) mod embed;
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use crate::error::ApiError;
 use crate::generate::{Finish, Generating, Step, Summary};
 use crate::models::Lease;
 use crate::prompt::{self, ChatPrompt, Encoded, blocking};
+use crate::resume::Resume;
 use crate::routes::chat::gather;
 use crate::sse::{self, Protocol, Sent, Wire};
 use crate::{body, store};
@@ -92,12 +94,12 @@ pub(crate) struct OllamaGenerate {
 pub(crate) async fn chat(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let mut object = body::object(&bytes)?;
-    let mut shared: Shared = body::take(&mut object, &[])?;
-    let own: OllamaChatBody = body::typed(object)?;
+    resume.refuse()?;
+    let (mut shared, own): (Shared, OllamaChatBody) = body::parts(body::object(&bytes)?, &[])?;
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: true, model: lease.id.clone(), started, load: started.elapsed() };
     let messages = own.messages.unwrap_or_default();
@@ -126,12 +128,12 @@ pub(crate) async fn chat(
 pub(crate) async fn generate(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let mut object = body::object(&bytes)?;
-    let mut shared: Shared = body::take(&mut object, &[])?;
-    let own: OllamaGenerateBody = body::typed(object)?;
+    resume.refuse()?;
+    let (mut shared, own): (Shared, OllamaGenerateBody) = body::parts(body::object(&bytes)?, &[])?;
     refuse(&own)?;
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: false, model: lease.id.clone(), started, load: started.elapsed() };
@@ -260,12 +262,12 @@ impl Shape {
 
     async fn answer(self, mut generating: Generating, shared: &Shared) -> Result<Response, ApiError> {
         if shared.stream.unwrap_or(true) {
-            return Ok(sse::response(generating, Lines { shape: self, call: None, finish: None }));
+            return sse::response(None, generating, Lines { shape: self, call: None, finish: None });
         }
         let (answers, summary) = gather(&mut generating).await?;
         let answer = answers.into_iter().next().unwrap_or_default();
         let reason = done_reason(answer.finish)?;
-        let calls = answer.calls.iter().map(|(_, name, arguments)| call(name, arguments)).collect();
+        let calls = answer.whole_calls().iter().map(|(_, name, arguments)| call(name, arguments)).collect();
         let mut line = self.line(&answer.content, &answer.reasoning, calls);
         self.end(&mut line, reason, Some(&summary));
         Ok(Json(line).into_response())
@@ -303,6 +305,11 @@ impl Protocol for Lines {
                         OutputEvent::ToolCallEnd { .. } => {
                             let Some((name, arguments)) = self.call.take() else { continue };
                             self.shape.line("", "", vec![call(&name, &arguments)])
+                        }
+                        // Arguments are an object here: there is no form for a part of them.
+                        OutputEvent::ToolCallCut { .. } => {
+                            self.call = None;
+                            continue;
                         }
                         OutputEvent::ToolCallBroken { text, .. } => {
                             self.call = None;
