@@ -196,7 +196,7 @@ impl Running {
             sampling: ask.settings.sampling_for(tokenizer)?,
             best_of,
             best_of_by,
-            logprobs_of: ask.logprobs_of,
+            logprobs_of: if ask.logprobs.is_some() { ask.logprobs_of } else { LogprobsOf::Unreported },
             explain: ask.explain,
             max_tokens: ask.settings.max_tokens,
             stop_ids: tokenizer.end_of_generation().to_vec(),

@@ -28,6 +28,7 @@ fn samplers(c: &mut Criterion) {
     let cases = [
         ("greedy", Sampling::greedy()),
         ("default", default()),
+        ("default, with its log-probability", default()),
         ("default and penalties", Sampling { repetition_penalty: 1.1, frequency_penalty: 0.2, ..default() }),
         ("default, DRY and XTC", Sampling { dry_multiplier: 0.8, xtc_probability: 0.5, ..default() }),
         ("top-p and min-p", Sampling { top_p: 0.95, min_p: 0.05, ..s() }),
@@ -44,7 +45,8 @@ fn samplers(c: &mut Criterion) {
         b.iter(|| black_box(&mut row).copy_from_slice(&first));
     });
     for (name, s) in cases {
-        let mut sampler = LogitSampler::new(s, &prompt, VOCAB).expect("settings in their ranges");
+        let sampler = LogitSampler::new(s, &prompt, VOCAB).expect("settings in their ranges");
+        let mut sampler = if name.ends_with("log-probability") { sampler } else { sampler.unreported() };
         group.bench_function(name, |b| {
             b.iter(|| {
                 row.copy_from_slice(&first);

@@ -163,7 +163,7 @@ impl Generation {
         let mut sampler = Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt)
             .constrained(constraint)
             .reporting(logprobs_of, explain)
-            .rating(best_of_by == BestBy::SelfCertainty);
+            .rating((width > n as usize).then_some(best_of_by));
         let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
         let now = Instant::now();
         let first =

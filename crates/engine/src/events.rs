@@ -21,7 +21,7 @@ pub enum Event {
         choice: u32,
         /// Its id.
         id: u32,
-        /// Natural logarithm of its probability, in the distribution that [`crate::Request::logprobs_of`] says.
+        /// Natural logarithm of its probability, in the distribution that [`crate::Request::logprobs_of`] says; NaN if in none.
         logprob: f32,
         /// The best tokens there, best first, if the request wants them.
         top: Vec<(u32, f32)>,

@@ -1,7 +1,7 @@
 //! From a request's words to the engine's request: the conversation rendered and tokenized, grammars compiled, and how the
 //! answer is to be read.
 
-use quarrel_engine::Request;
+use quarrel_engine::{LogprobsOf, Request};
 use quarrel_runtime::prompt::{encode_prompt, message, quote, quote_all, render};
 use quarrel_text::grammar::Reasoning;
 use quarrel_text::stream_decoder::{Control, Leading};
@@ -280,6 +280,9 @@ pub(crate) fn request(
     let mut request = fields.request(prompt.ids, &sampling::base(live), &caller.key)?;
     fields.resolve_breakers(live.tokenizer(), &mut request.sampling)?;
     request.logprobs = logprobs;
+    if logprobs.is_none() {
+        request.logprobs_of = LogprobsOf::Unreported;
+    }
     request.max_tokens = request.max_tokens.or(live.opened.params.max_tokens);
     let mut stop = fields.stops()?;
     if fields.stop.is_none() {

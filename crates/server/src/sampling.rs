@@ -134,8 +134,7 @@ impl Fields {
         Ok(Some(Stage::list(names)?))
     }
 
-    fn biases(&self) -> Result<(Vec<(u32, f32)>, Vec<BriefBias>), ApiError> {
-        let (mut always, mut brief) = (Vec::new(), Vec::new());
+    fn set_biases(&self, s: &mut Sampling) -> Result<(), ApiError> {
         let given = self.logit_bias.iter().flatten();
         if given.clone().count() > BIAS_MAX {
             let message = format!("logit_bias: {} entries; at most {BIAS_MAX} are allowed", given.count());
@@ -146,11 +145,11 @@ impl Fields {
                 ApiError::field("logit_bias", "logit_bias: keys are token ids, such as \"50256\"")
             })?;
             match *bias {
-                Bias::Always(bias) => always.push((id, bias)),
-                Bias::Brief(Brief { bias, tokens }) => brief.push(BriefBias { id, bias, tokens }),
+                Bias::Always(bias) => s.logit_bias.push((id, bias)),
+                Bias::Brief(Brief { bias, tokens }) => s.brief_bias.push(BriefBias { id, bias, tokens }),
             }
         }
-        Ok((always, brief))
+        Ok(())
     }
 
     fn dynamic(&self, temperature: f32) -> Result<Option<DynamicTemperature>, ApiError> {
@@ -184,7 +183,7 @@ impl Fields {
             mirostat_eta edt_theta adaptive repetition_penalty presence_penalty frequency_penalty dry_multiplier
             dry_base dry_allowed_length
         }
-        (s.logit_bias, s.brief_bias) = self.biases()?;
+        self.set_biases(&mut s)?;
         s.samplers = order;
         s.seed = self.seed.map(|s| s as u64);
         s.dynamic_temperature = self.dynamic(s.temperature)?;

@@ -20,7 +20,7 @@ pub struct LogitSampler {
 pub struct Drawn {
     /// Its id.
     pub id: u32,
-    /// Natural logarithm of the probability that the row alone gives it.
+    /// Natural logarithm of the probability that the row alone gives it; NaN if none is reported and nothing needs it.
     pub logprob: f32,
     /// How it was drawn, if that is wanted.
     pub trace: Option<Box<Trace>>,
@@ -47,6 +47,11 @@ impl LogitSampler {
     /// Draws only what the constraint allows.
     pub fn constrained(self, constraint: ConstraintBox) -> LogitSampler {
         LogitSampler { sampler: self.sampler.constrained(Some(constraint)), ..self }
+    }
+
+    /// Reports no log-probabilities, which saves a pass over the vocabulary.
+    pub fn unreported(self) -> LogitSampler {
+        LogitSampler { sampler: self.sampler.reporting(LogprobsOf::Unreported, None), ..self }
     }
 
     /// Tells how each token is drawn, with so many candidates.

@@ -30,7 +30,7 @@ pub use alone::{Drawn, LogitSampler};
 pub use trace::{CandidateTrace, ChangeTrace, DrawTrace, EditTrace, StageTrace, Trace};
 
 use crate::constraint::ConstraintBox;
-use crate::request::LogprobsOf;
+use crate::request::{BestBy, LogprobsOf};
 use crate::sampling::{Sampling, Stage};
 use crate::{Error, Result};
 use adaptive::{Adaptive, Steer};
@@ -132,6 +132,8 @@ pub(crate) struct Sampler {
     logprobs_of: LogprobsOf,
     explain: Option<u32>,
     rate_certainty: bool,
+    /// Whether something needs the model's log-probability of what is drawn.
+    needs_raw: bool,
     constraint: Option<ConstraintBox>,
     /// The state and the constraint as they were before the guesses.
     before_guesses: Option<(State, Option<ConstraintBox>)>,
@@ -164,6 +166,7 @@ impl Sampler {
             logprobs_of: LogprobsOf::Raw,
             explain: None,
             rate_certainty: false,
+            needs_raw: true,
             constraint: None,
             before_guesses: None,
             sampling,
@@ -177,12 +180,14 @@ impl Sampler {
 
     /// Reports these log-probabilities, and how each token is drawn with so many candidates.
     pub(crate) fn reporting(self, logprobs_of: LogprobsOf, explain: Option<u32>) -> Sampler {
-        Sampler { logprobs_of, explain, ..self }
+        let needs_raw = logprobs_of == LogprobsOf::Raw || explain.is_some() || self.adaptive.is_some();
+        Sampler { logprobs_of, explain, needs_raw, ..self }
     }
 
-    /// Says how certain the model is at each token.
-    pub(crate) fn rating(self, rate_certainty: bool) -> Sampler {
-        Sampler { rate_certainty, ..self }
+    /// Says what answers are compared by, at each token.
+    pub(crate) fn rating(self, by: Option<BestBy>) -> Sampler {
+        let needs_raw = self.needs_raw || by.is_some();
+        Sampler { rate_certainty: by == Some(BestBy::SelfCertainty), needs_raw, ..self }
     }
 
     /// The constraint, for a search that does not draw and has one for each of its sequences.
@@ -200,7 +205,7 @@ impl Sampler {
     /// Draws a token from `row`, which the bias and the penalties change in place. `step` names the row in errors.
     pub(crate) fn next(&mut self, row: &mut [f32], step: usize, scratch: &mut Scratch) -> Result<Choice> {
         let raw = checked_max(row, step)?;
-        let lse = logprobs::log_sum_exp(row, raw);
+        let lse = if self.needs_raw { logprobs::log_sum_exp(row, raw) } else { f64::NAN };
         let mut top = Vec::new();
         if self.logprobs_of == LogprobsOf::Raw {
             logprobs::top(row, self.top, lse, &mut scratch.candidates, &mut top);
@@ -219,7 +224,11 @@ impl Sampler {
         let name = |place| if is_masked { allowed.id(place) } else { place };
         let trace = tracer.map(|t| t.finish(name, of));
         self.push(id, raw);
-        let logprob = if self.logprobs_of == LogprobsOf::Raw { raw } else { p.ln() as f32 };
+        let logprob = match self.logprobs_of {
+            LogprobsOf::Raw => raw,
+            LogprobsOf::Sampled => p.ln() as f32,
+            LogprobsOf::Unreported => f32::NAN,
+        };
         Ok(Choice { id, logprob, top, raw, certainty, trace })
     }
 
@@ -392,14 +401,14 @@ impl Sampler {
             return Picked { place, p: 1.0 };
         }
         let uniform = self.state.rng.uniform();
-        let list = set.list();
-        let Draw { of, total } = draw::draw(list, uniform);
+        let Draw { of, total } = set.draw(uniform);
         let p = f64::from(of.weight) / total;
         if let Some(t) = tracer {
-            t.candidates(list, total, of);
+            t.candidates(set.list(), total, of);
             (t.trace.draw.uniform, t.trace.draw.id, t.trace.draw.p) = (Some(uniform), of.id, p);
         }
         if reported > 0 {
+            let list = set.list();
             top_k::shrink(list, reported);
             list.sort_unstable_by(best_first);
             top.extend(list.iter().map(|c| (c.id, (f64::from(c.weight) / total).ln() as f32)));
@@ -423,8 +432,9 @@ impl Sampler {
     /// Draws a token as [`Self::next`] does, and says the probability that the row alone gives it.
     pub(crate) fn next_guess(&mut self, row: &mut [f32], scratch: &mut Scratch) -> Result<(u32, f32)> {
         let (top, explain) = (std::mem::take(&mut self.top), self.explain.take());
+        let needs_raw = std::mem::replace(&mut self.needs_raw, true);
         let choice = self.next(row, 0, scratch);
-        (self.top, self.explain) = (top, explain);
+        (self.top, self.explain, self.needs_raw) = (top, explain, needs_raw);
         choice.map(|c| (c.id, c.raw.exp()))
     }
 

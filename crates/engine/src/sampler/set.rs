@@ -1,6 +1,7 @@
 //! The tokens that may still be drawn: first a whole row of logits, which nothing is copied of, then the list of those that a
 //! truncation has left. Each stage works on either.
 
+use super::draw::{Draw, draw};
 use super::{Candidate, best_first, softmax, top_k};
 
 /// What the stages that compare tokens work on.
@@ -85,14 +86,14 @@ impl<'a> Set<'a> {
 
     /// Entropy of the distribution in nats, and the sum of its weights.
     pub(super) fn entropy(&self) -> (f64, f64) {
-        let z = self.total();
-        let weighted = match self.listed {
+        let (z, weighted) = match self.listed {
             true => {
                 let inverse = 1.0 / self.t;
                 let terms = self.list.iter().filter(|c| c.weight > 0.0);
-                terms.map(|c| f64::from(c.weight) * f64::from((c.logit - self.max) * inverse)).sum()
+                let weighted = terms.map(|c| f64::from(c.weight) * f64::from((c.logit - self.max) * inverse));
+                (self.total(), weighted.sum())
             }
-            false => softmax::weighted_sum(self.row, self.max, self.t),
+            false => softmax::entropy_sums(self.row, self.max, self.t),
         };
         ((z.ln() - weighted / z).max(0.0), z)
     }
@@ -138,6 +139,16 @@ impl<'a> Set<'a> {
             self.listed = true;
             self.weigh();
         }
+    }
+
+    /// Draws a candidate by a number in `[0, 1)`: in order of their ids, whether they are listed or not.
+    pub(super) fn draw(&mut self, uniform: f64) -> Draw {
+        if self.listed {
+            return draw(self.list, uniform);
+        }
+        let total = self.total();
+        let (place, weight) = softmax::find(self.row, self.max, self.t, uniform * total);
+        Draw { of: Candidate { id: place as u32, logit: self.row[place], weight }, total }
     }
 
     /// The index of the best one: of equal logits the lowest.

@@ -10,6 +10,8 @@ pub(crate) struct Scan {
 }
 
 const LANES: usize = 8;
+/// Entries that are mapped at once.
+const BLOCK: usize = 256;
 
 /// Largest value and number of NaNs.
 pub(crate) fn scan(row: &[f32]) -> Scan {
@@ -57,14 +59,51 @@ pub(crate) fn sum(row: &[f32], max: f32, t: f32) -> f64 {
     fold(row, |l| exp((l - max) * inverse))
 }
 
-/// The sum of `e^x x` over the row, where `x = (l - max) / t`: what an entropy needs beside `Z`.
-pub(crate) fn weighted_sum(row: &[f32], max: f32, t: f32) -> f64 {
+/// `Z` and the sum of `e^x x` over the row, where `x = (l - max) / t`: what an entropy needs.
+pub(crate) fn entropy_sums(row: &[f32], max: f32, t: f32) -> (f64, f64) {
     let inverse = 1.0 / t;
-    // Below -87 the product is nothing, and -inf must not become NaN.
-    fold(row, |l| {
-        let x = (l - max) * inverse;
-        exp(x) * if x < -87.0 { 0.0 } else { x }
-    })
+    let (mut plain, mut weighted) = ([0.0f32; BLOCK], [0.0f32; BLOCK]);
+    let (mut z, mut sum) = (0.0, 0.0);
+    for block in row.chunks(BLOCK) {
+        let (plain, weighted) = (&mut plain[..block.len()], &mut weighted[..block.len()]);
+        for ((p, w), l) in plain.iter_mut().zip(weighted.iter_mut()).zip(block) {
+            let x = (l - max) * inverse;
+            *p = exp(x);
+            // Below -87 the product is nothing, and -inf must not become NaN.
+            *w = *p * if x < -87.0 { 0.0 } else { x };
+        }
+        z += lanes(plain);
+        sum += lanes(weighted);
+    }
+    (z, sum)
+}
+
+/// The place in the row up to which the weights `e^((l - max) / t)` add up to more than `mass`, of at most their sum as
+/// [`sum`] has it, and the weight there.
+pub(crate) fn find(row: &[f32], max: f32, t: f32, mass: f64) -> (usize, f32) {
+    let inverse = 1.0 / t;
+    let mut weights = [0.0f32; BLOCK];
+    let (mut left, mut last) = (mass, (0, 0.0));
+    for (start, block) in (0..).step_by(BLOCK).zip(row.chunks(BLOCK)) {
+        let weights = &mut weights[..block.len()];
+        weights.iter_mut().zip(block).for_each(|(w, l)| *w = exp((l - max) * inverse));
+        let all = lanes(weights);
+        if all > 0.0 && left < all {
+            for (i, w) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+                last = (start + i, *w);
+                left -= f64::from(*w);
+                if left < 0.0 {
+                    break;
+                }
+            }
+            return last; // rounding may leave a trace
+        }
+        if let Some((i, w)) = weights.iter().enumerate().rfind(|(_, w)| **w > 0.0) {
+            last = (start + i, *w);
+        }
+        left -= all;
+    }
+    last
 }
 
 /// Number of logits that are not `-inf`, their mean, and their standard deviation as of a whole population.
@@ -81,21 +120,26 @@ pub(crate) fn moments(row: &[f32], max: f32) -> (usize, f64, f64) {
 /// vectors: four times as fast as one loop. The order depends on the row's length alone.
 #[inline(always)]
 fn fold(row: &[f32], f: impl Fn(f32) -> f32) -> f64 {
-    let mut mapped = [0.0f32; 256];
+    let mut mapped = [0.0f32; BLOCK];
     let mut total = 0.0;
-    for block in row.chunks(mapped.len()) {
+    for block in row.chunks(BLOCK) {
         let mapped = &mut mapped[..block.len()];
         mapped.iter_mut().zip(block).for_each(|(m, l)| *m = f(*l));
-        let mut lanes = [0.0f32; LANES];
-        let (chunks, tail) = mapped.as_chunks::<LANES>();
-        for c in chunks {
-            for i in 0..LANES {
-                lanes[i] += c[i];
-            }
-        }
-        total += lanes.iter().chain(tail).map(|x| f64::from(*x)).sum::<f64>();
+        total += lanes(mapped);
     }
     total
+}
+
+#[inline(always)]
+fn lanes(block: &[f32]) -> f64 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, tail) = block.as_chunks::<LANES>();
+    for c in chunks {
+        for i in 0..LANES {
+            lanes[i] += c[i];
+        }
+    }
+    lanes.iter().chain(tail).map(|x| f64::from(*x)).sum::<f64>()
 }
 
 /// `ln sum e^l` with libm's f64 exponential, for scores that are compared with other programs.
@@ -133,7 +177,21 @@ mod tests {
             }
             let x = || row.iter().map(|l| f64::from(l - max)).filter(|x| x.is_finite());
             let want: f64 = x().map(|x| x * x.exp()).sum();
-            assert!((weighted_sum(&row, max, 1.0) - want).abs() < 1e-6 * want.abs().max(1.0));
+            assert!((entropy_sums(&row, max, 1.0).1 - want).abs() < 1e-6 * want.abs().max(1.0));
+            assert_eq!(entropy_sums(&row, max, 0.7).0, sum(&row, max, 0.7));
+            // The place that a cumulative sum finds.
+            let weights: Vec<f64> = row.iter().map(|l| f64::from(exp((l - max) / 0.7))).collect();
+            for share in [0.05, 0.2, 0.77] {
+                let mut left = share * sum(&row, max, 0.7);
+                let passed = weights.iter().position(|w| {
+                    left -= w;
+                    left < 0.0
+                });
+                let want = passed.unwrap();
+                let got = find(&row, max, 0.7, share * sum(&row, max, 0.7));
+                assert_eq!((got.0, f64::from(got.1)), (want, weights[want]), "{n} {share}");
+            }
+            assert!(find(&row, max, 0.7, 2.0 * sum(&row, max, 0.7)).1 > 0.0);
             let finite: Vec<f64> = row.iter().filter(|l| l.is_finite()).map(|l| f64::from(*l)).collect();
             let mean = finite.iter().sum::<f64>() / finite.len() as f64;
             let variance = finite.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / finite.len() as f64;

@@ -96,8 +96,8 @@ pub(super) struct Tracer {
 impl Tracer {
     /// Of a row before any edit.
     pub(super) fn new(step: usize, most: usize, row: &[f32], max: f32) -> Tracer {
-        let z = softmax::sum(row, max, 1.0);
-        let entropy = (z.ln() - softmax::weighted_sum(row, max, 1.0) / z).max(0.0);
+        let (z, weighted) = softmax::entropy_sums(row, max, 1.0);
+        let entropy = (z.ln() - weighted / z).max(0.0);
         let draw = DrawTrace { uniform: None, id: 0, p: 1.0, rank: 0, logprob: 0.0 };
         let (edits, stages, candidates) = (Vec::new(), Vec::new(), Vec::new());
         Tracer { most, trace: Trace { step, entropy, edits, stages, temperature: 1.0, candidates, draw } }
@@ -125,8 +125,8 @@ impl Tracer {
     pub(super) fn mask(&mut self, row: &[f32], max: f32, allowed: &[f32], best: f32) {
         let all = logprobs::log_sum_exp(row, max);
         let left = logprobs::log_sum_exp(allowed, best);
-        let z = softmax::sum(allowed, best, 1.0);
-        let entropy = (z.ln() - softmax::weighted_sum(allowed, best, 1.0) / z).max(0.0);
+        let (z, weighted) = softmax::entropy_sums(allowed, best, 1.0);
+        let entropy = (z.ln() - weighted / z).max(0.0);
         let tokens = allowed.iter().filter(|l| **l > f32::NEG_INFINITY).count();
         let mass = (left - all).exp();
         self.trace.stages.push(StageTrace { name: "grammar", tokens, mass, entropy, value: None });

@@ -1,9 +1,13 @@
 //! The sampling chain from outside: against its definitions (`model`), against transformers and llama.cpp (`oracle`), its
 //! properties, the distribution that it draws, what it says of rows that are none, and that it allocates nothing.
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod allocation;
 mod chain;
 mod draw;
+mod engine;
 mod model;
 mod oracle;
 
