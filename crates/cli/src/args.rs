@@ -2,6 +2,7 @@
 //! spellings (`spelling`) are all made from it.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts are not Markdown: [default: x] is no link")]
 
+mod guide;
 mod serve;
 
 use std::path::PathBuf;
@@ -11,6 +12,7 @@ use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{Eviction, Speculate};
 use quarrel_runtime::EngineOptions;
 
+pub(crate) use guide::GuideArgs;
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
 
 use crate::adapter::{self, Lora};
@@ -354,6 +356,8 @@ pub(crate) struct Run {
     pub(crate) guess: GuessArgs,
     #[command(flatten)]
     pub(crate) evict: EvictArgs,
+    #[command(flatten)]
+    pub(crate) guide: GuideArgs,
     /// Print each token as it is made (this is the default)
     #[arg(long, overrides_with = "no_stream", help_heading = "Output")]
     pub(crate) stream: bool,
@@ -392,6 +396,8 @@ pub(crate) struct Chat {
     pub(crate) guess: GuessArgs,
     #[command(flatten)]
     pub(crate) evict: EvictArgs,
+    #[command(flatten)]
+    pub(crate) guide: GuideArgs,
 }
 
 /// Fetch models.

@@ -354,7 +354,7 @@ impl Worker {
         self.next_id += 1;
         let sequence = self.next_id;
         let mut standing = Standing { arrived: submitted - self.epoch, ..Standing::default() };
-        let mut evictor = None;
+        let (mut evictor, mut shadow) = (None, None);
         let (tokens, goal, task, deadline, retention) = match work {
             Work::Generate { request, events } => {
                 let seed = request.sampling.seed.unwrap_or_else(random_seed);
@@ -363,7 +363,13 @@ impl Worker {
                 (standing.class, standing.key) = (request.class, request.key.clone());
                 // It was checked when it was submitted.
                 evictor = request.evictor(self.context).unwrap_or_default();
-                let g = Box::new(Generation::new(request, seed, sequence, events));
+                let guide = request.guide.as_ref().filter(|g| g.shadows());
+                if let Some(negative) = guide.and_then(|g| g.negative.as_ref()) {
+                    self.next_id += 1;
+                    shadow = Some((self.next_id, negative.prompt.clone()));
+                }
+                let beside = shadow.as_ref().map(|s| s.0);
+                let g = Box::new(Generation::new(request, seed, sequence, beside, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, top, evictor: e, reply } => {
@@ -392,7 +398,7 @@ impl Worker {
             cancelled,
             place: Some(place),
             deadline,
-            sequences: vec![sequence],
+            sequences: [sequence].into_iter().chain(shadow.as_ref().map(|s| s.0)).collect(),
             adapter,
             task,
         };
@@ -405,7 +411,19 @@ impl Worker {
             ..Sequence::new(sequence, root, tokens, goal)
         };
         self.clients.insert(id, client);
+        let beside = shadow.map(|(id, tokens)| Sequence {
+            request: sequence.request,
+            standing: sequence.standing.clone(),
+            retention,
+            adapter: handle,
+            ..Sequence::new(id, root, tokens, Goal::Next)
+        });
         self.admit(sequence);
+        if let Some(beside) = beside.filter(|_| self.clients.contains_key(&id))
+            && let Err(error) = self.scheduler.add(beside)
+        {
+            self.finish(id, Err(error));
+        }
     }
 
     /// Gives a sequence to the scheduler, or first to the disk, if that has more of it.
@@ -517,6 +535,8 @@ impl Worker {
         self.stats.step.observe(elapsed);
         self.stats.last_rows = plan.iter().map(|c| c.rows.len()).sum::<usize>() + self.scheduler.guessed();
         self.stats.rows += self.stats.last_rows as u64;
+        let amateur = self.speculation.amateur(&plan, &self.scheduler, &mut self.clients);
+        let row_time = self.scheduler.pace().per_row();
         let mut acts = Vec::new();
         let mut output = 0;
         for chunk in &plan {
@@ -529,7 +549,7 @@ impl Worker {
             if let Task::Generate(g) = &client.task
                 && (prompt || g.is_new())
             {
-                g.report_progress(chunk.rows.end, s.tokens.len());
+                g.report_progress(s.id, chunk.rows.end, s.tokens.len());
             }
             let (request, id) = (s.request, s.id);
             if self.scheduler.ahead().iter().any(|a| a.id == id) {
@@ -543,11 +563,20 @@ impl Worker {
                 self.device.read(self.prepared, Readout::Logits(output), &mut self.row)?;
                 output += 1;
                 let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
-                let new = matches!(&client.task, Task::Generate(g) if g.is_new());
-                let tools = &mut Tools { row, scratch, context: self.context, next_id, epoch: self.epoch };
+                let is_new = |c: &Client| matches!(&c.task, Task::Generate(g) if g.is_new());
+                let new = is_new(client);
+                let tools = &mut Tools {
+                    row,
+                    amateur: amateur.get(&s.id),
+                    row_time,
+                    scratch,
+                    context: self.context,
+                    next_id,
+                    epoch: self.epoch,
+                };
                 let between = |d| self.stats.between_tokens.observe(d);
                 let made = client.output(s, at, tools, between);
-                if new {
+                if new && !is_new(client) {
                     self.stats.first_token.observe(client.submitted.elapsed());
                 }
                 self.stats.sampled_tokens += u64::from(s.goal == Goal::Next);
@@ -596,7 +625,9 @@ impl Worker {
             let Some(client) = self.clients.get_mut(&request) else { return Ok(None) };
             let Some(s) = self.scheduler.running().iter().find(|s| s.id == ahead.id) else { return Ok(None) };
             let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
-            let tools = &mut Tools { row, scratch, context: self.context, next_id, epoch: self.epoch };
+            let row_time = self.scheduler.pace().per_row();
+            let (context, epoch) = (self.context, self.epoch);
+            let tools = &mut Tools { row, amateur: None, row_time, scratch, context, next_id, epoch };
             let between = |d| self.stats.between_tokens.observe(d);
             last = client.output(s, ahead.root, tools, between);
             self.stats.sampled_tokens += 1;
@@ -702,7 +733,21 @@ impl Worker {
                     self.scheduler.push(id, token);
                 }
             }
+            Act::Rewind { sequence, back, then } => {
+                self.scheduler.rewind(sequence, back);
+                self.speculation.rewind(sequence);
+                then.into_iter().for_each(|token| self.scheduler.push(sequence, token));
+            }
+            Act::Score { of, id, tokens, from } => {
+                if let Some(client) = self.clients.get_mut(&request) {
+                    client.sequences.push(id);
+                    self.scheduler.score_beside(of, id, tokens, from);
+                }
+            }
             Act::End { sequence } => {
+                if let Some(client) = self.clients.get_mut(&request) {
+                    client.sequences.retain(|s| *s != sequence);
+                }
                 self.speculation.forget(sequence);
                 drop(self.scheduler.remove(sequence));
             }
@@ -726,6 +771,11 @@ impl Worker {
             Ok(_) => &mut self.stats.finished,
         };
         *count += 1;
+        let (guided, looped) = client.guided();
+        self.stats.rewinds += guided.rewinds;
+        self.stats.withdrawn_tokens += guided.withdrawn_tokens;
+        self.stats.guide_rows += guided.extra_rows;
+        self.stats.repetitions += u64::from(looped);
         // The figures are up to date before anyone can learn that the request is over.
         self.publish_stats();
         match outcome {

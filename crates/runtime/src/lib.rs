@@ -7,6 +7,7 @@
 
 mod answer;
 mod file;
+mod guide;
 mod load;
 pub mod memory;
 mod obey;
@@ -15,6 +16,7 @@ pub mod process;
 pub mod prompt;
 
 pub use answer::TextStream;
+pub use guide::GuideOptions;
 pub use load::{EngineOptions, Running};
 pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};

@@ -30,6 +30,8 @@ pub struct EngineOptions {
     pub host_cache: u64,
     /// Where the prefix cache survives the process.
     pub disk_cache: Option<DiskCache>,
+    /// The model's own first layers take the place of a draft model.
+    pub exit_layers: Option<u32>,
 }
 
 /// The engine of a model.
@@ -70,12 +72,15 @@ impl Opened {
         }
         let cpu = || Cpu::new(planner.options(sizes.kv)).context("cannot start the CPU device");
         let device = Box::new(cpu()?);
-        let draft = match draft {
-            Some(draft) => {
+        let draft = match (draft, options.exit_layers) {
+            (Some(draft), _) => {
                 self.check_draft(draft)?;
                 Some(DraftModel::load(&draft.source, Box::new(cpu()?), context)?)
             }
-            None => None,
+            (None, Some(layers)) => {
+                Some(DraftModel::load_exit(&self.source, layers as usize, Box::new(cpu()?), context)?)
+            }
+            (None, None) => None,
         };
         let info = device.info();
         let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);

@@ -9,6 +9,7 @@ mod dialect;
 mod error;
 mod fields;
 mod generate;
+mod guidance;
 mod ids;
 mod listen;
 mod memory;

@@ -90,6 +90,8 @@ pub(crate) struct Sampler {
     penalties: Option<Penalties>,
     top: usize,
     constraint: Option<ConstraintBox>,
+    /// Tokens that cannot be drawn, until others are named.
+    forbidden: Vec<u32>,
     /// The random numbers and the constraint as they were before the guesses.
     before_guesses: Option<(Pcg64, Option<ConstraintBox>)>,
 }
@@ -101,7 +103,26 @@ impl Sampler {
         if let Some(p) = &mut penalties {
             prompt.iter().for_each(|t| p.push(*t, false));
         }
-        Sampler { sampling, rng: Pcg64::new(seed), penalties, top, constraint: None, before_guesses: None }
+        Sampler {
+            sampling,
+            rng: Pcg64::new(seed),
+            penalties,
+            top,
+            constraint: None,
+            forbidden: Vec::new(),
+            before_guesses: None,
+        }
+    }
+
+    /// Draws none of these, until others are named.
+    pub(crate) fn forbid(&mut self, ids: Vec<u32>) {
+        self.forbidden = ids;
+    }
+
+    /// Becomes what it was before, but for the random numbers, which go on: a number that drew what is taken back says which
+    /// tokens are near it.
+    pub(crate) fn go_back(&mut self, before: Sampler) {
+        *self = Sampler { rng: self.rng.clone(), ..before };
     }
 
     /// Draws only what the constraint allows, from here on.
@@ -130,6 +151,7 @@ impl Sampler {
         if let Some(p) = &self.penalties {
             p.apply(row, &mut scratch.edits);
         }
+        self.forbidden.iter().for_each(|id| scratch.edits.set(row, *id, f32::NEG_INFINITY));
         let mut constraint = self.constraint.take();
         let drawn = self.draw(row, raw, step, constraint.as_mut(), scratch);
         self.constraint = constraint;

@@ -8,6 +8,7 @@
 //! sequence that costs least to bring back, of those that came later or matter less, gives its blocks back and waits.
 
 mod ahead;
+mod back;
 mod turn;
 
 pub(crate) use ahead::Ahead;

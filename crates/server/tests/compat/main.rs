@@ -4,5 +4,6 @@
 mod common;
 
 mod anthropic;
+mod guidance;
 mod ollama;
 mod responses;
