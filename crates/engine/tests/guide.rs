@@ -221,6 +221,23 @@ fn load_guesses_caches_and_preemption_change_nothing() {
     assert!(stats.rewinds > 0 && stats.guide_rows > 0 && stats.repetitions > 0, "{stats:?}");
 }
 
+/// The sequences of a request wait for each other, and there is not always room for all.
+#[test]
+fn few_places_are_enough() {
+    let plain = start(config(96));
+    for (places, names) in [(1, &["watch", "confidence", "coherence"][..]), (2, &["negative", "all", "both"])]
+    {
+        let handle = start(EngineConfig { max_running: places, step_outputs: places, ..config(96) });
+        let guides = guides().into_iter().filter(|g| names.contains(&g.0));
+        let requests: Vec<Request> = guides.map(|g| request(prompt(20, 6), &g.1)).collect();
+        let streams: Vec<_> = requests.iter().map(|r| handle.submit(r.clone()).unwrap()).collect();
+        for (stream, request) in streams.into_iter().zip(requests) {
+            same(&collect(stream).unwrap(), &run(&plain, request));
+        }
+        settle(&handle);
+    }
+}
+
 #[test]
 fn answers_of_one_request_are_guided_each_by_itself() {
     let handle = start(EngineConfig { kv_blocks: Some(120), ..config(96) });

@@ -73,6 +73,11 @@ impl GuideArgs {
         self.contrast.is_some_and(|beta| beta != 0.0)
     }
 
+    /// Whether sentences are scored beside the answer.
+    pub(crate) fn scores_sentences(&self) -> bool {
+        self.coherence.is_some()
+    }
+
     /// What the flags say; `negative` is the negative prompt in tokens.
     pub(crate) fn options(&self, negative: Option<Vec<u32>>) -> GuideOptions {
         GuideOptions {

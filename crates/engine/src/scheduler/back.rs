@@ -29,6 +29,7 @@ impl Scheduler {
             standing: s.standing.clone(),
             retention: Retention::Discard,
             adapter: s.adapter,
+            beside: true,
             order: s.order,
             ..Sequence::new(id, s.root, tokens, Goal::Score { from })
         };
@@ -105,6 +106,40 @@ mod tests {
         s.remove(2).unwrap();
         s.remove(1).unwrap();
         s.check_integrity().unwrap();
+    }
+
+    #[test]
+    fn with_one_place_the_answer_leaves_it_to_its_score_and_comes_back() {
+        let mut s = Scheduler::new(Limits { running: 1, ..scheduler(12).limits });
+        s.add(Sequence::new(1, [0; 32], (0..30).collect(), Goal::Next)).unwrap();
+        s.schedule(Duration::ZERO, &Nothing);
+        s.commit(Duration::from_millis(1), &Nothing);
+        s.score_beside(1, 2, vec![9, 8, 7], 1);
+        s.schedule(Duration::ZERO, &Nothing);
+        assert_eq!((s.running()[0].id, s.plan().len()), (2, 1));
+        s.commit(Duration::from_millis(1), &Nothing);
+        s.remove(2).unwrap();
+        s.push(1, 5);
+        s.schedule(Duration::ZERO, &Nothing);
+        assert_eq!((s.running()[0].id, s.plan().len()), (1, 1));
+        s.check_integrity().unwrap();
+    }
+
+    #[test]
+    fn of_two_pairs_that_hold_each_other_up_one_gets_on() {
+        let mut s = Scheduler::new(Limits { running: 2, ..scheduler(12).limits });
+        // Of each pair one runs and waits for the other, which has no place.
+        for id in [1, 3] {
+            s.add(Sequence::new(id, [0; 32], vec![7; 20], Goal::Next)).unwrap();
+            s.schedule(Duration::ZERO, &Nothing);
+            s.commit(Duration::from_millis(1), &Nothing);
+        }
+        for id in [2, 4] {
+            s.add(Sequence::new(id, [1; 32], vec![8; 20], Goal::Next)).unwrap();
+        }
+        s.schedule(Duration::ZERO, &Nothing);
+        let running: Vec<u64> = s.running().iter().map(|q| q.id).collect();
+        assert_eq!((running, s.plan().len()), (vec![1, 2], 1));
     }
 
     proptest! {
