@@ -57,7 +57,9 @@ pub(crate) fn load_to_guess(
     let draft = guess.draft.as_ref().map(|name| open(&model.clone().or_named(Some(name.clone()))));
     // A negative prompt has a sequence of its own beside the answer's, and so have sentences that are scored.
     let batch = 1 + usize::from(guide.negative_prompt.is_some()) + usize::from(guide.scores_sentences());
-    let usage = Use { guesses, batch, outputs: batch, ..Use::ONE };
+    // A sentence's tokens are scored all at once.
+    let outputs = if guide.scores_sentences() { Use::SCORE.outputs } else { batch };
+    let usage = Use { guesses, batch, outputs, ..Use::ONE };
     let options = EngineOptions { exit_layers: guide.exit_layer, ..args.options() };
     let running = load_with(opened, &options, usage, draft.transpose()?.as_ref(), lora)?;
     Ok(Running { speculate, ..running })

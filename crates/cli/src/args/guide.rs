@@ -8,7 +8,7 @@ use super::at_least_zero;
 
 /// A number, `0.5`, or infinity as `inf`, on both sides of a colon; either may be left out.
 fn band(text: &str) -> Result<(f32, f32), String> {
-    let wrong = || format!("{text:?} is not MIN:MAX, such as 5:12, 5: or :12");
+    let wrong = || format!("{text:?} is not MIN:MAX, such as 4.5:8, 4.5: or :8");
     let (min, max) = text.split_once(':').ok_or_else(wrong)?;
     let side = |text: &str, open: f32| match text {
         "" => Ok(open),
