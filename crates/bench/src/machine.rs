@@ -105,6 +105,27 @@ impl Machine {
         fields(self).into_iter().zip(fields(other)).find(|(a, b)| a.1 != b.1).map(|(a, b)| (a.0, a.1, b.1))
     }
 
+    /// A machine that computes on a GPU: `name` is what it calls itself and `kernels` what its kernels are made for.
+    pub fn gpu(
+        name: &str,
+        kernels: &str,
+        cores: usize,
+        memory_bytes: u64,
+        cache_bytes: u64,
+        peaks: Rates,
+    ) -> Machine {
+        Machine {
+            cpu: name.into(),
+            cores,
+            memory_bytes,
+            cache_bytes,
+            isa: kernels.into(),
+            peaks,
+            measured: kept::now(),
+            ..Machine::fingerprint(1, Isa::PORTABLE)
+        }
+    }
+
     /// The machine without its peaks, which are 0.
     pub fn fingerprint(threads: usize, isa: Isa) -> Machine {
         let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();

@@ -1,8 +1,7 @@
 //! A model on a device, measured below the engine: steps are made here, one after the other, on the caller's thread.
 
 use crate::Result;
-use crate::work::{Case, STEP, Work};
-use quarrel_cpu::{Cpu, CpuOptions, Isa};
+use crate::work::{Case, Work};
 use quarrel_formats::Source;
 use quarrel_ir::cost::{Cost, StepShape, cost};
 use quarrel_ir::{
@@ -62,21 +61,23 @@ pub struct Session {
     logits: Vec<f32>,
     /// Seconds spent on logits since the last profile began: reading them and choosing a token.
     choosing: f64,
+    /// Prompt tokens of a step.
+    step: usize,
 }
 
 impl Session {
-    /// Loads the weights on `threads` threads with these instructions and makes room for `work`. Every block of the cache is written once: the
-    /// first touch of memory is slow, and would be measured otherwise.
+    /// Loads the weights into `device` and makes room for `work`. Every block of the cache is written once: the first touch of memory
+    /// is slow, and would be measured otherwise.
     ///
     /// # Errors
     /// What the model or the device refuses.
-    pub fn new(source: &Source, spec: &ModelSpec, work: &Work, threads: usize, isa: Isa) -> Result<Session> {
+    pub fn new(
+        source: &Source,
+        spec: &ModelSpec,
+        work: &Work,
+        mut device: Box<dyn Device>,
+    ) -> Result<Session> {
         let program = decoder(spec, &Options::default());
-        let mut device: Box<dyn Device> = Box::new(Cpu::new(CpuOptions {
-            threads: Some(threads),
-            isa: Some(isa),
-            ..CpuOptions::default()
-        })?);
         let ids = weights::load(source, spec, &program, &mut *device, |_| ())?;
         let limits = Limits { rows: work.rows(), outputs: work.sequences(), kv_blocks: work.kv_blocks() };
         let prepared = device.prepare(program.clone(), &ids, limits)?;
@@ -95,8 +96,19 @@ impl Session {
         let vocab = spec.vocab as usize;
         let blocks: Vec<u32> = (0..limits.kv_blocks as u32).collect();
         let logits = vec![0.0; vocab];
-        let mut session =
-            Session { device, program, ids, vocab, prepared, limits, stored, blocks, logits, choosing: 0.0 };
+        let mut session = Session {
+            device,
+            program,
+            ids,
+            vocab,
+            prepared,
+            limits,
+            stored,
+            blocks,
+            logits,
+            choosing: 0.0,
+            step: work.step,
+        };
         session.warm()?;
         Ok(session)
     }
@@ -104,7 +116,7 @@ impl Session {
     /// Runs one step of a prompt and copies its cache to all other blocks, which is what a depth is made of: the time of
     /// attention does not depend on what the cache holds.
     fn warm(&mut self) -> Result<()> {
-        let tokens = STEP.min(self.limits.rows).min(self.limits.kv_blocks * BLOCK_TOKENS);
+        let tokens = self.step.min(self.limits.rows).min(self.limits.kv_blocks * BLOCK_TOKENS);
         self.prompt(tokens)?;
         let full = (tokens / BLOCK_TOKENS).max(1) as u32;
         let pairs: Vec<(u32, u32)> = (full..self.limits.kv_blocks as u32).map(|b| (b % full, b)).collect();
@@ -141,10 +153,10 @@ impl Session {
 
     fn prompt(&mut self, tokens: usize) -> Result<()> {
         let ids = made_up(tokens, self.vocab);
-        for (i, part) in ids.chunks(STEP).enumerate() {
-            let ends = i * STEP + part.len() == tokens;
+        for (i, part) in ids.chunks(self.step).enumerate() {
+            let ends = i * self.step + part.len() == tokens;
             let last = [part.len() as u32 - 1];
-            let seqs = [SeqStep::new(part.len(), i * STEP, &self.blocks)];
+            let seqs = [SeqStep::new(part.len(), i * self.step, &self.blocks)];
             let step = StepInputs::new(part, &seqs, if ends { &last } else { &[] });
             self.device.run(self.prepared, &step)?;
         }
@@ -192,8 +204,8 @@ impl Session {
         };
         match case {
             Case::Prompt(tokens) => {
-                for at in (0..tokens).step_by(STEP) {
-                    let rows = STEP.min(tokens - at);
+                for at in (0..tokens).step_by(self.step) {
+                    let rows = self.step.min(tokens - at);
                     step(&[(at as u64, rows as u64)], u64::from(at + rows == tokens));
                 }
             }

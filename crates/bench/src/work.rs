@@ -43,6 +43,8 @@ pub struct Work {
     pub batch: Vec<usize>,
     /// Rounds; each runs every case once, so that a drift of the machine meets all of them.
     pub repeat: usize,
+    /// Prompt tokens that are fed in one step.
+    pub step: usize,
 }
 
 /// One measurement of a round.
@@ -138,8 +140,8 @@ impl Work {
             depths.push(0); // what `decode` is
         }
         let batch = wish.batch.as_deref().unwrap_or(&BATCH);
-        let work =
-            Work { prompt, decode, depths: ascending(&depths), batch: ascending(batch), repeat: wish.repeat };
+        let (depths, batch) = (ascending(&depths), ascending(batch));
+        let work = Work { prompt, decode, depths, batch, repeat: wish.repeat, step: STEP };
         if work.cases().is_empty() {
             let what = "nothing is left to measure: --prompt, --decode and --batch are all 0 or none";
             return Err(Error::Work(what.into()));
@@ -168,7 +170,7 @@ impl Work {
 
     /// Rows of the largest step.
     pub(crate) fn rows(&self) -> usize {
-        STEP.min(self.kv_blocks() * BLOCK_TOKENS).max(self.sequences())
+        self.step.min(self.kv_blocks() * BLOCK_TOKENS).max(self.sequences())
     }
 
     /// Refuses what the machine's free memory cannot hold beside the weights.

@@ -2,6 +2,8 @@
 //! spellings (`spelling`) are all made from it.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts are not Markdown: [default: x] is no link")]
 
+mod eval;
+mod guess;
 mod guide;
 mod serve;
 
@@ -9,9 +11,12 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
-use quarrel_engine::{Eviction, Speculate};
+use quarrel_engine::Eviction;
 use quarrel_runtime::EngineOptions;
+use quarrel_runtime::devices::Place;
 
+pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
+pub(crate) use guess::{DRAFT_MAX, Guess, GuessArgs};
 pub(crate) use guide::GuideArgs;
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
 
@@ -30,7 +35,8 @@ use crate::instructions;
     infer_subcommands = false,
     max_term_width = 100,
     after_help = "Without a command, flags mean `run`: quarrel -model smollm2:135m -prompt \"Hello\".\n\
-                  Long flags may be written with one dash (-temp 0.8). `quarrel COMMAND --help` explains a command."
+                  Long flags may be written with one dash (-temp 0.8). `quarrel COMMAND --help` explains a command.\n\
+                  Settings may also stand in the environment (QUARREL_PORT for --port) or in a file; see `quarrel config`."
 )]
 pub(crate) struct Cli {
     #[command(subcommand)]
@@ -60,6 +66,8 @@ pub(crate) enum Command {
     Serve(Box<Serve>),
     /// Make, list and revoke API keys of `serve`
     Keys(Keys),
+    /// Show the settings that hold and where they come from, or write a configuration file
+    Config(Config),
     /// Fetch models, checked against their digests
     Pull(Pull),
     /// List the models on this machine
@@ -78,6 +86,8 @@ pub(crate) enum Command {
     Plan(Plan),
     /// Measure how well a model predicts a text
     Perplexity(Perplexity),
+    /// Measure what a model says
+    Eval(Eval),
     /// Measure the speed of this machine and of a model on it
     Bench(Box<Bench>),
     /// Show the most likely next tokens after a prompt
@@ -97,6 +107,17 @@ pub(crate) enum Command {
     /// Print the reference of metrics as Markdown
     #[command(hide = true)]
     DocsMetrics,
+    /// Print the reference of the configuration as Markdown
+    #[command(hide = true)]
+    DocsConfig,
+}
+
+/// Where settings come from beside flags.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ConfigArgs {
+    /// Read settings from this file [default: $QUARREL_CONFIG, or quarrel/config.toml in the folder for configuration]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "General")]
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// Which model, and what may be done to get it.
@@ -151,9 +172,9 @@ pub(crate) struct EngineArgs {
     /// Number type of the KV cache [default: f16]
     #[arg(long, value_enum, help_heading = "Engine")]
     pub(crate) kv: Option<Kv>,
-    /// Where to compute
-    #[arg(long, value_enum, default_value_t = Device::Cpu, help_heading = "Engine")]
-    pub(crate) device: Device,
+    /// Where to compute: cpu, cuda, cuda:N, or auto, which is the first GPU if it holds the model
+    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, help_heading = "Engine")]
+    pub(crate) device: Place,
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "Engine")]
     pub(crate) isa: Option<Isa>,
@@ -162,44 +183,14 @@ pub(crate) struct EngineArgs {
 impl EngineArgs {
     /// The same for those who load models.
     pub(crate) fn options(&self) -> EngineOptions {
-        let Device::Cpu = self.device;
         EngineOptions {
+            device: self.device,
             ctx: self.ctx,
             threads: self.threads,
             memory_budget: self.memory_budget,
             kv: self.kv.map(KvType::from),
             isa: Some(instructions::choose(self.isa, false).0),
             ..EngineOptions::default()
-        }
-    }
-}
-
-/// Most tokens that are guessed in a step, where nothing else is said.
-pub(crate) const DRAFT_MAX: u16 = 12;
-
-/// How coming tokens are guessed, so that several are computed at once.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct GuessArgs {
-    /// Guess coming tokens where that is faster: from repetitions in the text (lookup), from earlier answers (ngram), or all that there is (auto). The answer is the same [default: lookup; with --draft: auto]
-    #[arg(long, value_enum, value_name = "HOW", help_heading = "Engine")]
-    pub(crate) speculate: Option<Guess>,
-    /// A smaller model of the same vocabulary that guesses too
-    #[arg(long, value_name = "MODEL", conflicts_with = "memory_budget", help_heading = "Engine")]
-    pub(crate) draft: Option<String>,
-    /// Most tokens to guess in a step
-    #[arg(long, value_name = "N", default_value_t = DRAFT_MAX, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Engine")]
-    pub(crate) draft_max: u16,
-}
-
-impl GuessArgs {
-    /// What the flags say, with or without a draft model.
-    pub(crate) fn mode(&self) -> Speculate {
-        match (self.speculate, &self.draft) {
-            (Some(Guess::Auto), _) | (None, Some(_)) => Speculate::Auto,
-            (Some(Guess::Off), Some(_)) => Speculate::Draft,
-            (Some(Guess::Off), None) => Speculate::Off,
-            (Some(Guess::Lookup), _) | (None, None) => Speculate::Lookup,
-            (Some(Guess::Ngram), _) => Speculate::Ngram,
         }
     }
 }
@@ -224,15 +215,6 @@ impl EvictArgs {
             Evict::Snapkv => Eviction::SNAP_KV,
         }
     }
-}
-
-/// A kind of guess.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Guess {
-    Auto,
-    Off,
-    Lookup,
-    Ngram,
 }
 
 /// A policy of eviction.
@@ -276,13 +258,6 @@ impl From<Kv> for KvType {
             Kv::Q4_0 => KvType::Q4_0,
         }
     }
-}
-
-/// A kind of device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Device {
-    // The processor. (No doc comment: clap would print one, and space out the whole help for it.)
-    Cpu,
 }
 
 /// How the next token is chosen. Flags win over the parameters that came with the model, those over the defaults.
@@ -370,6 +345,8 @@ pub(crate) struct Run {
     /// With --json: the log-probability of each token, and the N best in its place
     #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u32).range(0..=64), help_heading = "Output")]
     pub(crate) logprobs: Option<u32>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
 }
 
 /// Talk with a model.
@@ -398,6 +375,45 @@ pub(crate) struct Chat {
     pub(crate) evict: EvictArgs,
     #[command(flatten)]
     pub(crate) guide: GuideArgs,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+/// The configuration.
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    #[command(subcommand)]
+    pub(crate) command: ConfigCommand,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print the settings of a command and where each comes from; secrets are hidden
+    Show {
+        /// The command
+        #[arg(value_name = "COMMAND", value_enum, default_value_t = ConfigOf::Serve)]
+        of: ConfigOf,
+        /// Print one JSON object: command, file, settings
+        #[arg(long, help_heading = "Output")]
+        json: bool,
+    },
+    /// Write a file with every key and its default, each behind a #; one that exists is left alone
+    Init {
+        /// Where; - is stdout [default: quarrel/config.toml in the folder for configuration]
+        #[arg(value_name = "FILE")]
+        file: Option<PathBuf>,
+    },
+}
+
+/// A command with settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ConfigOf {
+    Serve,
+    Run,
+    Chat,
+    Keys,
 }
 
 /// Fetch models.
@@ -589,6 +605,9 @@ pub(crate) struct Bench {
     /// Threads to compute with [default: one for each physical core that may be used]
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What to measure")]
     pub(crate) threads: Option<u16>,
+    /// Where to compute: cpu, cuda or cuda:N; on a GPU what fresh processes tell is left out
+    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, conflicts_with_all = ["kv", "serve", "speculate", "against"], help_heading = "What to measure")]
+    pub(crate) device: Place,
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "What to measure")]
     pub(crate) isa: Option<Isa>,

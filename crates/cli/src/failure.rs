@@ -59,18 +59,20 @@ fn chain(e: &anyhow::Error) -> String {
     line
 }
 
-/// Prints help or the version, or the one line that a usage error is.
-pub(crate) fn usage(e: &clap::Error, command: Option<&str>) -> ExitCode {
+/// Prints help or the version, or the one line that a usage error is. `place` is where the value stands that is to blame, if
+/// it does not stand on the command line.
+pub(crate) fn usage(e: &clap::Error, place: Option<&str>, command: Option<&str>) -> ExitCode {
     if !e.use_stderr() || e.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         let wanted = !e.use_stderr();
         let _ = e.print(); // to a closed pipe: nobody reads it
         return if wanted { ExitCode::SUCCESS } else { ExitCode::from(2) };
     }
-    render::error(&usage_line(e, command));
+    render::error(&usage_line(e, place, command));
     ExitCode::from(2)
 }
 
-fn usage_line(e: &clap::Error, command: Option<&str>) -> String {
+/// A usage error as one line.
+pub(crate) fn usage_line(e: &clap::Error, place: Option<&str>, command: Option<&str>) -> String {
     let text = e.to_string();
     let mut what = Vec::new();
     let mut tips = Vec::new();
@@ -89,7 +91,8 @@ fn usage_line(e: &clap::Error, command: Option<&str>) -> String {
     }
     let tips = if tips.is_empty() { String::new() } else { format!(" ({})", tips.join("; ")) };
     let command = command.map(|c| format!("{c} ")).unwrap_or_default();
-    format!("{}{tips}; see `quarrel {command}--help`", what.join(" "))
+    let place = place.map(|p| format!("{p}: ")).unwrap_or_default();
+    format!("{place}{}{tips}; see `quarrel {command}--help`", what.join(" "))
 }
 
 /// A panic is a fault of ours: one line that says so, and the end of the process, whichever thread it was in.

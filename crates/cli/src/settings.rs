@@ -2,13 +2,12 @@
 
 use anyhow::{Result, bail};
 use quarrel_engine::{DynamicTemperature, Sampling};
-use quarrel_formats::Source;
-use quarrel_hub::LocalModel;
+use quarrel_runtime::ModelParams;
 use serde_json::{Map, Value, json};
 
 use crate::args::SampleArgs;
 use crate::failure::Usage;
-use crate::{input, render};
+use crate::render;
 
 /// All that can be set, by the names of the flags.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,16 +43,16 @@ pub(crate) const NAMES: [&str; 11] = [
 ];
 
 impl Default for Settings {
-    /// The chain that llama.cpp made customary: a little less than the model's own temperature, and no unlikely tokens.
     fn default() -> Self {
+        let s = quarrel_runtime::usual();
         Settings {
-            temp: 0.8,
-            top_k: 40,
-            top_p: 0.95,
-            min_p: 0.05,
-            repeat_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
+            temp: s.temperature,
+            top_k: s.top_k,
+            top_p: s.top_p,
+            min_p: s.min_p,
+            repeat_penalty: s.repetition_penalty,
+            presence_penalty: s.presence_penalty,
+            frequency_penalty: s.frequency_penalty,
             penalty_window: None,
             quality: false,
             seed: None,
@@ -81,14 +80,9 @@ impl Settings {
     }
 
     /// The settings for a model: the model's own over `base`, flags over both.
-    pub(crate) fn new(
-        base: Settings,
-        args: &SampleArgs,
-        local: &LocalModel,
-        source: &Source,
-    ) -> Result<Settings> {
+    pub(crate) fn new(base: Settings, args: &SampleArgs, params: &ModelParams) -> Result<Settings> {
         let mut s = base;
-        s.take_model(&model_params(local, source)?);
+        s.take_model(params);
         if args.quality {
             s.set_quality(true);
         }
@@ -131,39 +125,17 @@ impl Settings {
         self.quality = on;
     }
 
-    /// Parameters as Ollama names them (a checkpoint's are renamed before); what is not understood is said.
-    fn take_model(&mut self, params: &Map<String, Value>) {
-        let mut unknown = Vec::new();
-        for (name, value) in params {
-            let number = value.as_f64().map(|v| v as f32);
-            let count = value.as_u64().and_then(|v| u32::try_from(v).ok());
-            let known = match name.as_str() {
-                "temperature" => number.map(|v| self.temp = v).is_some(),
-                "top_k" => count.map(|v| self.top_k = v).is_some(),
-                "top_p" => number.map(|v| self.top_p = v).is_some(),
-                "min_p" => number.map(|v| self.min_p = v).is_some(),
-                "repeat_penalty" => number.map(|v| self.repeat_penalty = v).is_some(),
-                "presence_penalty" => number.map(|v| self.presence_penalty = v).is_some(),
-                "frequency_penalty" => number.map(|v| self.frequency_penalty = v).is_some(),
-                "repeat_last_n" => {
-                    value.as_i64().map(|v| self.penalty_window = u32::try_from(v).ok()).is_some()
-                }
-                "seed" => value.as_u64().map(|v| self.seed = Some(v)).is_some(),
-                "num_predict" => value.as_i64().map(|v| self.max_tokens = u32::try_from(v).ok()).is_some(),
-                "stop" => {
-                    let list = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-                    self.stop.extend(list.iter().filter_map(Value::as_str).map(str::to_owned));
-                    list.iter().all(Value::is_string)
-                }
-                "num_ctx" => count.is_some(), // the engine's, read when it is loaded
-                _ => false,
-            };
-            if !known {
-                unknown.push(format!("{name} {value}"));
-            }
-        }
-        if !unknown.is_empty() {
-            render::note(format!("parameters of the model that are not used: {}", unknown.join(", ")));
+    /// What came with the model; what is not understood is said.
+    fn take_model(&mut self, params: &ModelParams) {
+        let mut s = self.sampling();
+        params.apply(&mut s);
+        (self.temp, self.top_k, self.top_p, self.min_p) = (s.temperature, s.top_k, s.top_p, s.min_p);
+        (self.repeat_penalty, self.penalty_window) = (s.repetition_penalty, s.penalty_window);
+        (self.presence_penalty, self.frequency_penalty) = (s.presence_penalty, s.frequency_penalty);
+        (self.seed, self.max_tokens) = (s.seed, params.max_tokens.or(self.max_tokens));
+        self.stop.extend(params.stop.iter().cloned());
+        if !params.unused.is_empty() {
+            render::note(format!("parameters of the model that are not used: {}", params.unused.join(", ")));
         }
     }
 
@@ -264,32 +236,6 @@ impl Settings {
     }
 }
 
-/// Parameters that came with a model, by Ollama's names: its params layer, or a checkpoint's `generation_config.json`.
-fn model_params(local: &LocalModel, source: &Source) -> Result<Map<String, Value>> {
-    if let Some(params) = &local.params {
-        return Ok(params.clone());
-    }
-    let Source::Hf(hf) = source else { return Ok(Map::new()) };
-    let path = hf.dir.join("generation_config.json");
-    if !path.exists() {
-        return Ok(Map::new());
-    }
-    let config = input::json(&path)?;
-    let mut params = Map::new();
-    for (theirs, ours) in [
-        ("temperature", "temperature"),
-        ("top_k", "top_k"),
-        ("top_p", "top_p"),
-        ("min_p", "min_p"),
-        ("repetition_penalty", "repeat_penalty"),
-    ] {
-        if let Some(value) = config.get(theirs).filter(|v| !v.is_null()) {
-            params.insert(ours.into(), value.clone());
-        }
-    }
-    Ok(params)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -305,7 +251,7 @@ mod tests {
         let mut s = Settings::default();
         let params =
             json!({"temperature": 0.3, "top_k": 7, "stop": ["a", "b"], "num_ctx": 4096, "repeat_last_n": -1});
-        s.take_model(params.as_object().unwrap());
+        s.take_model(&ModelParams::of(params.as_object().unwrap()));
         s.take_flags(&flags(|a| {
             a.temp = Some(0.0);
             a.stop = vec!["c".into()];

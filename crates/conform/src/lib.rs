@@ -4,6 +4,7 @@
 //! models made by `transformers`, and real models.
 #![forbid(unsafe_code)]
 
+pub mod cases;
 pub mod compare;
 pub mod random;
 pub mod rig;
@@ -11,8 +12,8 @@ pub mod tiny;
 
 use quarrel_formats::Tensor;
 use quarrel_ir::{
-    BLOCK_TOKENS, Device, HostWeight, Limits, Op, Prepared, Program, Readout, Result, Rows, SeqStep,
-    StepInputs, View, Weight,
+    BLOCK_TOKENS, Device, HostWeight, Limits, Prepared, Program, Readout, Result, Rows, SeqStep, StepInputs,
+    View, Weight,
 };
 use std::collections::HashMap;
 
@@ -73,7 +74,6 @@ pub fn run_chunks(
 pub fn input_program(vocab: u32, cols: u32) -> (Program, View) {
     let mut p = Program::new();
     let table = p.weight("input", vocab, cols);
-    let x = p.value("input", Rows::Tokens, cols);
-    p.push(Op::Embed { out: x, table, scale: 1.0 });
+    let x = p.embed("input", table, 1.0);
     (p, x)
 }

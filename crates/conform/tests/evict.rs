@@ -74,7 +74,8 @@ fn program(layers: &[Layer]) -> (Program, Tensors) {
         p.kv.push(KvLayer { kv_heads, head_dim, v_dim, window });
         p.push(Op::StoreKv { k: x.slice(at + q, k), v: x.slice(at + q + k, v), kv_layer });
         let scale = (head_dim as f32).powf(-0.5);
-        let spec = AttendSpec { kv_layer, heads, kv_heads, head_dim, v_dim, scale, window, softcap };
+        let spec =
+            AttendSpec { kv_layer, heads, kv_heads, head_dim, v_dim, scale, causal: true, window, softcap };
         p.push(Op::Attend { out: out.slice(to, heads * v_dim), q: x.slice(at, q), spec });
         (at, to) = (at + cols(l), to + heads * v_dim);
     }

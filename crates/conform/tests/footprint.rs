@@ -12,7 +12,7 @@ fn check(path: &Path, fuse: bool, kv: KvType) {
     let name = path.display();
     let source = Source::open(path).unwrap_or_else(|e| panic!("{e}"));
     let spec = quarrel_model::spec(&source).unwrap();
-    let program = decoder::decoder(&spec, &decoder::Options { fuse });
+    let program = decoder::decoder(&spec, &decoder::Options { fuse, ..decoder::Options::default() });
     let stored: Vec<Vec<Stored>> = weights::headers(&source, &spec, &program)
         .unwrap()
         .into_iter()

@@ -27,6 +27,8 @@ fn spec(arch: &'static Arch, bias: bool, tied: bool) -> ModelSpec {
         out_bias: bias,
         ff_bias: bias,
         tied,
+        positions: 0,
+        token_types: 0,
         ropes: vec![
             RopeTable::new(RopeStyle::Interleaved, 8, 10_000.0, None),
             RopeTable::new(RopeStyle::Neox, 8, 100.0, None),
@@ -57,8 +59,8 @@ fn fused_tapes_equal_plain_ones_on_the_reference() {
         (&arch::MISTRAL, false, false),
     ] {
         let spec = spec(arch, bias, tied);
-        let plain = decoder(&spec, &Options { fuse: false });
-        let fused = decoder(&spec, &Options { fuse: true });
+        let plain = decoder(&spec, &Options { fuse: false, ..Options::default() });
+        let fused = decoder(&spec, &Options { fuse: true, ..Options::default() });
         plain.check().unwrap();
         fused.check().unwrap();
         let weights = tensors(&plain, &mut Rng(7));
@@ -79,7 +81,7 @@ fn fused_tapes_equal_plain_ones_on_the_reference() {
 
 #[test]
 fn fusion_leaves_what_the_design_promises() {
-    let fused = decoder(&spec(&arch::LLAMA, false, true), &Options { fuse: true });
+    let fused = decoder(&spec(&arch::LLAMA, false, true), &Options { fuse: true, ..Options::default() });
     let per_layer = fused.ops.iter().filter(|n| n.layer == Some(0)).count();
     // QKV, rope Q, rope K, store, attend, output + residual, gate|up + glu, down + residual.
     assert_eq!(per_layer, 8, "{fused}");

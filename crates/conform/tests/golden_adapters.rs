@@ -37,7 +37,7 @@ fn run(
 ) -> [Vec<f32>; 2] {
     let source = Source::open(model).unwrap();
     let spec = quarrel_model::spec(&source).unwrap();
-    let program = decoder(&spec, &Options { fuse });
+    let program = decoder(&spec, &Options { fuse, ..Options::default() });
     let weights = weights::load(&source, &spec, &program, device, |_| {}).unwrap();
     let rows = prompts.iter().map(Vec::len).sum();
     let vocab = spec.vocab as usize;

@@ -141,9 +141,7 @@ fn embeddings_of_every_type() {
         let mut p = Program::new();
         let mut t = Tensors::new();
         let table = weight(&mut p, &mut t, "table", dtype, [VOCAB, cols], &mut rng);
-        let x = p.value("x", Rows::Tokens, cols);
-        p.push(Op::Embed { out: x, table, scale: 1.7 });
-        p.logits = Some(x);
+        p.logits = Some(p.embed("x", table, 1.7));
         check_rows(&format!("embedding of {dtype}"), &p, &t);
     }
 }
@@ -207,7 +205,9 @@ fn attention((heads, kv_heads, head_dim, window, softcap): Shape, rng: &mut Rng)
     }
     p.push(Op::StoreKv { k, v, kv_layer: 0 });
     let scale = (head_dim as f32).powf(-0.5);
-    let spec = AttendSpec { kv_layer: 0, heads, kv_heads, head_dim, v_dim: head_dim, scale, window, softcap };
+    let (kv_layer, v_dim) = (0, head_dim);
+    let spec =
+        AttendSpec { kv_layer, heads, kv_heads, head_dim, v_dim, scale, causal: true, window, softcap };
     p.logits = Some(p.attend(q, spec));
     p.check().unwrap();
     (p, t)

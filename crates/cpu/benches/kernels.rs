@@ -155,8 +155,7 @@ fn op(
     group.bench_function(id, |b| {
         let mut p = Program::new();
         let table = p.weight("table", 8, COLS);
-        let x = p.value("x", quarrel_ir::Rows::Tokens, COLS);
-        p.push(Op::Embed { out: x, table, scale: 1.0 });
+        let x = p.embed("x", table, 1.0);
         p.logits = Some(x); // a Program needs some; none is asked for
         build(&mut p, x);
         let mut cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).expect("a thread");
@@ -226,6 +225,7 @@ fn ops(c: &mut Criterion) {
                         head_dim,
                         v_dim,
                         scale: 0.125,
+                        causal: true,
                         window: None,
                         softcap: None,
                     },

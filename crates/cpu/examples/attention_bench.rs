@@ -7,7 +7,7 @@
 use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_formats::{Bytes, DType, Tensor};
 use quarrel_ir::{
-    AttendSpec, BLOCK_TOKENS, Device, HostWeight, KvLayer, Limits, Op, Program, Rows, SeqStep, StepInputs,
+    AttendSpec, BLOCK_TOKENS, Device, HostWeight, KvLayer, Limits, Op, Program, SeqStep, StepInputs,
 };
 use std::error::Error;
 use std::time::Instant;
@@ -34,8 +34,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut p = Program::new();
     let (q_cols, kv_cols) = (heads * dim, kv_heads * dim);
     let table = p.weight("input", VOCAB as u32, q_cols + 2 * kv_cols);
-    let x = p.value("input", Rows::Tokens, q_cols + 2 * kv_cols);
-    p.push(Op::Embed { out: x, table, scale: 1.0 });
+    let x = p.embed("input", table, 1.0);
     p.kv = vec![KvLayer { kv_heads, head_dim: dim, v_dim: dim, window: None }; layers as usize];
     let (k, v) = (x.slice(q_cols, kv_cols), x.slice(q_cols + kv_cols, kv_cols));
     for kv_layer in 0..layers {
@@ -48,6 +47,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             head_dim: dim,
             v_dim: dim,
             scale,
+            causal: true,
             window: None,
             softcap: None,
         };

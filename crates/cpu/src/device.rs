@@ -17,7 +17,7 @@ use quarrel_ir::reference::vocab;
 use quarrel_ir::{
     Adapter, AdapterPart, AttendSpec, BLOCK_TOKENS, Device, DeviceInfo, Error, HostWeight, Keep, Limits,
     Mass, Op, OpTime, Prepared, Program, Readout, Result, Rows, StepInputs, View, Weight, WeightDecl,
-    WeightId, check_adapter,
+    WeightId, check_adapter, check_positions,
 };
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -293,6 +293,7 @@ impl Device for Cpu {
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
         let r = &mut self.ready[prepared.0 as usize];
         step.check(&r.limits, vocab(&r.program))?;
+        check_positions(&r.program, step)?;
         let heads = r.heads();
         let lora = r.adapters.step(step.seqs)?;
         (r.rows, r.outputs) = (step.tokens.len(), step.outputs.len());

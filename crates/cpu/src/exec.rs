@@ -17,8 +17,8 @@ use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::weights::Held;
 use quarrel_ir::arena::Slot;
 use quarrel_ir::{
-    AttendSpec, BLOCK_TOKENS, KvLayer, Limits, NormSpec, Op, OpTime, Program, Rows, StepInputs, View, Weight,
-    WeightId,
+    AttendSpec, BLOCK_TOKENS, KvLayer, Limits, Lookup, NormSpec, Op, OpTime, Program, Rows, StepInputs, View,
+    Weight, WeightId,
 };
 use std::cell::Cell;
 use std::marker::PhantomData;
@@ -97,6 +97,8 @@ pub(crate) struct Tile {
     rows: usize,
     /// Position of the first row.
     position: usize,
+    /// Tokens of the sequence at the end of the step.
+    end: usize,
 }
 
 /// The last rows of a sequence's part of a step, whose attention is added up.
@@ -107,6 +109,8 @@ pub(crate) struct Watched {
     rows: usize,
     /// Position of the first row.
     position: usize,
+    /// Tokens of the sequence at the end of the step.
+    end: usize,
     /// `[page][head of any layer][16]`.
     sums: Memory,
     pages: usize,
@@ -119,7 +123,8 @@ impl Watched {
         let rows = s.observe.map_or(0, |o| o.rows);
         let row = step.seqs[..=seq].iter().map(|s| s.rows).sum::<usize>() - rows;
         let pages = sums.len() / (heads * BLOCK_TOKENS);
-        Watched { seq, row, rows, position: s.start + s.rows - rows, sums: Memory(sums.as_mut_ptr()), pages }
+        let end = s.start + s.rows;
+        Watched { seq, row, rows, position: end - rows, end, sums: Memory(sums.as_mut_ptr()), pages }
     }
 }
 
@@ -131,7 +136,7 @@ pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
     for (seq, s) in step.seqs.iter().enumerate() {
         for at in (0..s.rows).step_by(most) {
             let rows = most.min(s.rows - at);
-            out.push(Tile { seq, row: row + at, rows, position: s.start + at });
+            out.push(Tile { seq, row: row + at, rows, position: s.start + at, end: s.start + s.rows });
         }
         row += s.rows;
     }
@@ -267,13 +272,18 @@ impl Run<'_> {
 
     fn op(&self, team: &Team, scratch: &mut Scratch, i: usize, op: &Op) {
         match *op {
-            Op::Embed { out, table, scale } => {
-                let (held, out) = (self.held(table), self.mat(out));
+            Op::Embed { out, table, scale, by, add } => {
+                let (held, out, add) = (self.held(table), self.mat(out), add.map(|a| self.mat(a)));
                 for r in team.share(self.step.tokens.len()) {
-                    // SAFETY: rows are split over the threads.
-                    let out = unsafe { out.row_mut(r) };
-                    let (dtype, bytes, row_bytes, row) = held.table_row(self.step.tokens[r]);
-                    embed(self.isa, dtype, bytes, row_bytes, row, scale, out);
+                    // SAFETY: rows are split over the threads; `prepare` refused an output that overlaps an input.
+                    let (out, add) = unsafe { (out.row_mut(r), add.map(|a| a.row(r))) };
+                    let row = match by {
+                        Lookup::Token => self.step.tokens[r],
+                        Lookup::Position => self.places[r].1 as u32,
+                        Lookup::Row(row) => row,
+                    };
+                    let (dtype, bytes, row_bytes, row) = held.table_row(row);
+                    embed(self.isa, dtype, bytes, row_bytes, row, scale, add, out);
                 }
             }
             Op::Norm { out, x, norm: ref spec, add } => {
@@ -389,7 +399,7 @@ impl Run<'_> {
                 let rows = (at..w.rows.min(at + observe::ROWS)).map(|r| {
                     // SAFETY: queries are only read here, behind a barrier.
                     let q = unsafe { q.row(w.row + r) };
-                    (&q[head * columns..(head + 1) * columns], attention::span(spec, w.position + r))
+                    (&q[head * columns..(head + 1) * columns], attention::span(spec, w.position + r, w.end))
                 });
                 let rows: Vec<_> = rows.collect();
                 let scratch = &mut scratch.observed;
@@ -499,7 +509,7 @@ impl Run<'_> {
     ) {
         let rows = (0..tile.rows).map(|r| {
             // SAFETY: queries are only read here, behind a barrier.
-            (unsafe { q.row(tile.row + r) }, attention::span(spec, tile.position + r))
+            (unsafe { q.row(tile.row + r) }, attention::span(spec, tile.position + r, tile.end))
         });
         T::pack(queries, self.isa, spec, heads, rows);
     }
@@ -523,7 +533,7 @@ impl Tile {
     /// The chunks that its rows see.
     fn chunks(&self, spec: &AttendSpec) -> Range<usize> {
         let (first, last) = (self.position, self.position + self.rows - 1);
-        attention::chunks(&[attention::span(spec, first), attention::span(spec, last)])
+        attention::chunks(&[attention::span(spec, first, self.end), attention::span(spec, last, self.end)])
     }
 
     /// Elements of the states of its query vectors for one kv head.
@@ -580,7 +590,7 @@ pub(crate) fn scratch_bytes(
         // As many sequences as have logits share the cache evenly.
         let seqs = limits.outputs.max(1);
         let tokens = (limits.kv_blocks / seqs * BLOCK_TOKENS).max(1);
-        let tile = Tile { seq: 0, row: 0, rows: 1, position: tokens - 1 };
+        let tile = Tile { seq: 0, row: 0, rows: 1, position: tokens - 1, end: tokens };
         parts = parts.max(if seqs < 4 * threads { parts_len(&vec![tile; seqs], spec, threads) } else { 0 });
     }
     4 * (parts + threads * own)

@@ -118,8 +118,7 @@ mod tests {
         let mut p = Program::new();
         p.kv.push(KvLayer { kv_heads: 1, head_dim: 8, v_dim: 8, window: None });
         let table = p.weight("e", 16, 8);
-        let x = p.value("x", Rows::Tokens, 8);
-        p.push(Op::Embed { out: x, table, scale: 1.0 });
+        let x = p.embed("x", table, 1.0);
         let w = p.weight("w", 24, 8);
         let qkv = p.matmul("qkv", x, w, None);
         let rope = p.rope(RopeTable::new(RopeStyle::Neox, 8, 1e4, None));
@@ -133,6 +132,7 @@ mod tests {
             head_dim: 8,
             v_dim: 8,
             scale: 1.0,
+            causal: true,
             window: None,
             softcap: None,
         };

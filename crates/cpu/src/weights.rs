@@ -96,16 +96,16 @@ impl Held {
         &self.vector
     }
 
-    /// Where the row of a token is: type, bytes of its tensor, bytes of a row, row in the tensor.
-    pub(crate) fn table_row(&self, token: u32) -> (DType, &[u8], usize, u32) {
-        let mut row = token;
+    /// Where a row is, of a token or a position: type, bytes of its tensor, bytes of a row, row in the tensor.
+    pub(crate) fn table_row(&self, row: u32) -> (DType, &[u8], usize, u32) {
+        let mut at = row;
         for (t, part) in self.tensors.iter().zip(&self.decl.parts) {
-            if row < part.rows {
-                return (t.dtype, &t.data, t.data.len() / part.rows as usize, row);
+            if at < part.rows {
+                return (t.dtype, &t.data, t.data.len() / part.rows as usize, at);
             }
-            row -= part.rows;
+            at -= part.rows;
         }
-        unreachable!("token {token} was checked against the table's rows")
+        unreachable!("row {row} was checked against the table's rows")
     }
 
     /// Adds the bytes that it holds now.

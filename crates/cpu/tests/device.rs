@@ -69,6 +69,8 @@ fn model(s: Shape) -> ModelSpec {
         out_bias: s.bias,
         ff_bias: s.bias,
         tied: true,
+        positions: 0,
+        token_types: 0,
         ropes: vec![rope(1e4), rope(1e3)],
         layers: vec![LayerSpec { window: s.window, rope: 0 }, LayerSpec { window: None, rope: 1 }],
     }
@@ -199,14 +201,14 @@ fn shapes() -> Vec<Shape> {
 fn decoders_agree_with_the_reference_fused_and_not_on_every_instruction_set() {
     for (i, shape) in shapes().into_iter().enumerate() {
         let (a, b) = (tokens(1, 75), tokens(2, 7));
-        let plain = decoder(&model(shape), &Options { fuse: false });
+        let plain = decoder(&model(shape), &Options { fuse: false, ..Options::default() });
         let mut reference = Rig::new(Box::new(Reference::default()), &plain, DType::F32);
         let mut want = reference.step(&[(0, 0, &a[..64]), (1, 0, &b)]);
         want.extend(reference.step(&[(1, 7, &a[..1])]));
         want.extend(reference.step(&[(0, 64, &a[64..66]), (1, 8, &b[..1])]));
         for isa in Isa::available() {
             for fuse in [false, true] {
-                let program = decoder(&model(shape), &Options { fuse });
+                let program = decoder(&model(shape), &Options { fuse, ..Options::default() });
                 let options =
                     CpuOptions { threads: Some(2), isa: Some(isa), kv: KvType::F32, ..CpuOptions::default() };
                 let mut cpu = Rig::cpu(options, &program, DType::F32);
@@ -224,7 +226,7 @@ fn decoders_agree_with_the_reference_fused_and_not_on_every_instruction_set() {
 fn quantised_weights_and_half_precision_caches_stay_close_to_the_reference() {
     for dtype in [DType::Q8_0, DType::Q4_1, DType::Q5_0, DType::F16, DType::BF16] {
         let a = tokens(1, 40);
-        let program = decoder(&model(BASE), &Options { fuse: true });
+        let program = decoder(&model(BASE), &Options { fuse: true, ..Options::default() });
         let want = Rig::new(Box::new(Reference::default()), &program, dtype).step(&[(0, 0, &a)]);
         for isa in Isa::available() {
             let options = CpuOptions { threads: Some(2), isa: Some(isa), ..CpuOptions::default() };
@@ -239,7 +241,7 @@ fn quantised_weights_and_half_precision_caches_stay_close_to_the_reference() {
 fn every_type_of_cache_stays_as_close_to_the_reference_as_it_can() {
     for (i, shape) in shapes().into_iter().enumerate() {
         let a = tokens(1, 150);
-        let program = decoder(&model(shape), &Options { fuse: true });
+        let program = decoder(&model(shape), &Options { fuse: true, ..Options::default() });
         let want = Rig::new(Box::new(Reference::default()), &program, DType::F32).step(&[(0, 0, &a)]);
         // Half a step of the largest number that shares a scale; a number that shares it with none is its f16 scale. Two
         // layers round keys and values each, and a softmax over few columns averages nothing: measured 1 to 14 steps.
@@ -263,7 +265,7 @@ fn every_type_of_cache_stays_as_close_to_the_reference_as_it_can() {
 
 #[test]
 fn a_saved_block_continues_like_the_original() {
-    let program = decoder(&model(BASE), &Options { fuse: true });
+    let program = decoder(&model(BASE), &Options { fuse: true, ..Options::default() });
     let a = tokens(6, 40);
     let cpus = KvType::ALL.map(|kv| {
         let options = CpuOptions { threads: Some(2), kv, ..CpuOptions::default() };
@@ -297,7 +299,7 @@ fn bits_depend_on_nothing_but_the_sequence() {
     for (i, shape) in [BASE, Shape { heads: 5, kv_heads: 1, head_dim: 40, ..gemma }].into_iter().enumerate() {
         // Long enough for several chunks of the context.
         let (a, b) = (tokens(3, 430), tokens(4, 90));
-        let program = decoder(&model(shape), &Options { fuse: true });
+        let program = decoder(&model(shape), &Options { fuse: true, ..Options::default() });
         for isa in Isa::available() {
             let rig = |threads| {
                 let options = CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() };
@@ -332,7 +334,7 @@ fn bits_depend_on_nothing_but_the_sequence() {
 #[test]
 fn every_value_of_an_unfused_step_agrees_with_the_reference() {
     let gemma = Shape { arch: &GEMMA3, style: RopeStyle::Neox, window: Some(20), bias: true, ..BASE };
-    let program = decoder(&model(gemma), &Options { fuse: false });
+    let program = decoder(&model(gemma), &Options { fuse: false, ..Options::default() });
     let a = tokens(5, 33);
     let options =
         CpuOptions { keep_values: true, kv: KvType::F32, threads: Some(3), ..CpuOptions::default() };
@@ -353,7 +355,7 @@ fn every_value_of_an_unfused_step_agrees_with_the_reference() {
 
 #[test]
 fn a_nan_stays_in_its_own_sequence_and_in_what_follows_it() {
-    let program = decoder(&model(BASE), &Options { fuse: true });
+    let program = decoder(&model(BASE), &Options { fuse: true, ..Options::default() });
     let mut cpu = Cpu::new(CpuOptions { threads: Some(2), poison: true, ..CpuOptions::default() }).unwrap();
     let ids = weights_with(&program, DType::F32, &mut cpu, |name, values| {
         if name == "token_embd.weight" {
@@ -377,7 +379,7 @@ fn a_nan_stays_in_its_own_sequence_and_in_what_follows_it() {
 
 #[test]
 fn a_copied_page_continues_like_the_original() {
-    let program = decoder(&model(BASE), &Options { fuse: true });
+    let program = decoder(&model(BASE), &Options { fuse: true, ..Options::default() });
     let a = tokens(6, 40);
     let mut cpu = Rig::cpu(CpuOptions { threads: Some(2), ..CpuOptions::default() }, &program, DType::Q8_0);
     let before = cpu.device.memory();
@@ -393,7 +395,7 @@ fn a_copied_page_continues_like_the_original() {
 
 #[test]
 fn what_does_not_fit_is_refused_by_name() {
-    let mut program = decoder(&model(BASE), &Options { fuse: true });
+    let mut program = decoder(&model(BASE), &Options { fuse: true, ..Options::default() });
     let mut cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
     let ids = weights(&program, DType::F32, &mut cpu);
     let limits = Limits { rows: 4, outputs: 4, kv_blocks: 4 };

@@ -3,12 +3,13 @@
 use crate::adapters::Use;
 use crate::beam::{Move, Search};
 use crate::constraint::ConstraintBox;
+use crate::embed::{Embedding, Pooler};
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::guide::{Amateur, Answer, Guide, GuideStats, Pairs, Turn};
 use crate::handle::{Place, Scores};
 use crate::outbox::Outbox;
-use crate::request::Request;
+use crate::request::{BestBy, Request};
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
 use crate::speculate::Speculate;
@@ -38,6 +39,7 @@ pub(crate) enum Task {
     Generate(Box<Generation>),
     Score { from: usize, top: usize, scores: Scores, reply: SyncSender<Result<Scores>> },
     Logits { reply: SyncSender<Result<Vec<f32>>> },
+    Embed { pooler: Pooler, reply: SyncSender<Result<Embedding>> },
 }
 
 /// What becomes of sequences after an output.
@@ -82,7 +84,7 @@ struct Branch {
     waits: Option<(u32, Option<FinishReason>)>,
     /// Tokens, those that may be taken back included.
     made: usize,
-    /// Tokens that stand, and the sum of their log-probabilities.
+    /// Tokens that stand, and the sum of what answers are compared by.
     told: usize,
     sum: f64,
     /// Held back until all are compared.
@@ -118,6 +120,8 @@ pub(crate) struct Generation {
     n: usize,
     /// Whether the answers are compared at the end.
     compare: bool,
+    /// What they are compared by.
+    best_of_by: BestBy,
     /// The first alone until the prompt is in.
     branches: Vec<Branch>,
     width: usize,
@@ -198,7 +202,10 @@ impl Generation {
             stop_ids,
             ignore_eos,
             logprobs,
+            logprobs_of,
+            explain,
             n,
+            best_of_by,
             beams,
             speculate,
             constraint,
@@ -211,7 +218,10 @@ impl Generation {
         let top = answer.as_ref().map_or(top, |a| a.wanted_top());
         let Guide { negative, amateur, .. } = guide;
         let pairs = shadow.zip(negative).map(|(shadow, n)| Pairs::new(n.scale, sequence, shadow));
-        let mut sampler = Sampler::new(sampling, seed, top, &prompt).constrained(constraint);
+        let mut sampler = Sampler::new(sampling, seed, top, &prompt)
+            .constrained(constraint)
+            .reporting(logprobs_of, explain)
+            .rating(best_of_by == BestBy::SelfCertainty);
         let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
         let first = Branch::new(sequence, sampler, answer, Instant::now());
         Generation {
@@ -222,6 +232,7 @@ impl Generation {
             seed,
             n: n as usize,
             compare: width > n as usize,
+            best_of_by,
             branches: vec![first],
             width,
             search: beams.map(|b| Search::new(b, sequence)),
@@ -285,7 +296,7 @@ impl Generation {
         let logprob = f64::from(tools.row[s.tokens[at + 1] as usize]) - lse;
         let branch = &mut self.branches[b];
         let (Some(guide), Some((token, end))) = (&mut branch.guide, branch.waits) else { return Ok(()) };
-        let turn = guide.score(logprob, tools.row_time, end, at + 1, &mut branch.sampler)?;
+        let turn = guide.score(at + 1, logprob, tools.row_time, end, at + 1, &mut branch.sampler)?;
         if let Some(turn) = turn {
             branch.waits = None;
             acts.push(Act::End { sequence: s.id });
@@ -453,7 +464,10 @@ impl Generation {
         let branch = &mut self.branches[b];
         branch.told += 1;
         self.made += 1;
-        branch.sum += f64::from(choice.logprob);
+        branch.sum += f64::from(match self.best_of_by {
+            BestBy::Likelihood => choice.raw,
+            BestBy::SelfCertainty => choice.certainty,
+        });
         if self.compare {
             branch.held.push(choice);
         } else {
@@ -564,12 +578,16 @@ impl Generation {
             for (choice, h) in search.best(self.n).into_iter().enumerate() {
                 self.made += h.tokens.len();
                 for (id, logprob) in h.tokens {
-                    send(&self.events, choice, Choice { id, logprob, top: Vec::new() });
+                    send(
+                        &self.events,
+                        choice,
+                        Choice { id, logprob, top: Vec::new(), raw: logprob, certainty: 0.0, trace: None },
+                    );
                 }
                 ended.push((choice, if h.stopped { FinishReason::Stop } else { cut }));
             }
         } else if self.compare {
-            // By the mean log-probability; ties in the order of their seeds.
+            // By the mean; ties in the order of their seeds.
             let mut order: Vec<usize> = (0..self.branches.len()).collect();
             let mean = |b: &usize| self.branches[*b].sum / self.branches[*b].told.max(1) as f64;
             order.sort_by(|x, y| mean(y).total_cmp(&mean(x)).then(x.cmp(y)));
@@ -640,7 +658,8 @@ fn follow(constraints: &mut HashMap<u64, ConstraintBox>, moves: &[Move], step: u
 
 /// A send that fails means a dropped stream, which has set `cancelled`.
 fn send(events: &Outbox, choice: usize, c: Choice) {
-    events.send(Event::Token { choice: choice as u32, id: c.id, logprob: c.logprob, top: c.top });
+    let Choice { id, logprob, top, trace, .. } = c;
+    events.send(Event::Token { choice: choice as u32, id, logprob, top, trace });
 }
 
 impl Client {
@@ -667,6 +686,7 @@ impl Client {
                 Err(error) => vec![Act::Fail(error)],
             },
             Task::Logits { .. } => vec![Act::Finish],
+            Task::Embed { .. } => Vec::new(), // see `hidden`
         }
     }
 
@@ -675,8 +695,22 @@ impl Client {
         match &mut self.task {
             Task::Generate(g) => g.evicted(at, evicted),
             Task::Score { scores, .. } => scores.eviction.add(&evicted),
-            Task::Logits { .. } => {}
+            Task::Logits { .. } | Task::Embed { .. } => {}
         }
+    }
+
+    /// Takes the hidden states from position `first` on, if it wants them.
+    pub(crate) fn hidden(&mut self, first: usize, rows: &[f32]) -> Option<Act> {
+        let Task::Embed { pooler, .. } = &mut self.task else { return None };
+        match pooler.take(first, rows) {
+            Ok(done) => done.then_some(Act::Finish),
+            Err(error) => Some(Act::Fail(error)),
+        }
+    }
+
+    /// Whether it wants hidden states.
+    pub(crate) fn wants_hidden(&self) -> bool {
+        matches!(self.task, Task::Embed { .. })
     }
 
     // In both, a receiver that is gone has lost interest in the answer.
@@ -712,6 +746,9 @@ impl Client {
             Task::Logits { reply } => {
                 let _ = reply.send(outcome(reason == FinishReason::Stop).map(|()| row.to_vec()));
             }
+            Task::Embed { pooler, reply } => {
+                let _ = reply.send(outcome(reason == FinishReason::Stop).map(|()| pooler.finish()));
+            }
         }
     }
 
@@ -721,6 +758,7 @@ impl Client {
             Task::Generate(g) => g.events.send(Event::Failed(error)),
             Task::Score { reply, .. } => drop(reply.send(Err(error))),
             Task::Logits { reply } => drop(reply.send(Err(error))),
+            Task::Embed { reply, .. } => drop(reply.send(Err(error))),
         }
     }
 }

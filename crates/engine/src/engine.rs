@@ -1,12 +1,16 @@
 //! The engine's thread: takes commands, plans a step, runs it on the device, samples, and sends events. The only place of
 //! this crate with a device in it; the clock is read here and at submission.
 
+mod acts;
+
 use crate::adapters::{AdapterInfo, AdapterLimits, NewAdapter, Registry};
 use crate::batch::Batch;
 use crate::block_manager::Digest;
 use crate::client::{Act, Client, Generation, Task, Tools};
+use crate::embed::{EmbedRequest, Pooler};
 use crate::events::FinishReason;
 use crate::handle::{Command, Handle, Job, Scores, Shared, Work};
+use crate::request::Retention;
 use crate::sampler::Scratch;
 use crate::scheduler::{self, Ahead, BlockOp, Chunk, Nothing, Scheduler};
 use crate::sequence::{Goal, Sequence, Standing};
@@ -16,7 +20,7 @@ use crate::statistics::EngineStats;
 use crate::tier::{Bytes, DiskCache, MoveCost, Tier};
 use crate::watchdog::Watchdog;
 use crate::{Error, Result};
-use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, Weight};
+use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, View, Weight};
 use quarrel_model::ModelSpec;
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -71,6 +75,8 @@ pub struct EngineConfig {
     pub disk_cache: Option<DiskCache>,
     /// What tells the model from all others; [`Engine::load`] finds it out where it is needed.
     pub identity: Option<[u8; 32]>,
+    /// Every sequence has all its rows in one step: an encoder's, whose engine sees to it by itself.
+    pub whole: bool,
 }
 
 impl EngineConfig {
@@ -92,6 +98,7 @@ impl EngineConfig {
             host_cache: 0,
             disk_cache: None,
             identity: None,
+            whole: false,
         }
     }
 
@@ -105,6 +112,12 @@ impl EngineConfig {
             ("max_queue", self.max_queue, 1, "one request"),
             ("step_tokens", self.step_tokens, self.max_running + 1, "one more than max_running"),
             ("step_outputs", self.step_outputs, self.max_running, "max_running"),
+            (
+                "step_tokens",
+                self.step_tokens,
+                if self.whole { self.context } else { 0 },
+                "the context of an encoder",
+            ),
         ] {
             if value < least {
                 return Err(Error::Config { field, value, least, why });
@@ -124,8 +137,10 @@ impl EngineConfig {
             // The queue, and room for everything that runs to be sent back.
             waiting: self.max_queue + self.max_running,
             blocks,
-            prefix_cache: self.prefix_cache,
+            // What an encoder computes of a text depends on its end.
+            prefix_cache: self.prefix_cache && !self.whole,
             target: self.target_itl,
+            whole: self.whole,
         })
     }
 }
@@ -143,6 +158,10 @@ pub struct EngineInfo {
     pub kv_blocks: usize,
     /// Most sequences that run at once.
     pub max_running: usize,
+    /// Whether the model makes tokens; an encoder makes embeddings alone.
+    pub generates: bool,
+    /// Length of an embedding, if there are hidden states to make it of.
+    pub hidden: Option<usize>,
     /// Whether a sequence can be shortened in the cache.
     pub evicts: bool,
     /// Whether there is a draft model.
@@ -187,8 +206,16 @@ impl Engine {
         draft: Option<DraftModel>,
         spec: Option<ModelSpec>,
     ) -> Result<Handle> {
+        let config = EngineConfig { whole: program.looks_ahead(), ..config };
         let limits = config.check()?;
-        let vocab = program.logits.map_or(0, |l| l.cols as usize);
+        if program.positions().is_some_and(|most| config.context > most) {
+            let (value, range) =
+                (config.context.to_string(), "at most the positions that the model has a table of");
+            return Err(Error::Field { field: "context", value, range });
+        }
+        let logits = program.logits.map(|l| l.cols as usize);
+        let vocab = logits.unwrap_or_else(|| quarrel_ir::reference::vocab(&program));
+        let hidden = program.hidden;
         if let Some(d) = draft.as_ref().filter(|d| d.vocab() != vocab) {
             return Err(Error::DraftVocabulary { draft: d.vocab(), vocab });
         }
@@ -212,6 +239,8 @@ impl Engine {
             vocab,
             kv_blocks: limits.blocks,
             max_running: limits.running,
+            generates: logits.is_some(),
+            hidden: hidden.map(|h| h.cols as usize),
             evicts,
             draft: draft.is_some(),
             device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
@@ -226,7 +255,9 @@ impl Engine {
             scheduler: Scheduler::new(limits),
             clients: HashMap::new(),
             batch: Batch::default(),
-            row: vec![0.0; vocab],
+            row: vec![0.0; logits.unwrap_or(0)],
+            hidden,
+            states: Vec::new(),
             scratch: Scratch::default(),
             speculation: Speculation::new(&config, draft),
             context: config.context,
@@ -261,6 +292,9 @@ struct Worker {
     clients: HashMap<u64, Client>,
     batch: Batch,
     row: Vec<f32>,
+    /// Where the hidden states are, and those of a step.
+    hidden: Option<View>,
+    states: Vec<f32>,
     scratch: Scratch,
     speculation: Speculation,
     context: usize,
@@ -369,7 +403,7 @@ impl Worker {
                     shadow = Some((self.next_id, negative.prompt.clone()));
                 }
                 let beside = shadow.as_ref().map(|s| s.0);
-                let g = Box::new(Generation::new(request, seed, sequence, beside, events));
+                let g = Box::new(Generation::new(*request, seed, sequence, beside, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, top, evictor: e, reply } => {
@@ -387,6 +421,15 @@ impl Worker {
             }
             Work::Logits { tokens, reply } => {
                 (tokens, Goal::Next, Task::Logits { reply }, None, Default::default())
+            }
+            Work::Embed { request, reply } => {
+                let EmbedRequest { tokens, pooling, normalize, class, key, deadline, .. } = request;
+                (standing.class, standing.key) = (class, key);
+                let goal = Goal::Embed { from: Pooler::first_needed(pooling, tokens.len()) };
+                let dim = self.hidden.map_or(0, |h| h.cols as usize); // checked when it was submitted
+                let pooler = Pooler::new(pooling, normalize, dim, tokens.len());
+                // Nobody goes on with a text that was embedded.
+                (tokens, goal, Task::Embed { pooler, reply }, deadline, Retention::Discard)
             }
         };
         standing.deadline = deadline.map(|d| standing.arrived.saturating_add(d));
@@ -537,7 +580,7 @@ impl Worker {
         self.stats.rows += self.stats.last_rows as u64;
         let amateur = self.speculation.amateur(&plan, &self.scheduler, &mut self.clients);
         let row_time = self.scheduler.pace().per_row();
-        let mut acts = Vec::new();
+        let mut acts = self.pool(&plan)?;
         let mut output = 0;
         for chunk in &plan {
             let s = &self.scheduler.running()[chunk.running];
@@ -591,6 +634,31 @@ impl Worker {
             self.shorten(sequence)?;
         }
         Ok(())
+    }
+
+    /// Gives those who embed the hidden states of their rows of a step.
+    fn pool(&mut self, plan: &[Chunk]) -> Result<Vec<(u64, Act)>> {
+        let wants = |c: &&Chunk| {
+            let request = self.scheduler.running()[c.running].request;
+            self.clients.get(&request).is_some_and(Client::wants_hidden)
+        };
+        let Some(view) = self.hidden.filter(|_| plan.iter().any(|c| wants(&c))) else {
+            return Ok(Vec::new());
+        };
+        let dim = view.cols as usize;
+        self.states.resize(self.stats.last_rows * dim, 0.0);
+        self.device.read(self.prepared, Readout::View(view), &mut self.states)?;
+        let (mut acts, mut row) = (Vec::new(), 0);
+        for chunk in plan {
+            let s = &self.scheduler.running()[chunk.running];
+            let ahead = self.scheduler.ahead().iter().find(|a| a.id == s.id);
+            let rows = ahead.map_or(chunk.rows.len(), |a| a.tree.nodes().len());
+            let states = &self.states[row * dim..(row + rows) * dim];
+            let act = self.clients.get_mut(&s.request).and_then(|c| c.hidden(chunk.rows.start, states));
+            acts.extend(act.map(|act| (s.request, act)));
+            row += rows;
+        }
+        Ok(acts)
     }
 
     /// Shortens a sequence that has outgrown its budget.
@@ -722,68 +790,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Carries out what became of a sequence.
-    fn act(&mut self, request: u64, act: Act) {
-        match act {
-            Act::Push { sequence, token } => self.scheduler.push(sequence, token),
-            Act::Fork { from, id, token } => {
-                if let Some(client) = self.clients.get_mut(&request) {
-                    client.sequences.push(id);
-                    self.scheduler.fork(from, id);
-                    self.scheduler.push(id, token);
-                }
-            }
-            Act::Rewind { sequence, back, then } => {
-                self.scheduler.rewind(sequence, back);
-                self.speculation.rewind(sequence);
-                then.into_iter().for_each(|token| self.scheduler.push(sequence, token));
-            }
-            Act::Score { of, id, tokens, from } => {
-                if let Some(client) = self.clients.get_mut(&request) {
-                    client.sequences.push(id);
-                    self.scheduler.score_beside(of, id, tokens, from);
-                }
-            }
-            Act::End { sequence } => {
-                if let Some(client) = self.clients.get_mut(&request) {
-                    client.sequences.retain(|s| *s != sequence);
-                }
-                self.speculation.forget(sequence);
-                drop(self.scheduler.remove(sequence));
-            }
-            Act::Finish => self.finish(request, Ok(FinishReason::Stop)),
-            Act::Fail(error) => self.finish(request, Err(error)),
-        }
-    }
-
-    /// Ends a request and frees its blocks.
-    fn finish(&mut self, request: u64, outcome: Result<FinishReason>) {
-        let Some(client) = self.clients.remove(&request) else { return };
-        self.fetching.remove(&request);
-        for id in &client.sequences {
-            self.speculation.forget(*id);
-            drop(self.scheduler.remove(*id));
-        }
-        let count = match &outcome {
-            Err(_) => &mut self.stats.failed,
-            Ok(FinishReason::Aborted) => &mut self.stats.cancelled,
-            Ok(FinishReason::Deadline) => &mut self.stats.expired,
-            Ok(_) => &mut self.stats.finished,
-        };
-        *count += 1;
-        let (guided, looped) = client.guided();
-        self.stats.rewinds += guided.rewinds;
-        self.stats.withdrawn_tokens += guided.withdrawn_tokens;
-        self.stats.guide_rows += guided.extra_rows;
-        self.stats.repetitions += u64::from(looped);
-        // The figures are up to date before anyone can learn that the request is over.
-        self.publish_stats();
-        match outcome {
-            Err(error) => client.fail(error),
-            Ok(reason) => client.finish(reason, &self.row),
-        }
-    }
-
     /// Aborts the requests for which `condition` holds.
     fn abort_where(&mut self, condition: impl Fn(&Client) -> bool) {
         let ids: Vec<u64> = self.clients.iter().filter(|(_, c)| condition(c)).map(|(id, _)| *id).collect();
@@ -829,7 +835,8 @@ impl Worker {
         (s.running, s.waiting) = (scheduler.running().len(), scheduler.waiting().len());
         (s.blocks_used, s.blocks_cached, s.blocks_total) = scheduler.blocks();
         (s.keys, s.last_budget) = (scheduler.keys(), scheduler.budget());
-        (s.step_time, s.row_time) = (scheduler.pace().predict(1), scheduler.pace().per_row());
+        (s.step_time, s.row_time) =
+            (scheduler.pace().predict(scheduler.work().of_rows(1)), scheduler.pace().per_row());
         (s.adapters, s.adapter_bytes) = self.adapters.lock().held();
         if let Some(figures) = self.tier.as_ref().map(Tier::figures) {
             (s.host_blocks, s.host_bytes) = (figures.host_blocks, figures.host_bytes);

@@ -3,6 +3,7 @@
 use crate::Error;
 use crate::evict::{Evicted, EvictionStats};
 use crate::guide::GuideStats;
+use crate::sampler::Trace;
 use std::time::Duration;
 
 /// One thing that happened to a request. `Done` or `Failed` is the last.
@@ -21,10 +22,12 @@ pub enum Event {
         choice: u32,
         /// Its id.
         id: u32,
-        /// Natural logarithm of its probability in the model's own distribution, before the sampling chain.
+        /// Natural logarithm of its probability, in the distribution that [`crate::Request::logprobs_of`] says.
         logprob: f32,
-        /// The model's best tokens, best first, if the request wants them.
+        /// The best tokens there, best first, if the request wants them.
         top: Vec<(u32, f32)>,
+        /// How it was drawn, if the request wants that.
+        trace: Option<Box<Trace>>,
     },
     /// The sequence outgrew its budget and was shortened in the cache, as [`crate::Request::eviction`] says.
     Evicted {

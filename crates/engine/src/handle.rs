@@ -1,6 +1,7 @@
 //! The caller's side of the engine: submit, score, cancel. Everything crosses to the engine's thread by one bounded channel.
 
 use crate::adapters::{AdapterInfo, NewAdapter, Registry, Use};
+use crate::embed::{EmbedRequest, Embedded, Embedding, Pooling, STATES_BYTES_MAX};
 use crate::engine::EngineInfo;
 use crate::events::Event;
 use crate::evict::{Eviction, EvictionStats, Evictor};
@@ -28,7 +29,7 @@ use std::{
 /// What an engine is to do.
 pub(crate) enum Work {
     /// Make tokens.
-    Generate { request: Request, events: Outbox },
+    Generate { request: Box<Request>, events: Outbox },
     /// Log-probabilities of the tokens from position `from` on.
     Score {
         tokens: Vec<u32>,
@@ -39,6 +40,8 @@ pub(crate) enum Work {
     },
     /// The row of logits after the tokens.
     Logits { tokens: Vec<u32>, reply: SyncSender<Result<Vec<f32>>> },
+    /// Vectors of the tokens.
+    Embed { request: EmbedRequest, reply: SyncSender<Result<Embedding>> },
 }
 
 /// A text to score.
@@ -141,7 +144,7 @@ impl Shared {
     }
 
     /// Waits for a message, but not for an engine that hangs.
-    fn wait<T>(&self, receiver: &Receiver<T>) -> Result<T> {
+    pub(crate) fn wait<T>(&self, receiver: &Receiver<T>) -> Result<T> {
         loop {
             match receiver.recv_timeout(LOOK) {
                 Ok(message) => return Ok(message),
@@ -219,6 +222,7 @@ impl Handle {
     /// (for batch requests from three quarters on, for background ones from a half), or it would miss its deadline by
     /// waiting; the refusal says when to try again. An adapter that is not loaded is refused too. Dropping the stream aborts the request, also in the middle of its prompt.
     pub fn submit(&self, request: Request) -> Result<Stream> {
+        self.check_generates("an answer")?;
         request.check(self.0.info.vocab, self.0.info.context)?;
         self.check_evicts(request.eviction)?;
         self.check_width(&request)?;
@@ -241,7 +245,8 @@ impl Handle {
         let (events, receiver, bell) = Outbox::new();
         let class = request.class;
         let adapter = self.adapter(request.adapter.as_deref())?;
-        let (id, cancelled) = self.send(Work::Generate { request, events }, class, adapter)?;
+        let (id, cancelled) =
+            self.send(Work::Generate { request: Box::new(request), events }, class, adapter)?;
         Ok(Stream { id, events: receiver, bell, cancelled, shared: self.0.shared.clone(), over: false })
     }
 
@@ -263,6 +268,7 @@ impl Handle {
     /// The same with what a [`ScoreRequest`] may ask for.
     pub fn score_with(&self, request: ScoreRequest) -> Result<Scores> {
         let ScoreRequest { tokens, from, eviction, kv_tokens, adapter, top } = request;
+        self.check_generates("probabilities")?;
         check_logprobs(top)?;
         let context = self.0.info.context;
         check_budget(kv_tokens, context)?;
@@ -294,11 +300,35 @@ impl Handle {
 
     /// The same with an adapter.
     pub fn logits_with(&self, tokens: Vec<u32>, adapter: Option<&str>) -> Result<Vec<f32>> {
+        self.check_generates("logits")?;
         self.check_length(&tokens)?;
         let (reply, answer) = sync_channel(1);
         let adapter = self.adapter(adapter)?;
         self.send(Work::Logits { tokens, reply }, Class::Interactive, adapter)?;
         self.0.shared.wait(&answer)?
+    }
+
+    /// Queues a text to embed, batched with what else runs. Refused at once as [`Self::submit`] does, and by a model that was
+    /// loaded without hidden states. Dropping what comes back cancels it.
+    pub fn embed(&self, request: EmbedRequest) -> Result<Embedded> {
+        let Some(dim) = self.0.info.hidden else {
+            let why = "the engine was loaded without its hidden states; load it for embeddings";
+            return Err(Error::Unsuited { what: "an embedding", why });
+        };
+        self.check_length(&request.tokens)?;
+        let bytes = request.tokens.len().saturating_mul(4 * dim);
+        if request.pooling == Pooling::None && bytes > STATES_BYTES_MAX {
+            let why = "the vectors of all tokens of this text take more than 64 MiB; cut it into parts";
+            return Err(Error::Unsuited { what: "vectors without pooling", why });
+        }
+        let wait = self.0.shared.wait_time();
+        if let Some(limit) = request.deadline.filter(|limit| wait > *limit) {
+            return Err(Error::Busy { wait, limit, retry_after: wait - limit });
+        }
+        let (reply, answer) = sync_channel(1);
+        let (adapter, class) = (self.adapter(request.adapter.as_deref())?, request.class);
+        let (_, cancelled) = self.send(Work::Embed { request, reply }, class, adapter)?;
+        Ok(Embedded { answer, cancelled, shared: self.0.shared.clone() })
     }
 
     /// Loads an adapter from PEFT's directory or a GGUF file while others run, and names it for [`Request::adapter`]. Its
@@ -389,6 +419,13 @@ impl Handle {
             return Err(Error::PromptTooLong { prompt: tokens.len(), context });
         }
         Ok(())
+    }
+
+    fn check_generates(&self, what: &'static str) -> Result<()> {
+        if self.0.info.generates {
+            return Ok(());
+        }
+        Err(Error::Unsuited { what, why: "this model is an encoder: it makes embeddings and no text" })
     }
 
     fn check_evicts(&self, eviction: Eviction) -> Result<()> {

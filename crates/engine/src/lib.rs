@@ -11,6 +11,7 @@ mod beam;
 mod block_manager;
 mod client;
 mod constraint;
+mod embed;
 mod engine;
 mod events;
 mod evict;
@@ -22,6 +23,7 @@ mod outbox;
 mod pace;
 mod request;
 mod sampler;
+mod sampling;
 mod scheduler;
 mod sequence;
 mod speculate;
@@ -31,6 +33,7 @@ mod watchdog;
 
 pub use adapters::{AdapterInfo, AdapterLimits};
 pub use constraint::{Constraint, ConstraintBox};
+pub use embed::{EmbedRequest, Embedded, Embedding, Pooling};
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
@@ -40,7 +43,13 @@ pub use guide::{
 };
 pub use handle::{Handle, ScoreRequest, Scores, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
-pub use request::{Beams, Class, DynamicTemperature, LOGPROBS_MAX, Request, Retention, Sampling, WIDTH_MAX};
+pub use request::{
+    Beams, BestBy, Class, EXPLAIN_MAX, LOGPROBS_MAX, LogprobsOf, Request, Retention, WIDTH_MAX,
+};
+pub use sampler::{
+    CandidateTrace, ChangeTrace, DrawTrace, Drawn, EditTrace, LogitSampler, StageTrace, Trace,
+};
+pub use sampling::{BriefBias, DynamicTemperature, Sampling, Stage};
 pub use speculate::{DraftConfig, DraftModel, Speculate};
 pub use statistics::{EngineStats, Histogram};
 pub use tier::DiskCache;
@@ -59,6 +68,26 @@ pub enum Error {
         value: String,
         /// What it may be.
         range: &'static str,
+    },
+    /// Two settings that exclude each other.
+    #[error("{a} and {b} do not go together: {why}; leave one of them out")]
+    Together {
+        /// One.
+        a: &'static str,
+        /// The other.
+        b: &'static str,
+        /// Why.
+        why: &'static str,
+    },
+    /// Stages of the sampling chain in an order that means nothing.
+    #[error("{then} after {first} in samplers: {why}")]
+    Order {
+        /// The earlier stage.
+        first: &'static str,
+        /// The later one.
+        then: &'static str,
+        /// Why.
+        why: &'static str,
     },
     /// An engine limit that contradicts another.
     #[error("engine setting {field} is {value}; it must be at least {least}, {why}")]
@@ -160,10 +189,12 @@ pub enum Error {
     Stuck(Duration),
     /// Logits that are no distribution.
     #[error(
-        "the logits of step {step} are no distribution: {nan} of {vocab} are NaN, the largest is {max}; \
-         the model file is damaged or its numbers overflow, or every token is forbidden"
+        "the logits of step {step} are no distribution after {stage}: {nan} of {vocab} are NaN, the largest is {max}; {}",
+        if *.stage == "the model" { "the model file is damaged or its numbers overflow" } else { "every token is forbidden" }
     )]
     Logits {
+        /// What made them so: the model, or a stage of the sampling chain.
+        stage: &'static str,
         /// Position of the token that was to be drawn, prompt included.
         step: usize,
         /// How many are NaN.
@@ -172,6 +203,23 @@ pub enum Error {
         vocab: usize,
         /// The largest other one.
         max: f32,
+    },
+    /// Hidden states that are no numbers.
+    #[error(
+        "the hidden state at position {position} has values that are no finite numbers; \
+         the model file is damaged or its numbers overflow"
+    )]
+    Hidden {
+        /// Position of the token.
+        position: usize,
+    },
+    /// Something that needs another kind of model.
+    #[error("{what}: {why}")]
+    Unsuited {
+        /// What was asked for.
+        what: &'static str,
+        /// Why it cannot be had and what to do.
+        why: &'static str,
     },
     /// The request's constraint failed, or leaves no token to draw.
     #[error("the constraint of the answer failed at step {step}: {why}")]

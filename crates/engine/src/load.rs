@@ -19,11 +19,13 @@ pub struct LoadOptions {
     pub context: Option<usize>,
     /// Apply the fusion rewrites to the Program.
     pub fuse: bool,
+    /// Keep the hidden states of all tokens, so that a decoder makes embeddings too; an encoder always does.
+    pub hidden: bool,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { context: None, fuse: true }
+        LoadOptions { context: None, fuse: true, hidden: false }
     }
 }
 
@@ -80,10 +82,14 @@ impl Engine {
         progress: impl FnMut(u64),
     ) -> Result<Loaded> {
         let spec = quarrel_model::spec(source)?;
-        let program = decoder::decoder(&spec, &decoder::Options { fuse: options.fuse });
+        let program =
+            decoder::decoder(&spec, &decoder::Options { fuse: options.fuse, hidden: options.hidden });
         let loaded = weights::load(source, &spec, &program, &mut *device, progress)?;
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
+        if program.looks_ahead() {
+            config.step_tokens = config.step_tokens.max(context);
+        }
         configure(&mut config);
         if config.disk_cache.is_some() && config.identity.is_none() {
             config.identity = Some(identity(source));

@@ -125,7 +125,7 @@ pub fn fit<K: Copy>(
 fn fewer(config: &mut EngineConfig) -> bool {
     if config.max_running > 1 {
         config.max_running /= 2;
-    } else if config.step_tokens / 2 >= STEP_TOKENS_MIN {
+    } else if config.step_tokens / 2 >= STEP_TOKENS_MIN && !config.whole {
         config.step_tokens /= 2;
     } else {
         return false;
@@ -137,6 +137,9 @@ fn fewer(config: &mut EngineConfig) -> bool {
 
 fn set_context(config: &mut EngineConfig, context: usize) {
     config.context = context;
+    if config.whole {
+        config.step_tokens = context.max(config.max_running + 1);
+    }
     // Together they fill it no more than each alone.
     config.kv_blocks =
         config.kv_blocks.map(|_| context.div_ceil(BLOCK_TOKENS).saturating_mul(config.max_running));

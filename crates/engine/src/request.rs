@@ -3,117 +3,10 @@
 use crate::constraint::ConstraintBox;
 use crate::evict::{Eviction, Evictor};
 use crate::guide::Guide;
+use crate::sampling::Sampling;
 use crate::speculate::Speculate;
 use crate::{Error, Result};
 use std::{sync::Arc, time::Duration};
-
-/// Temperature that follows the entropy of the distribution.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct DynamicTemperature {
-    /// At entropy 0.
-    pub min: f32,
-    /// At the uniform distribution.
-    pub max: f32,
-    /// Bends the curve between them; 1 is a line.
-    pub exponent: f32,
-}
-
-/// How tokens are drawn. The default samples the model's own distribution.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Sampling {
-    /// Divides the logits; 0 is greedy, whatever else is set.
-    pub temperature: f32,
-    /// Keep this many best tokens; 0 keeps all.
-    pub top_k: u32,
-    /// Keep the smallest set of best tokens with this mass; 1 keeps all.
-    pub top_p: f32,
-    /// Keep tokens of at least this share of the best one's probability; 0 keeps all.
-    pub min_p: f32,
-    /// CTRL's penalty on tokens of prompt and answer; 1 is off.
-    pub repetition_penalty: f32,
-    /// OpenAI's penalty on tokens that the answer has; 0 is off.
-    pub presence_penalty: f32,
-    /// OpenAI's penalty per time that the answer has a token; 0 is off.
-    pub frequency_penalty: f32,
-    /// Penalties look at this many last tokens; `None` looks at all.
-    pub penalty_window: Option<u32>,
-    /// Added to the logits of these tokens; `-inf` forbids one.
-    pub logit_bias: Vec<(u32, f32)>,
-    /// The same seed gives the same tokens; `None` draws one, which [`crate::RequestStats::seed`] reports.
-    pub seed: Option<u64>,
-    /// Takes the place of `temperature` where that is not 0.
-    pub dynamic_temperature: Option<DynamicTemperature>,
-}
-
-impl Default for Sampling {
-    fn default() -> Self {
-        Sampling {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            penalty_window: None,
-            logit_bias: Vec::new(),
-            seed: None,
-            dynamic_temperature: None,
-        }
-    }
-}
-
-impl Sampling {
-    /// Always the best token.
-    pub fn greedy() -> Sampling {
-        Sampling { temperature: 0.0, ..Sampling::default() }
-    }
-
-    /// The quality preset: entropy-scaled temperature with nucleus sampling. Where the model is sure it is nearly
-    /// greedy, and only where it is unsure may it explore. The entropy of a language model's row is a small share of
-    /// `ln n` (2 nats of 11 are an open choice), so the upper bound is rarely near.
-    pub fn quality() -> Sampling {
-        Sampling {
-            top_p: 0.9,
-            dynamic_temperature: Some(DynamicTemperature { min: 0.2, max: 1.5, exponent: 1.0 }),
-            ..Sampling::default()
-        }
-    }
-
-    /// Checks every field against its range; an error names the field, the value and the range.
-    pub fn check(&self) -> Result<()> {
-        let field = |field, value: &dyn std::fmt::Display, range, ok: bool| {
-            if ok { Ok(()) } else { Err(Error::Field { field, value: value.to_string(), range }) }
-        };
-        let t = self.temperature;
-        field("temperature", &t, "0 (greedy) to 100", (0.0..=100.0).contains(&t))?;
-        field("top_p", &self.top_p, "above 0, at most 1 (off)", self.top_p > 0.0 && self.top_p <= 1.0)?;
-        field("min_p", &self.min_p, "0 (off) to 1", (0.0..=1.0).contains(&self.min_p))?;
-        let r = self.repetition_penalty;
-        field("repetition_penalty", &r, "above 0, at most 100; 1 is off", r > 0.0 && r <= 100.0)?;
-        for (name, v) in
-            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)]
-        {
-            field(name, &v, "-2 to 2; 0 is off", (-2.0..=2.0).contains(&v))?;
-        }
-        let window = self.penalty_window.unwrap_or(1);
-        field("penalty_window", &window, "1 or more tokens, or none for all", window > 0)?;
-        for (_, b) in &self.logit_bias {
-            field("logit_bias", b, "-inf (never) or a finite number", *b < f32::INFINITY)?;
-        }
-        if let Some(d) = self.dynamic_temperature {
-            field("dynamic_temperature.min", &d.min, "0 to 100", (0.0..=100.0).contains(&d.min))?;
-            field("dynamic_temperature.max", &d.max, "min to 100", d.max >= d.min && d.max <= 100.0)?;
-            field(
-                "dynamic_temperature.exponent",
-                &d.exponent,
-                "above 0, at most 10",
-                d.exponent > 0.0 && d.exponent <= 10.0,
-            )?;
-        }
-        Ok(())
-    }
-}
 
 /// How urgent a request is. Each 10 s of waiting make it as urgent as the next class, so that none starves.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -162,6 +55,30 @@ pub struct Beams {
     pub length_penalty: f32,
 }
 
+/// Whose log-probabilities are reported with tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LogprobsOf {
+    /// The model's: before the sampling chain.
+    #[default]
+    Raw,
+    /// Of the distribution that the token was drawn from: after the chain. A token that the chain removed has none.
+    Sampled,
+}
+
+/// What the best of several answers is chosen by: a mean over their tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum BestBy {
+    /// The model's log-probability of the token.
+    #[default]
+    Likelihood,
+    /// How far the model was from not knowing at all (Kang et al. 2025, "Scalable Best-of-N Selection via Self-Certainty",
+    /// eq. 6): the divergence of the uniform distribution from the model's, `-(1/V) sum_j ln(V p_j)`, over the `V` tokens.
+    SelfCertainty,
+}
+
+/// Largest [`Request::explain`].
+pub const EXPLAIN_MAX: u32 = 1000;
+
 /// Largest [`Request::n`], [`Request::best_of`] and [`Beams::width`].
 pub const WIDTH_MAX: u32 = 128;
 
@@ -180,10 +97,17 @@ pub struct Request {
     pub ignore_eos: bool,
     /// Report this many best tokens with each token, at most [`LOGPROBS_MAX`].
     pub logprobs: Option<u8>,
+    /// Whose log-probabilities are reported.
+    pub logprobs_of: LogprobsOf,
+    /// Tell with each token how it was drawn, with so many of the candidates that were left, at most [`EXPLAIN_MAX`]. It takes
+    /// some passes over the vocabulary more for each token; without it nothing.
+    pub explain: Option<u32>,
     /// Answers to make. They share what is computed of the prompt; the seed of each is the one before plus 1.
     pub n: u32,
-    /// Make so many, and report the `n` of the highest mean log-probability, at their end.
+    /// Make so many, and report the `n` best by `best_of_by`, at their end.
     pub best_of: Option<u32>,
+    /// What is best.
+    pub best_of_by: BestBy,
     /// Search instead of drawing.
     pub beams: Option<Beams>,
     /// How urgent it is.
@@ -222,8 +146,11 @@ impl Request {
             stop_ids: Vec::new(),
             ignore_eos: false,
             logprobs: None,
+            logprobs_of: LogprobsOf::default(),
+            explain: None,
             n: 1,
             best_of: None,
+            best_of_by: BestBy::default(),
             beams: None,
             class: Class::default(),
             key: "".into(),
@@ -269,12 +196,14 @@ impl Request {
         }
         check_logprobs(self.logprobs.unwrap_or(0))?;
         self.check_width()?;
+        self.check_search()?;
         if let Some(guide) = &self.guide {
             guide.check(&self.sampling, vocab, context)?;
-            guide.check_with(self.beams.is_some(), self.eviction != Eviction::Refuse)?;
+            let evicts = self.eviction != Eviction::Refuse;
+            guide.check_with(self.beams.is_some(), evicts, self.logprobs_of)?;
         }
-        match self.sampling.logit_bias.iter().find(|(id, _)| *id as usize >= vocab) {
-            Some((id, _)) => Err(Error::Token { id: *id, what: "logit_bias", vocab }),
+        match self.sampling.biased().find(|id| *id as usize >= vocab) {
+            Some(id) => Err(Error::Token { id, what: "logit_bias", vocab }),
             None => Ok(()),
         }
     }
@@ -298,6 +227,16 @@ impl Request {
             return Err(Error::Field { field: "n", value: self.width().to_string(), range });
         }
         Ok(())
+    }
+
+    /// A search does not draw, so what only a draw uses is refused.
+    fn check_search(&self) -> Result<()> {
+        if let Some(n) = self.explain.filter(|n| *n > EXPLAIN_MAX) {
+            return Err(Error::Field { field: "explain", value: n.to_string(), range: "0 to 1000" });
+        }
+        let Some(field) = self.sampling.drawing().filter(|_| self.beams.is_some()) else { return Ok(()) };
+        let why = "a search takes the best sequences and draws nothing";
+        Err(Error::Together { a: field, b: "beams", why })
     }
 
     fn check_width(&self) -> Result<()> {
@@ -357,38 +296,6 @@ pub(crate) fn check_tokens(tokens: &[u32], vocab: usize) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn errors_name_the_field_and_its_range() {
-        let d = Sampling::default;
-        let dynamic = |min, max, exponent| Sampling {
-            dynamic_temperature: Some(DynamicTemperature { min, max, exponent }),
-            ..d()
-        };
-        let cases = [
-            ("temperature", Sampling { temperature: -0.1, ..d() }),
-            ("temperature", Sampling { temperature: f32::NAN, ..d() }),
-            ("top_p", Sampling { top_p: 0.0, ..d() }),
-            ("top_p", Sampling { top_p: 1.1, ..d() }),
-            ("min_p", Sampling { min_p: 2.0, ..d() }),
-            ("repetition_penalty", Sampling { repetition_penalty: 0.0, ..d() }),
-            ("presence_penalty", Sampling { presence_penalty: 3.0, ..d() }),
-            ("frequency_penalty", Sampling { frequency_penalty: f32::NAN, ..d() }),
-            ("penalty_window", Sampling { penalty_window: Some(0), ..d() }),
-            ("logit_bias", Sampling { logit_bias: vec![(1, f32::NAN)], ..d() }),
-            ("logit_bias", Sampling { logit_bias: vec![(1, f32::INFINITY)], ..d() }),
-            ("dynamic_temperature.min", dynamic(-1.0, 1.0, 1.0)),
-            ("dynamic_temperature.max", dynamic(1.0, 0.5, 1.0)),
-            ("dynamic_temperature.exponent", dynamic(0.5, 1.0, 0.0)),
-        ];
-        for (field, s) in cases {
-            let e = s.check().unwrap_err().to_string();
-            assert!(e.starts_with(field), "{field}: {e}");
-        }
-        for s in [d(), Sampling::greedy(), Sampling::quality()] {
-            s.check().unwrap();
-        }
-    }
 
     #[test]
     fn requests_are_checked_against_vocabulary_and_context() {

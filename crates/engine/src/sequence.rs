@@ -14,6 +14,8 @@ pub(crate) enum Goal {
     Next,
     /// Those that predict the tokens from this position on; the last token itself is not computed.
     Score { from: usize },
+    /// None: the hidden states of the tokens from this position on are wanted.
+    Embed { from: usize },
 }
 
 /// What decides a sequence's turn.
@@ -97,7 +99,7 @@ impl Sequence {
     /// Rows to compute in all, as things stand.
     pub(crate) fn rows(&self) -> usize {
         match self.goal {
-            Goal::Next => self.tokens.len(),
+            Goal::Next | Goal::Embed { .. } => self.tokens.len(),
             Goal::Score { .. } => self.tokens.len() - 1,
         }
     }
@@ -120,7 +122,10 @@ impl Sequence {
 
     /// The first row that must be computed, whatever caches have: that of the first logits, or one whose attention counts.
     pub(crate) fn first_needed(&self) -> usize {
-        let first = self.output_rows().start;
+        let first = match self.goal {
+            Goal::Embed { from } => from,
+            _ => self.output_rows().start,
+        };
         self.evictor.as_ref().map_or(first, |e| first.min(e.first_observed()))
     }
 
@@ -146,6 +151,7 @@ impl Sequence {
         match self.goal {
             Goal::Next => self.tokens.len() - 1..self.tokens.len(),
             Goal::Score { from } => from - 1..self.tokens.len() - 1,
+            Goal::Embed { .. } => self.tokens.len()..self.tokens.len(),
         }
     }
 

@@ -77,7 +77,10 @@ fn samplings() -> Vec<Sampling> {
             logit_bias: vec![(40, 3.0), (9, f32::NEG_INFINITY), (0, -1.0)],
             ..sampled.clone()
         },
-        Sampling { dynamic_temperature: Sampling::quality().dynamic_temperature, ..sampled },
+        Sampling { dynamic_temperature: Sampling::quality().dynamic_temperature, ..sampled.clone() },
+        Sampling { dry_multiplier: 0.5, typical_p: 0.8, xtc_probability: 0.5, ..sampled.clone() },
+        Sampling { mirostat: 2, mirostat_tau: 3.0, ..sampled.clone() },
+        Sampling { adaptive: 1.0, top_n_sigma: 1.0, edt_theta: 0.3, ..sampled },
     ]
 }
 

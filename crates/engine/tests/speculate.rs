@@ -5,7 +5,8 @@ mod common;
 
 use common::{Answer, VOCAB, collect, load_salted, program, prompt, start};
 use quarrel_engine::{
-    DraftConfig, DraftModel, Engine, EngineConfig, Error, Handle, Request, Sampling, Speculate,
+    BriefBias, DraftConfig, DraftModel, Engine, EngineConfig, Error, Handle, Request, Sampling, Speculate,
+    Stage,
 };
 use quarrel_ir::reference::Reference;
 use std::time::{Duration, Instant};
@@ -41,6 +42,26 @@ fn samplings() -> Vec<Sampling> {
             frequency_penalty: 0.4,
             presence_penalty: -0.5,
             penalty_window: Some(9),
+            ..sampled.clone()
+        },
+        Sampling {
+            dry_multiplier: 0.3,
+            dry_allowed_length: 3,
+            dry_breakers: [2].into(),
+            frequency_penalty: 0.1,
+            penalty_half_life: Some(8),
+            typical_p: 0.95,
+            xtc_probability: 0.2,
+            ..sampled.clone()
+        },
+        Sampling { mirostat: 2, mirostat_tau: 2.0, mirostat_eta: 0.3, ..sampled.clone() },
+        Sampling { mirostat: 1, mirostat_tau: 1.5, edt_theta: 0.2, ..sampled.clone() },
+        Sampling { adaptive: 0.6, top_n_sigma: 1.5, ..sampled.clone() },
+        Sampling {
+            brief_bias: vec![BriefBias { id: 1, bias: 3.0, tokens: 9 }],
+            samplers: Some(Stage::list(["logit_bias", "top_p", "xtc", "temperature"]).unwrap()),
+            top_p: 0.9,
+            xtc_probability: 0.3,
             ..sampled
         },
     ]

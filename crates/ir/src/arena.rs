@@ -28,7 +28,8 @@ pub struct Arena {
 
 impl Arena {
     /// Places every value; values that are never alive together may share memory. With `keep_all` nothing is shared,
-    /// so that every value can be read after a step. The logits are never shared.
+    /// so that every value can be read after a step. The logits and the hidden rows
+    /// are never shared.
     pub fn plan(program: &Program, limits: &Limits, keep_all: bool) -> Arena {
         let n = program.values.len();
         let (mut first, mut last) = (vec![usize::MAX; n], vec![0; n]);
@@ -39,8 +40,8 @@ impl Arena {
                 last[v] = last[v].max(i);
             });
         }
-        if let Some(l) = program.logits {
-            last[l.value.0 as usize] = usize::MAX;
+        for kept in program.logits.into_iter().chain(program.hidden) {
+            last[kept.value.0 as usize] = usize::MAX;
         }
         if keep_all {
             last.fill(usize::MAX);
@@ -86,8 +87,7 @@ mod tests {
     fn values_alive_together_never_overlap_and_dead_ones_are_reused() {
         let mut p = Program::new();
         let table = p.weight("e", 4, 20);
-        let x = p.value("x", Rows::Tokens, 20);
-        p.push(Op::Embed { out: x, table, scale: 1.0 });
+        let x = p.embed("x", table, 1.0);
         let mut y = x;
         for _ in 0..6 {
             let z = p.value("z", Rows::Tokens, 20);

@@ -43,9 +43,12 @@ impl StepShape<'_> {
     }
 
     /// Pairs of a row and a position that it attends to.
-    fn attended(&self, window: Option<u32>) -> u64 {
+    fn attended(&self, window: Option<u32>, causal: bool) -> u64 {
         let window = window.map_or(u64::MAX, u64::from);
-        let one = |(start, rows): &(u64, u64)| (1..=*rows).map(|r| (start + r).min(window)).sum::<u64>();
+        let one = |(start, rows): &(u64, u64)| match causal {
+            true => (1..=*rows).map(|r| (start + r).min(window)).sum::<u64>(),
+            false => rows * (start + rows),
+        };
         self.seqs.iter().map(one).sum()
     }
 }
@@ -76,7 +79,8 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
         Op::Attend { spec: s, .. } => {
             let position = u64::from(s.kv_heads * (s.head_dim + s.v_dim)) * step.kv_element_bytes;
             c.kv_bytes = step.read(s.window) * position;
-            c.flops = 2 * step.attended(s.window) * u64::from(s.heads) * u64::from(s.head_dim + s.v_dim);
+            c.flops =
+                2 * step.attended(s.window, s.causal) * u64::from(s.heads) * u64::from(s.head_dim + s.v_dim);
         }
         Op::Norm { x, .. } => c.flops = 4 * rows(*x) * u64::from(x.cols),
         Op::Rope { x, .. } => c.flops = 3 * rows(*x) * u64::from(x.cols),
@@ -96,10 +100,14 @@ mod tests {
     fn a_window_bounds_what_is_read_and_seen() {
         let shape = |seqs| StepShape { seqs, outputs: 1, kv_element_bytes: 2 };
         let prompt = shape(&[(0, 4)]);
-        assert_eq!((prompt.rows(), prompt.read(None), prompt.attended(None)), (4, 4, 1 + 2 + 3 + 4));
-        assert_eq!((prompt.read(Some(2)), prompt.attended(Some(2))), (4, 1 + 2 + 2 + 2));
+        assert_eq!((prompt.rows(), prompt.read(None), prompt.attended(None, true)), (4, 4, 1 + 2 + 3 + 4));
+        assert_eq!(prompt.attended(None, false), 4 * 4);
+        assert_eq!((prompt.read(Some(2)), prompt.attended(Some(2), true)), (4, 1 + 2 + 2 + 2));
         let mixed = shape(&[(100, 1), (7, 3)]);
-        assert_eq!((mixed.rows(), mixed.read(None), mixed.attended(None)), (4, 101 + 10, 101 + 8 + 9 + 10));
-        assert_eq!((mixed.read(Some(8)), mixed.attended(Some(8))), (8 + 10, 4 * 8));
+        assert_eq!(
+            (mixed.rows(), mixed.read(None), mixed.attended(None, true)),
+            (4, 101 + 10, 101 + 8 + 9 + 10)
+        );
+        assert_eq!((mixed.read(Some(8)), mixed.attended(Some(8), true)), (8 + 10, 4 * 8));
     }
 }

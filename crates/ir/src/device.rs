@@ -291,6 +291,15 @@ impl<'a> StepInputs<'a> {
     }
 }
 
+/// Checks that no sequence of a step is longer than the Program's tables of positions.
+pub fn check_positions(program: &Program, step: &StepInputs) -> Result<()> {
+    let longest = step.seqs.iter().map(|s| s.start + s.rows).max().unwrap_or(0);
+    match program.positions().filter(|most| longest > *most) {
+        Some(limit) => Err(Error::Limit { what: "tokens in a sequence", got: longest, limit }),
+        None => Ok(()),
+    }
+}
+
 /// What to bring back to the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readout {

@@ -1,6 +1,6 @@
 //! A Program as text: what `quarrel inspect --program` prints and what snapshot tests pin.
 
-use crate::op::{NormKind, NormSpec, Op, View};
+use crate::op::{Lookup, NormKind, NormSpec, Op, View};
 use crate::program::{Program, Rows, WeightId};
 use std::fmt;
 
@@ -34,8 +34,14 @@ impl Program {
     fn op_text(&self, op: &Op) -> String {
         let v = |x: &View| self.view(*x);
         match op {
-            Op::Embed { out, table, scale } => {
-                format!("{} = embed {} * {scale}", v(out), self.weight_text(*table))
+            Op::Embed { out, table, scale, by, add } => {
+                let add = add.map(|a| format!("{} + ", self.view(a))).unwrap_or_default();
+                let by = match by {
+                    Lookup::Token => String::new(),
+                    Lookup::Position => " by position".into(),
+                    Lookup::Row(r) => format!(" row {r}"),
+                };
+                format!("{} = {add}embed {}{by} * {scale}", v(out), self.weight_text(*table))
             }
             Op::Norm { out, x, norm, add } => {
                 let add = add.map(|a| format!("{} + ", self.view(a))).unwrap_or_default();
@@ -62,8 +68,9 @@ impl Program {
             Op::Attend { out, q, spec: s } => {
                 let window = s.window.map(|w| format!(" window {w}")).unwrap_or_default();
                 let cap = s.softcap.map(|c| format!(" softcap {c}")).unwrap_or_default();
+                let sees = if s.causal { "" } else { " all" };
                 format!(
-                    "{} = attend {} kv {} heads {}/{} dim {}/{} scale {}{window}{cap}",
+                    "{} = attend{sees} {} kv {} heads {}/{} dim {}/{} scale {}{window}{cap}",
                     v(out),
                     v(q),
                     s.kv_layer,

@@ -125,6 +125,11 @@ impl KeyRotation {
 /// How the keys of each KV layer were rotated before they were stored: found from the tape, because the cache does not
 /// know; none where they were not. Layer `l` belongs to `program.kv[l]`.
 pub fn key_rotations(program: &Program) -> Result<Vec<Option<KeyRotation>>> {
+    if program.positions().is_some() || program.looks_ahead() {
+        let why =
+            "keys have their positions from a table, or know what comes after them; neither can be moved";
+        return Err(Error::Shape { at: "the cache".into(), why: why.into() });
+    }
     let mut tables: Vec<Option<RopeId>> = vec![None; program.kv.len()];
     for (i, node) in program.ops.iter().enumerate() {
         let Op::StoreKv { k, kv_layer, .. } = node.op else { continue };
@@ -190,7 +195,7 @@ pub fn check_compact(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::{KvLayer, Rows};
+    use crate::program::KvLayer;
     use crate::{NormKind, NormSpec, RopeStyle, View};
 
     /// A product of two heads of queries, two of keys and two of values, and what `ops` makes of it before it is stored.
@@ -200,8 +205,7 @@ mod tests {
         let w = p.weight("qkv", 48, 8);
         let rope = p.rope(RopeTable::new(RopeStyle::Neox, 6, 1e4, None));
         p.kv = vec![KvLayer { kv_heads: 2, head_dim: 8, v_dim: 8, window: None }];
-        let x = p.value("x", Rows::Tokens, 8);
-        p.push(Op::Embed { out: x, table, scale: 1.0 });
+        let x = p.embed("x", table, 1.0);
         let qkv = p.matmul("qkv", x, w, None);
         let k = ops(&mut p, qkv, rope);
         p.push(Op::StoreKv { k, v: qkv.slice(32, 16), kv_layer: 0 });

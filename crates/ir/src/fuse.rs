@@ -203,7 +203,8 @@ fn compact(p: &Program) -> Program {
         });
         node.op.weights_mut(|w| *w = weights[w]);
     }
-    out.logits = p.logits.map(|l| View { value: values[&l.value], ..l });
+    let renumber = |l: View| View { value: values[&l.value], ..l };
+    (out.logits, out.hidden) = (p.logits.map(renumber), p.hidden.map(renumber));
     out.ops = nodes;
     out
 }

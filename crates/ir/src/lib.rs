@@ -19,10 +19,10 @@ pub mod rope;
 
 pub use device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
-    RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, no_adapter,
+    RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, check_positions, no_adapter,
 };
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
-pub use op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
+pub use op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};
 pub use rope::{RopeId, RopeStyle, RopeTable};
 

@@ -60,6 +60,17 @@ pub enum Activation {
     Relu,
 }
 
+/// Which row of a table an [`Op::Embed`] takes for a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// That of its id.
+    Token,
+    /// That of its position in its sequence; see [`crate::Program::positions`].
+    Position,
+    /// The same one for every token: a BERT's type of token, which is 0 in a text of one part.
+    Row(u32),
+}
+
 /// The parameters of one attention op. Query head `h` reads key/value head `h / (heads / kv_heads)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttendSpec {
@@ -75,6 +86,9 @@ pub struct AttendSpec {
     pub v_dim: u32,
     /// Multiplies every score.
     pub scale: f32,
+    /// A token sees itself and what is before it. Otherwise it sees all that its sequence holds at the end of the step, so
+    /// that a sequence must be whole in one step, and there is no window.
+    pub causal: bool,
     /// A token at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
     pub window: Option<u32>,
     /// `cap * tanh(score / cap)` before the softmax.
@@ -84,14 +98,18 @@ pub struct AttendSpec {
 /// One operation. Shapes are `[rows, cols]`; `rows` is the step's.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
-    /// `out = scale * table[token]`.
+    /// `out = scale * table[row]`, or `out = add + scale * table[row]`.
     Embed {
         /// `[rows, dim]`.
         out: View,
         /// `[vocab, dim]`.
         table: WeightId,
-        /// Multiplies each element.
+        /// Multiplies each element of the row.
         scale: f32,
+        /// Which row of the table.
+        by: Lookup,
+        /// Added to the row.
+        add: Option<View>,
     },
     /// `out = norm(x)`, or `out = add + norm(x)`.
     Norm {
@@ -254,7 +272,12 @@ impl Op {
     /// Calls `f(view, is_read)` on every view of the op; an in-place view is visited once, as read.
     pub fn views_mut(&mut self, mut f: impl FnMut(&mut View, bool)) {
         match self {
-            Op::Embed { out, .. } => f(out, false),
+            Op::Embed { out, add, .. } => {
+                if let Some(add) = add {
+                    f(add, true);
+                }
+                f(out, false);
+            }
             Op::Norm { out, x, add, .. } | Op::MatMul { out, x, add, .. } => {
                 f(x, true);
                 if let Some(add) = add {

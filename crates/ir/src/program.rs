@@ -1,6 +1,6 @@
 //! The Program: values, weights and ops in execution order, with the checks that make a device's life simple.
 
-use crate::op::{Activation, AttendSpec, NormSpec, Op, View};
+use crate::op::{Activation, AttendSpec, Lookup, NormSpec, Op, View};
 use crate::rope::{RopeId, RopeTable};
 use crate::{Error, Result};
 
@@ -92,8 +92,10 @@ pub struct Program {
     pub kv: Vec<KvLayer>,
     /// The tape.
     pub ops: Vec<Node>,
-    /// `[outputs, vocab]`, once the tape is complete.
+    /// `[outputs, vocab]`, once the tape is complete; an encoder has none.
     pub logits: Option<View>,
+    /// `[tokens, dim]`: what the model knows of each token, after its last norm, where it is wanted for embeddings.
+    pub hidden: Option<View>,
     pub(crate) layer: Option<u32>,
 }
 
@@ -138,6 +140,13 @@ impl Program {
         self.ops.push(Node { op, layer: self.layer });
     }
 
+    /// Rows of a table as a new value.
+    pub fn embed(&mut self, name: &'static str, table: WeightId, scale: f32) -> View {
+        let out = self.value(name, Rows::Tokens, self.weights[table.0 as usize].cols);
+        self.push(Op::Embed { out, table, scale, by: Lookup::Token, add: None });
+        out
+    }
+
     /// `norm(x)` as a new value.
     pub fn norm(&mut self, name: &'static str, x: View, norm: NormSpec) -> View {
         let out = self.value(name, self.rows_of(x), x.cols);
@@ -171,6 +180,22 @@ impl Program {
         let out = self.value("attn", self.rows_of(q), spec.heads * spec.v_dim);
         self.push(Op::Attend { out, q, spec });
         out
+    }
+
+    /// Most tokens of a sequence: the rows of the smallest table of positions, if there is one.
+    pub fn positions(&self) -> Option<usize> {
+        let tables = self.ops.iter().filter_map(|n| match n.op {
+            Op::Embed { table, by: Lookup::Position, .. } => {
+                Some(self.weights[table.0 as usize].rows() as usize)
+            }
+            _ => None,
+        });
+        tables.min()
+    }
+
+    /// Whether a token's values depend on what comes after it, so that a sequence must be whole in one step.
+    pub fn looks_ahead(&self) -> bool {
+        self.ops.iter().any(|n| matches!(&n.op, Op::Attend { spec, .. } if !spec.causal))
     }
 
     /// The row kind of a view.
@@ -208,9 +233,15 @@ impl Program {
                 written[out.value.0 as usize] = true;
             }
         }
-        match self.logits {
-            Some(l) if written.get(l.value.0 as usize) == Some(&true) => Ok(()),
-            _ => Err(Error::Shape { at: "logits".into(), why: "no op writes them".into() }),
+        let is_written = |v: View| written.get(v.value.0 as usize) == Some(&true);
+        if self.logits.or(self.hidden).is_none() || !self.logits.is_none_or(is_written) {
+            return Err(Error::Shape { at: "logits".into(), why: "no op writes them".into() });
+        }
+        match self.hidden {
+            Some(h) if !is_written(h) || self.rows_of(h) != Rows::Tokens => {
+                Err(Error::Shape { at: "hidden".into(), why: "no op writes a row for each token".into() })
+            }
+            _ => Ok(()),
         }
     }
 
@@ -227,8 +258,18 @@ impl Program {
                 .then(|| format!("{} columns against {}", a.cols, b.cols))
         };
         match op {
-            Op::Embed { out, table, .. } => (w(*table).cols != out.cols)
-                .then(|| format!("table has {} columns, output {}", w(*table).cols, out.cols)),
+            Op::Embed { out, table, by, add, .. } => {
+                let (cols, rows) = (w(*table).cols, w(*table).rows());
+                if matches!(by, Lookup::Row(r) if *r >= rows) {
+                    return Some(format!("{by:?} of a table of {rows} rows"));
+                }
+                (cols != out.cols)
+                    .then(|| format!("table has {cols} columns, output {}", out.cols))
+                    .or_else(|| {
+                        (self.rows_of(*out) != Rows::Tokens).then(|| "rows of a table are for tokens".into())
+                    })
+                    .or_else(|| add.and_then(|a| same(*out, a)))
+            }
             Op::Norm { out, x, norm, add } => {
                 norm_problem(norm, *x).or_else(|| same(*out, *x)).or_else(|| add.and_then(|a| same(*out, a)))
             }
@@ -276,7 +317,8 @@ impl Program {
                     && s.heads % s.kv_heads == 0
                     && q.cols == s.heads * s.head_dim
                     && out.cols == s.heads * s.v_dim
-                    && s.window != Some(0);
+                    && s.window != Some(0)
+                    && (s.causal || s.window.is_none());
                 (!fits).then(|| format!("{} heads over {} do not fit", s.heads, s.kv_heads))
             }
             Op::Glu { out, gate, up, .. } => same(*out, *gate).or_else(|| same(*out, *up)),

@@ -3,10 +3,10 @@
 
 use crate::device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
-    StepInputs, Weight, check_adapter, no_adapter,
+    StepInputs, Weight, check_adapter, check_positions, no_adapter,
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
-use crate::op::{Activation, AttendSpec, NormKind, NormSpec, Op, View};
+use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
 use crate::rope::RopeTable;
 use crate::{Error, Result};
@@ -219,21 +219,22 @@ impl Ready {
         out
     }
 
-    /// The first position that query head `h` of a row sees, and the weights from there to the row's own position, before
-    /// they are divided by their sum.
+    /// The first position that query head `h` of a row sees, and the weights of all that it sees in a sequence of `end`
+    /// tokens, before they are divided by their sum.
     fn weights_of(
         &self,
         spec: &AttendSpec,
         h: usize,
         q: &[f32],
         blocks: &[u32],
-        position: usize,
+        (position, end): (usize, usize),
     ) -> (usize, Vec<f64>) {
         let cache = &self.caches[spec.kv_layer as usize];
         let hd = spec.head_dim as usize;
         let kvh = h / (spec.heads / spec.kv_heads) as usize;
         let first = spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
-        let scores: Vec<f64> = (first..=position)
+        let past = if spec.causal { position + 1 } else { end };
+        let scores: Vec<f64> = (first..past)
             .map(|p| {
                 let k = cache.row(blocks, p) * cache.layer.kv_heads as usize * hd + kvh * hd;
                 let dot: f64 = (0..hd).map(|i| f64::from(q[h * hd + i]) * f64::from(cache.k[k + i])).sum();
@@ -262,18 +263,18 @@ impl Ready {
         delta
     }
 
-    fn attend_row(&self, spec: &AttendSpec, q: &[f32], blocks: &[u32], position: usize) -> Vec<f32> {
+    fn attend_row(&self, spec: &AttendSpec, q: &[f32], blocks: &[u32], place: (usize, usize)) -> Vec<f32> {
         let cache = &self.caches[spec.kv_layer as usize];
         let vd = spec.v_dim as usize;
         let mut out = vec![0.0; spec.heads as usize * vd];
         for h in 0..spec.heads as usize {
             let kvh = h / (spec.heads / spec.kv_heads) as usize;
-            let (first, weights) = self.weights_of(spec, h, q, blocks, position);
+            let (first, weights) = self.weights_of(spec, h, q, blocks, place);
             let total: f64 = weights.iter().sum();
             for i in 0..vd {
                 let sum: f64 = weights
                     .iter()
-                    .zip(first..=position)
+                    .zip(first..)
                     .map(|(w, p)| {
                         let v = cache.row(blocks, p) * cache.layer.kv_heads as usize * vd + kvh * vd;
                         w * f64::from(cache.v[v + i])
@@ -294,9 +295,10 @@ impl Ready {
             row += seq.rows;
             let Some(o) = seq.observe.filter(|o| o.rows > 0) else { continue };
             for back in (1..=o.rows).rev() {
-                let (q, position) = (self.read_row(q, row - back), seq.start + seq.rows - back);
+                let end = seq.start + seq.rows;
+                let (q, place) = (self.read_row(q, row - back), (end - back, end));
                 for h in 0..spec.heads as usize {
-                    let (first, weights) = self.weights_of(spec, h, &q, seq.blocks, position);
+                    let (first, weights) = self.weights_of(spec, h, &q, seq.blocks, place);
                     let total: f64 = weights.iter().sum();
                     let heads = &mut self.mass.get_mut(&o.slot).expect("made before the step").sums;
                     let sums = &mut heads[before as usize + h / group][first..];
@@ -309,11 +311,19 @@ impl Ready {
     fn run_op(&mut self, all: &[Vec<f32>], op: &Op, step: &StepInputs) {
         let places: Vec<(usize, usize)> = step.places().collect();
         match *op {
-            Op::Embed { out, table, scale } => {
+            Op::Embed { out, table, scale, by, add } => {
                 let w = self.weight(all, table);
                 let cols = out.cols as usize;
                 for (r, t) in step.tokens.iter().enumerate() {
-                    let row: Vec<f32> = w[*t as usize * cols..][..cols].iter().map(|x| x * scale).collect();
+                    let at = match by {
+                        Lookup::Token => *t as usize,
+                        Lookup::Position => places[r].1,
+                        Lookup::Row(row) => row as usize,
+                    };
+                    let mut row: Vec<f32> = w[at * cols..][..cols].iter().map(|x| x * scale).collect();
+                    if let Some(a) = add {
+                        self.read_row(a, r).iter().zip(&mut row).for_each(|(a, y)| *y += a);
+                    }
                     self.write_row(out, r, &row);
                 }
             }
@@ -381,7 +391,9 @@ impl Ready {
             }
             Op::Attend { out, q, ref spec } => {
                 for (r, (s, position)) in places.iter().enumerate() {
-                    let y = self.attend_row(spec, &self.read_row(q, r), step.seqs[*s].blocks, *position);
+                    let seq = &step.seqs[*s];
+                    let place = (*position, seq.start + seq.rows);
+                    let y = self.attend_row(spec, &self.read_row(q, r), seq.blocks, place);
                     self.write_row(out, r, &y);
                 }
                 self.observe(spec, q, step);
@@ -482,6 +494,7 @@ impl Device for Reference {
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
         let ready = &mut self.ready[prepared.0 as usize];
         step.check(&ready.limits, vocab(&ready.program))?;
+        check_positions(&ready.program, step)?;
         let loaded = |a: &Adapter| ready.adapters.get(a.0 as usize).is_some_and(Option::is_some);
         if let Some(a) = step.seqs.iter().filter_map(|s| s.adapter).find(|a| !loaded(a)) {
             return Err(no_adapter(a));
@@ -508,7 +521,10 @@ impl Device for Reference {
     fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()> {
         let ready = &self.ready[prepared.0 as usize];
         let (view, rows) = match what {
-            Readout::Logits(row) => (ready.program.logits.expect("checked by prepare"), row..row + 1),
+            Readout::Logits(row) => {
+                let logits = ready.program.logits;
+                (logits.ok_or_else(|| Error::Step("the program has no logits".into()))?, row..row + 1)
+            }
             Readout::View(view) => (view, 0..ready.row_count(view)),
         };
         if rows.end > ready.row_count(view) || out.len() != rows.len() * view.cols as usize {
@@ -631,13 +647,15 @@ impl Reference {
     }
 }
 
-/// The number of rows of the embedding table, which bounds token ids.
+/// The number of rows of the table of tokens, which bounds their ids.
 pub fn vocab(program: &Program) -> usize {
     program
         .ops
         .iter()
         .find_map(|n| match n.op {
-            Op::Embed { table, .. } => Some(program.weights[table.0 as usize].rows() as usize),
+            Op::Embed { table, by: Lookup::Token, .. } => {
+                Some(program.weights[table.0 as usize].rows() as usize)
+            }
             _ => None,
         })
         .unwrap_or(usize::MAX)

@@ -12,6 +12,26 @@ pub enum QkNorm {
     PerHead,
 }
 
+/// Where the norms of a block are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Norms {
+    /// Before attention and feed-forward.
+    Before,
+    /// Before and after them, inside the residual addition.
+    Around,
+    /// After each residual addition, as in the first transformers.
+    After,
+}
+
+/// How a token learns its position.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Positions {
+    /// Queries and keys are rotated.
+    Rotated,
+    /// A row of a table is added to its embedding.
+    Learned,
+}
+
 /// Which layers see only a window, given the window's size from the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WindowPattern {
@@ -48,12 +68,21 @@ pub struct Arch {
     pub title: &'static str,
     /// Kind of norm.
     pub norm: NormKind,
-    /// Feed-forward nonlinearity (always gated so far).
+    /// Feed-forward nonlinearity.
     pub act: Activation,
+    /// Whether it gates a second product.
+    pub gated: bool,
     /// Norm on queries and keys.
     pub qk_norm: QkNorm,
-    /// Norms after attention and feed-forward, before the residual addition.
-    pub post_norms: bool,
+    /// Where the norms of a block are.
+    pub norms: Norms,
+    /// A token sees only what is before it. Without that the model is an encoder: it has no head, and what it gives are the
+    /// hidden states.
+    pub causal: bool,
+    /// Positions.
+    pub positions: Positions,
+    /// The embeddings are normalised before the first block.
+    pub embed_norm: bool,
     /// Embeddings are multiplied by `sqrt(dim)`.
     pub embed_sqrt_dim: bool,
     /// Window layers.
@@ -68,6 +97,8 @@ pub struct Arch {
     pub hf_norm_minus_one: bool,
     /// Tensor names that differ from [`crate::names::COMMON`].
     pub names: NameTable,
+    /// Hugging Face tensors that hidden states and logits do not depend on.
+    pub hf_unused: &'static [&'static str],
 }
 
 /// Llama 1 to 3.3, SmolLM 1 and 2, TinyLlama, and Mistral 7B as GGUF calls it.
@@ -77,8 +108,12 @@ pub const LLAMA: Arch = Arch {
     title: "Llama 2, 3, 3.1, 3.2; SmolLM, SmolLM2; TinyLlama",
     norm: NormKind::Rms,
     act: Activation::Silu,
+    gated: true,
     qk_norm: QkNorm::None,
-    post_norms: false,
+    norms: Norms::Before,
+    causal: true,
+    positions: Positions::Rotated,
+    embed_norm: false,
     embed_sqrt_dim: false,
     windows: WindowPattern::All,
     local_rope_base: None,
@@ -86,6 +121,7 @@ pub const LLAMA: Arch = Arch {
     gguf_rope: RopeStyle::Interleaved,
     hf_norm_minus_one: false,
     names: &[],
+    hf_unused: &[],
 };
 
 /// Mistral 7B and its kin, where a file says so itself.
@@ -103,7 +139,7 @@ pub const GEMMA3: Arch = Arch {
     title: "Gemma 3 (text)",
     act: Activation::GeluTanh,
     qk_norm: QkNorm::PerHead,
-    post_norms: true,
+    norms: Norms::Around,
     embed_sqrt_dim: true,
     windows: WindowPattern::AllButEvery(6),
     local_rope_base: Some(10_000.0),
@@ -118,8 +154,50 @@ pub const GEMMA3: Arch = Arch {
     ..LLAMA
 };
 
+/// BERT and its kin: all-MiniLM, BGE, E5, GTE and other encoders of text.
+pub const BERT: Arch = Arch {
+    gguf: "bert",
+    hf: &["BertModel"],
+    title: "BERT encoders (all-MiniLM, BGE, E5): embeddings",
+    norm: NormKind::Layer,
+    act: Activation::GeluErf,
+    gated: false,
+    norms: Norms::After,
+    causal: false,
+    positions: Positions::Learned,
+    embed_norm: true,
+    gguf_rope: RopeStyle::Neox,
+    names: &[
+        ("token_embd", "embeddings.word_embeddings"),
+        ("token_types", "embeddings.token_type_embeddings"),
+        ("position_embd", "embeddings.position_embeddings"),
+        ("token_embd_norm", "embeddings.LayerNorm"),
+        ("blk.{}.attn_q", "encoder.layer.{}.attention.self.query"),
+        ("blk.{}.attn_k", "encoder.layer.{}.attention.self.key"),
+        ("blk.{}.attn_v", "encoder.layer.{}.attention.self.value"),
+        ("blk.{}.attn_output", "encoder.layer.{}.attention.output.dense"),
+        ("blk.{}.attn_output_norm", "encoder.layer.{}.attention.output.LayerNorm"),
+        ("blk.{}.ffn_up", "encoder.layer.{}.intermediate.dense"),
+        ("blk.{}.ffn_down", "encoder.layer.{}.output.dense"),
+        ("blk.{}.layer_output_norm", "encoder.layer.{}.output.LayerNorm"),
+    ],
+    hf_unused: &["embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"],
+    ..LLAMA
+};
+
+/// nomic-embed-text: a BERT with rotations and a gate. GGUF only; its checkpoints come with code of their own.
+pub const NOMIC_BERT: Arch = Arch {
+    gguf: "nomic-bert",
+    hf: &[],
+    title: "nomic-embed-text v1, v1.5 (GGUF): embeddings",
+    act: Activation::Silu,
+    gated: true,
+    positions: Positions::Rotated,
+    ..BERT
+};
+
 /// All families.
-pub const ALL: &[&Arch] = &[&LLAMA, &MISTRAL, &GEMMA3];
+pub const ALL: &[&Arch] = &[&LLAMA, &MISTRAL, &GEMMA3, &BERT, &NOMIC_BERT];
 
 /// The family of a GGUF file.
 pub fn by_gguf(name: &str) -> Option<&'static Arch> {

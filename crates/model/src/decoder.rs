@@ -1,23 +1,27 @@
-//! The only forward pass: a [`ModelSpec`] becomes a Program.
+//! The only forward pass: a [`ModelSpec`] becomes a Program, of a decoder as of an encoder.
 
-use crate::arch::QkNorm;
+use crate::arch::{Norms, QkNorm};
 use crate::spec::ModelSpec;
-use quarrel_ir::{AttendSpec, KvLayer, NormSpec, Op, Program, RopeId, Rows, View, WeightId, fuse};
+use quarrel_ir::{
+    AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, Rows, View, WeightId, fuse,
+};
 
 /// How to build the tape.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
     /// Apply the fusion rewrites.
     pub fuse: bool,
+    /// Keep the hidden states of all tokens, for embeddings ([`Program::hidden`]); an encoder always does.
+    pub hidden: bool,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fuse: true }
+        Options { fuse: true, hidden: false }
     }
 }
 
-/// Builds the Program of a decoder. Pure: no I/O, no clock, the same spec gives the same tape.
+/// Builds the Program of a model. Pure: no I/O, no clock, the same spec gives the same tape.
 pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     let mut b = Builder { p: Program::new(), s: spec };
     b.p.kv = spec
@@ -32,16 +36,18 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
         .collect();
     let ropes: Vec<RopeId> = spec.ropes.iter().map(|t| b.p.rope(t.clone())).collect();
     let table = b.p.weight("token_embd.weight", spec.vocab, spec.dim);
-    let scale = if spec.arch.embed_sqrt_dim { (spec.dim as f32).sqrt() } else { 1.0 };
-    let mut x = b.p.value("embed", Rows::Tokens, spec.dim);
-    b.p.push(Op::Embed { out: x, table, scale });
+    let mut x = b.embedding(table);
     for (l, layer) in spec.layers.iter().enumerate() {
         b.p.set_layer(Some(l as u32));
-        x = b.attention(x, l as u32, layer.window, ropes[layer.rope]);
+        x = b.attention(x, l as u32, layer.window, ropes.get(layer.rope).copied());
         x = b.feed_forward(x, l as u32);
     }
     b.p.set_layer(None);
-    b.head(x, table);
+    if spec.arch.causal {
+        b.head(x, table, options.hidden);
+    } else {
+        b.p.hidden = Some(x);
+    }
     if options.fuse { fuse::fuse(&b.p) } else { b.p }
 }
 
@@ -60,8 +66,39 @@ impl Builder<'_> {
     }
 
     fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
+        let kind = self.s.arch.norm;
+        // Every family with this norm has its bias.
+        let bias = (kind == NormKind::Layer).then(|| weight.replace(".weight", ".bias"));
+        let bias = bias.map(|name| self.p.weight(name, 1, group));
         let weight = Some(self.p.weight(weight, 1, group));
-        NormSpec { kind: self.s.arch.norm, eps: self.s.eps, group, weight, bias: None }
+        NormSpec { kind, eps: self.s.eps, group, weight, bias }
+    }
+
+    /// Rows of the table of tokens, with what else says where and what a token is, in the order in which BERT adds it.
+    fn embedding(&mut self, table: WeightId) -> View {
+        let s = self.s;
+        let scale = if s.arch.embed_sqrt_dim { (s.dim as f32).sqrt() } else { 1.0 };
+        let mut x = self.p.embed("embed", table, scale);
+        let tables = [
+            ("token_types.weight", s.token_types, Lookup::Row(0)),
+            ("position_embd.weight", s.positions, Lookup::Position),
+        ];
+        for (name, rows, by) in tables.into_iter().filter(|t| t.1 > 0) {
+            let table = self.p.weight(name, rows, s.dim);
+            let out = self.p.value("embed", Rows::Tokens, s.dim);
+            self.p.push(Op::Embed { out, table, scale: 1.0, by, add: Some(x) });
+            x = out;
+        }
+        if s.arch.embed_norm {
+            let norm = self.norm_spec("token_embd_norm.weight".into(), s.dim);
+            x = self.p.norm("token_embd_norm", x, norm);
+        }
+        x
+    }
+
+    /// The norm before attention or feed-forward, where the family has one.
+    fn before(&mut self, layer: u32, name: &'static str, x: View) -> View {
+        if self.s.arch.norms == Norms::After { x } else { self.layer_norm(layer, name, x, x.cols) }
     }
 
     fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
@@ -75,10 +112,15 @@ impl Builder<'_> {
         self.p.matmul(name, x, w, bias)
     }
 
-    /// The residual sum, through a norm of its own where the family has one.
-    fn residual(&mut self, layer: u32, post_norm: &'static str, x: View, y: View) -> View {
-        if !self.s.arch.post_norms {
-            return self.p.add("residual", x, y);
+    /// The residual sum, with the norm of its own that the family has: of what is added, or of the sum.
+    fn residual(&mut self, layer: u32, [post_norm, sum_norm]: [&'static str; 2], x: View, y: View) -> View {
+        match self.s.arch.norms {
+            Norms::Before => return self.p.add("residual", x, y),
+            Norms::After => {
+                let sum = self.p.add("residual", x, y);
+                return self.layer_norm(layer, sum_norm, sum, sum.cols);
+            }
+            Norms::Around => {}
         }
         let norm = self.norm_spec(format!("blk.{layer}.{post_norm}.weight"), y.cols);
         let out = self.p.value("residual", Rows::Tokens, y.cols);
@@ -86,9 +128,9 @@ impl Builder<'_> {
         out
     }
 
-    fn attention(&mut self, x: View, l: u32, window: Option<u32>, rope: RopeId) -> View {
+    fn attention(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
         let s = self.s;
-        let h = self.layer_norm(l, "attn_norm", x, s.dim);
+        let h = self.before(l, "attn_norm", x);
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
         let v = self.linear(l, "attn_v", h, s.kv_heads * s.v_dim, s.qkv_bias);
@@ -96,8 +138,10 @@ impl Builder<'_> {
             q = self.layer_norm(l, "attn_q_norm", q, s.head_dim);
             k = self.layer_norm(l, "attn_k_norm", k, s.head_dim);
         }
-        for x in [q, k] {
-            self.p.push(Op::Rope { x, head_dim: s.head_dim, table: rope });
+        if let Some(table) = rope {
+            for x in [q, k] {
+                self.p.push(Op::Rope { x, head_dim: s.head_dim, table });
+            }
         }
         self.p.push(Op::StoreKv { k, v, kv_layer: l });
         let spec = AttendSpec {
@@ -107,29 +151,41 @@ impl Builder<'_> {
             head_dim: s.head_dim,
             v_dim: s.v_dim,
             scale: s.attn_scale,
+            causal: s.arch.causal,
             window,
             softcap: s.attn_softcap,
         };
         let a = self.p.attend(q, spec);
         let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
-        self.residual(l, "post_attention_norm", x, y)
+        self.residual(l, ["post_attention_norm", "attn_output_norm"], x, y)
     }
 
     fn feed_forward(&mut self, x: View, l: u32) -> View {
         let s = self.s;
-        let h = self.layer_norm(l, "ffn_norm", x, s.dim);
-        let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
-        let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
-        let a = self.p.glu(gate, up, s.arch.act);
+        let h = self.before(l, "ffn_norm", x);
+        let a = if s.arch.gated {
+            let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
+            let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
+            self.p.glu(gate, up, s.arch.act)
+        } else {
+            let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
+            let out = self.p.value("ffn_act", Rows::Tokens, s.ff);
+            self.p.push(Op::Activate { out, x: up, act: s.arch.act });
+            out
+        };
         let y = self.linear(l, "ffn_down", a, s.dim, s.ff_bias);
-        self.residual(l, "post_ffw_norm", x, y)
+        self.residual(l, ["post_ffw_norm", "layer_output_norm"], x, y)
     }
 
-    fn head(&mut self, x: View, table: WeightId) {
+    fn head(&mut self, x: View, table: WeightId, hidden: bool) {
         let s = self.s;
         let picked = self.p.value("picked", Rows::Outputs, s.dim);
         self.p.push(Op::PickRows { out: picked, x });
         let norm = self.norm_spec("output_norm.weight".into(), s.dim);
+        if hidden {
+            // Of all tokens, whether their logits are wanted or not; what the head multiplies is a copy of its own.
+            self.p.hidden = Some(self.p.norm("hidden", x, norm));
+        }
         let h = self.p.norm("output_norm", picked, norm);
         let w = if s.tied { table } else { self.p.weight("output.weight", s.vocab, s.dim) };
         let logits = self.p.matmul("logits", h, w, None);

@@ -1,11 +1,13 @@
 //! A specification from GGUF metadata. Every key of the family is either understood or refused by name, because a key
 //! that is ignored silently changes what the model computes.
 
-use crate::arch::{self, Arch, QkNorm};
+use crate::arch::{self, Arch, Norms, Positions, QkNorm};
+use crate::decoder::{Options, decoder};
 use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
-use crate::{Error, Result, names};
+use crate::{Error, Result, names, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
-use quarrel_ir::RopeTable;
+use quarrel_ir::{NormKind, RopeTable};
+use std::collections::HashSet;
 
 /// Keys below `ARCH.` that are read here or cannot change the result.
 const UNDERSTOOD: &[&str] = &[
@@ -17,11 +19,13 @@ const UNDERSTOOD: &[&str] = &[
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
+    "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
     "attention.sliding_window",
     "attention.sliding_window_pattern",
     "attn_logit_softcapping",
     "final_logit_softcapping",
+    "pooling_type", // how embeddings are made of hidden states, which is not done here
     "rope.dimension_count",
     "rope.freq_base",
     "rope.freq_base_swa",
@@ -35,7 +39,7 @@ const UNDERSTOOD: &[&str] = &[
 ];
 
 /// Keys that are harmless when they have this value.
-const NEUTRAL: &[(&str, i128)] = &[("expert_count", 0), ("expert_used_count", 0), ("attention.causal", 1)];
+const NEUTRAL: &[(&str, i128)] = &[("expert_count", 0), ("expert_used_count", 0)];
 
 /// Tensors that are used without appearing in a Program.
 const SIDE_TENSORS: &[&str] = &["rope_freqs.weight"];
@@ -88,7 +92,14 @@ impl Reader<'_> {
         if value.is_finite() { Ok(Some(value)) } else { Err(field_error(key, "is not finite")) }
     }
 
+    /// Rows of a table, 0 where there is none.
+    fn table_rows(&self, name: &str) -> u32 {
+        let rows = self.source.tensor(name).and_then(|t| t.shape.first());
+        rows.map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX))
+    }
+
     fn spec(&self) -> Result<ModelSpec> {
+        let eps = epsilon(self.arch);
         let dim = self.u32("embedding_length")?;
         let heads = self.u32("attention.head_count")?;
         if heads == 0 || dim == 0 {
@@ -113,16 +124,16 @@ impl Reader<'_> {
             v_dim: self.opt_u32("attention.value_length")?.unwrap_or(head_dim),
             ff: self.u32("feed_forward_length")?,
             context: self.u32("context_length")?,
-            eps: self
-                .opt_f32("attention.layer_norm_rms_epsilon")?
-                .ok_or_else(|| field_error(self.key("attention.layer_norm_rms_epsilon"), "is missing"))?,
+            eps: self.opt_f32(eps)?.ok_or_else(|| field_error(self.key(eps), "is missing"))?,
             attn_scale: attn_scale(self.arch, count, dim, heads, head_dim),
             attn_softcap: self.opt_f32("attn_logit_softcapping")?.filter(|c| *c != 0.0),
             logit_softcap: self.opt_f32("final_logit_softcapping")?.filter(|c| *c != 0.0),
-            qkv_bias: has("blk.0.attn_q.bias"),
+            qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
             out_bias: has("blk.0.attn_output.bias"),
             ff_bias: has("blk.0.ffn_down.bias"),
             tied: !has("output.weight"),
+            positions: self.table_rows("position_embd.weight"),
+            token_types: self.table_rows("token_types.weight"),
             ropes: self.ropes(head_dim)?,
             layers,
         })
@@ -142,6 +153,9 @@ impl Reader<'_> {
     }
 
     fn ropes(&self, head_dim: u32) -> Result<Vec<RopeTable>> {
+        if self.arch.positions == Positions::Learned {
+            return Ok(Vec::new());
+        }
         let base = self.opt_f32("rope.freq_base")?.unwrap_or(10_000.0);
         if base <= 0.0 {
             return Err(field_error(self.key("rope.freq_base"), format!("is {base}")));
@@ -203,16 +217,24 @@ impl Reader<'_> {
     }
 
     fn refuse_unknown_keys(&self) -> Result<()> {
-        let unknown = unknown_keys(self.arch.gguf, self.meta);
+        let unknown = unknown_keys(self.arch.gguf, Some(self.arch), self.meta);
         refuse(self.arch, "fields", unknown)
     }
 
     fn refuse_unknown_tensors(&self, spec: &ModelSpec) -> Result<()> {
+        let program = decoder(spec, &Options { fuse: false, hidden: false });
+        let parts = program.weights.iter().flat_map(|w| &w.parts);
+        let used: HashSet<String> = parts
+            .map(|p| match weights::fused(&p.name) {
+                Some((fused, _)) if self.source.tensor(&p.name).is_none() => fused,
+                _ => p.name.clone(),
+            })
+            .collect();
         let unknown = self
             .source
             .tensors()
             .map(|t| t.name.as_str())
-            .filter(|n| !known_tensor(spec.arch, n))
+            .filter(|n| !used.contains(*n) && !SIDE_TENSORS.contains(n))
             .map(String::from)
             .collect();
         refuse(self.arch, "tensors", unknown)
@@ -227,7 +249,26 @@ fn refuse(arch: &'static Arch, what: &'static str, mut unknown: Vec<String>) -> 
     Err(Error::NotUnderstood { arch: arch.gguf, what, names: shorten(&unknown) })
 }
 
-fn unknown_keys(prefix: &str, meta: &Metadata) -> Vec<String> {
+/// The key of the norms' epsilon.
+fn epsilon(arch: &Arch) -> &'static str {
+    match arch.norm {
+        NormKind::Rms => "attention.layer_norm_rms_epsilon",
+        NormKind::Layer => "attention.layer_norm_epsilon",
+    }
+}
+
+/// Whether a key means nothing else than what the family is anyway, or is read here.
+fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
+    let flag = |b: bool| matches!(value, Value::Bool(v) if *v == b) || value.as_int() == Some(i128::from(b));
+    match (arch, key) {
+        (Some(a), "attention.causal") => flag(a.causal),
+        (Some(a), k) if k.ends_with("_epsilon") => k == epsilon(a),
+        (Some(a), k) if k.starts_with("rope.") && a.positions == Positions::Learned => false,
+        (_, k) => UNDERSTOOD.contains(&k),
+    }
+}
+
+fn unknown_keys(prefix: &str, arch: Option<&Arch>, meta: &Metadata) -> Vec<String> {
     let neutral = |key: &str, value: &Value| {
         NEUTRAL.iter().any(|(k, v)| {
             *k == key
@@ -236,7 +277,7 @@ fn unknown_keys(prefix: &str, meta: &Metadata) -> Vec<String> {
     };
     meta.iter()
         .filter_map(|(k, v)| Some((k.strip_prefix(prefix)?.strip_prefix('.')?, k, v)))
-        .filter(|(short, _, v)| !UNDERSTOOD.contains(short) && !neutral(short, v))
+        .filter(|(short, _, v)| !understood(arch, short, v) && !neutral(short, v))
         .map(|(_, k, _)| k.to_string())
         .collect()
 }
@@ -244,12 +285,14 @@ fn unknown_keys(prefix: &str, meta: &Metadata) -> Vec<String> {
 /// Whether a family's Program can use a tensor of this name.
 fn known_tensor(arch: &Arch, name: &str) -> bool {
     let norms = ["post_attention_norm", "post_ffw_norm"];
+    let before = ["attn_norm", "ffn_norm", "output_norm"];
     let qk = ["attn_q_norm", "attn_k_norm"];
     let stem = name.rsplit_once('.').map_or(name, |(s, _)| s);
     let part = stem.rsplit('.').next().unwrap_or(stem);
     SIDE_TENSORS.contains(&name)
         || (names::hf(arch, name).is_some()
-            && (arch.post_norms || !norms.contains(&part))
+            && (arch.norms == Norms::Around || !norms.contains(&part))
+            && (arch.norms != Norms::After || !before.contains(&part))
             && (arch.qk_norm != QkNorm::None || !qk.contains(&part)))
 }
 
@@ -283,7 +326,7 @@ fn unknown(name: &str, source: &Source, meta: &Metadata) -> Error {
         .map(|a| (*a, unknown_of(a)))
         .min_by_key(|(_, t)| t.len())
         .expect("the table of architectures is not empty");
-    let fields = unknown_keys(name, meta);
+    let fields = unknown_keys(name, None, meta);
     Error::UnknownArch {
         name: name.into(),
         nearest: nearest.gguf.into(),

@@ -1,12 +1,12 @@
 //! A specification from a Hugging Face `config.json`. As with GGUF, a setting that would change the result and is not
 //! understood is refused by name.
 
-use crate::arch::{self, Arch, QkNorm};
+use crate::arch::{self, Arch, Positions, QkNorm};
 use crate::from_gguf::shorten;
 use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names};
 use quarrel_formats::Source;
-use quarrel_ir::{RopeStyle, RopeTable};
+use quarrel_ir::{NormKind, RopeStyle, RopeTable};
 use serde_json::Value;
 
 /// Reads the specification of a safetensors model.
@@ -58,7 +58,35 @@ impl Reader<'_> {
         names::hf(self.arch, canonical).is_some_and(|n| self.source.tensor(&n).is_some())
     }
 
+    /// Rows of a table, 0 where there is none.
+    fn table_rows(&self, canonical: &str) -> u32 {
+        let tensor = names::hf(self.arch, canonical).and_then(|n| self.source.tensor(&n));
+        tensor.and_then(|t| t.shape.first()).map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX))
+    }
+
+    /// What an encoder's configuration may say that would change the result.
+    fn refuse_decoder_settings(&self) -> Result<()> {
+        let kind = self.config["position_embedding_type"].as_str();
+        if let Some(kind) = kind.filter(|k| *k != "absolute") {
+            return Err(field_error(
+                "position_embedding_type",
+                format!("is {kind:?}, only \"absolute\" is known"),
+            ));
+        }
+        match ["is_decoder", "add_cross_attention"].into_iter().find(|k| self.config[*k] == true) {
+            Some(key) => Err(field_error(key, "is true, but this family is run as an encoder")),
+            None => Ok(()),
+        }
+    }
+
     fn spec(&self) -> Result<ModelSpec> {
+        if !self.arch.causal {
+            self.refuse_decoder_settings()?;
+        }
+        let eps = match self.arch.norm {
+            NormKind::Rms => "rms_norm_eps",
+            NormKind::Layer => "layer_norm_eps",
+        };
         let (dim, heads) = (self.u32("hidden_size")?, self.u32("num_attention_heads")?);
         if heads == 0 {
             return Err(field_error("num_attention_heads", "is 0"));
@@ -93,9 +121,8 @@ impl Reader<'_> {
             ff: self.u32("intermediate_size")?,
             context: self.u32("max_position_embeddings")?,
             eps: self
-                .opt_f64(self.config, "rms_norm_eps")?
-                .ok_or_else(|| field_error("rms_norm_eps", "is missing from config.json"))?
-                as f32,
+                .opt_f64(self.config, eps)?
+                .ok_or_else(|| field_error(eps, "is missing from config.json"))? as f32,
             attn_scale: scale,
             attn_softcap: cap("attn_logit_softcapping")?,
             logit_softcap: cap("final_logit_softcapping")?,
@@ -103,6 +130,8 @@ impl Reader<'_> {
             out_bias: self.has("blk.0.attn_output.bias"),
             ff_bias: self.has("blk.0.ffn_down.bias"),
             tied: !self.has("output.weight"),
+            positions: self.table_rows("position_embd.weight"),
+            token_types: self.table_rows("token_types.weight"),
             ropes: self.ropes(head_dim)?,
             layers: self.layers(count)?,
         })
@@ -134,6 +163,9 @@ impl Reader<'_> {
 
     /// Newer files nest rope settings in `rope_parameters`, per kind of layer where there are two.
     fn ropes(&self, head_dim: u32) -> Result<Vec<RopeTable>> {
+        if self.arch.positions == Positions::Learned {
+            return Ok(Vec::new());
+        }
         let null = Value::Null;
         let params = match &self.config["rope_parameters"] {
             Value::Null => &null,
@@ -187,7 +219,7 @@ impl Reader<'_> {
     }
 
     fn refuse_unknown_tensors(&self, spec: &ModelSpec) -> Result<()> {
-        let program = crate::decoder::decoder(spec, &crate::decoder::Options { fuse: false });
+        let program = crate::decoder::decoder(spec, &crate::decoder::Options { fuse: false, hidden: false });
         let used: std::collections::HashSet<String> = program
             .weights
             .iter()
@@ -200,6 +232,7 @@ impl Reader<'_> {
             .map(|t| t.name.clone())
             // Recomputed by every engine; old checkpoints store it.
             .filter(|n| !used.contains(n) && !n.ends_with("rotary_emb.inv_freq"))
+            .filter(|n| !self.arch.hf_unused.contains(&n.as_str()))
             .collect();
         unknown.sort();
         if unknown.is_empty() {

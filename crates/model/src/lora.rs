@@ -420,7 +420,8 @@ impl Lora {
         let head = ["attn_q.weight", "attn_k.weight"].iter().any(|n| decl.parts[part].name.ends_with(n));
         if head {
             let from = self.arch.map_or(RopeStyle::Neox, |a| a.gguf_rope);
-            b = reorder(b, spec.head_dim as usize, t.rank, from, spec.ropes[0].style);
+            let to = spec.ropes.first().map_or(from, |t| t.style);
+            b = reorder(b, spec.head_dim as usize, t.rank, from, to);
         }
         Ok(AdapterPart { weight, part, a, b, scale: t.scale * factor })
     }

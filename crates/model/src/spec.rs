@@ -1,6 +1,6 @@
 //! What a model is, after all differences between files are gone.
 
-use crate::arch::{Arch, AttnScale, WindowPattern};
+use crate::arch::{Arch, AttnScale, Positions, WindowPattern};
 use crate::{Error, Result};
 use quarrel_ir::RopeTable;
 
@@ -13,7 +13,7 @@ pub struct LayerSpec {
     pub rope: usize,
 }
 
-/// A decoder-only transformer.
+/// A decoder-only or encoder-only transformer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
     /// The family's row.
@@ -50,6 +50,10 @@ pub struct ModelSpec {
     pub ff_bias: bool,
     /// The output head is the embedding table.
     pub tied: bool,
+    /// Rows of the table of positions; 0 where there is none.
+    pub positions: u32,
+    /// Rows of the table of token types, whose first is added to every token; 0 where there is none.
+    pub token_types: u32,
     /// Rotary tables.
     pub ropes: Vec<RopeTable>,
     /// Layers, first to last.
@@ -74,9 +78,10 @@ impl ModelSpec {
         let q = u64::from(self.heads * self.head_dim);
         let kv = u64::from(self.kv_heads) * u64::from(self.head_dim + self.v_dim);
         let o = u64::from(self.heads * self.v_dim);
-        let heads = if self.tied { 1 } else { 2 };
-        self.layers.len() as u64 * (d * (q + kv + o) + 3 * d * ff + 2 * d)
-            + heads * u64::from(self.vocab) * d
+        let tables = if self.tied || !self.arch.causal { 1 } else { 2 };
+        let products = if self.arch.gated { 3 } else { 2 };
+        self.layers.len() as u64 * (d * (q + kv + o) + products * d * ff + 2 * d)
+            + (tables * u64::from(self.vocab) + u64::from(self.positions) + u64::from(self.token_types)) * d
             + d
     }
 
@@ -108,6 +113,10 @@ impl ModelSpec {
         }
         if self.context == 0 {
             return Err(field_error("context_length", "is 0"));
+        }
+        if self.arch.positions == Positions::Learned && self.positions < self.context {
+            let why = format!("has {} rows for {} positions", self.positions, self.context);
+            return Err(field_error("position_embd", why));
         }
         for t in &self.ropes {
             if t.rot_dims > self.head_dim || t.rot_dims % 2 != 0 || t.inv_freq.iter().any(|f| !f.is_finite())

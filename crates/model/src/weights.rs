@@ -29,7 +29,7 @@ pub fn load(
 
 /// Finds a tensor by its canonical name and brings it to canonical form.
 pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
-    let found = find(source, spec, canonical)?.clone();
+    let found = find(source, spec, canonical)?;
     if changes(source, spec, canonical) { add_one(found) } else { Ok(found) }
 }
 
@@ -50,12 +50,41 @@ pub fn headers(
     program.weights.iter().map(|d| d.parts.iter().map(|p| header(&p.name)).collect()).collect()
 }
 
-fn find<'a>(source: &'a Source, spec: &ModelSpec, canonical: &str) -> Result<&'a Tensor> {
+/// Where a matrix of queries, keys or values is in a file that has the three as one: the name, and which it is.
+pub(crate) fn fused(canonical: &str) -> Option<(String, usize)> {
+    let (layer, name) = canonical.rsplit_once(".attn_")?;
+    let (part, kind) = name.split_once('.')?;
+    let index = ["q", "k", "v"].iter().position(|p| *p == part)?;
+    Some((format!("{layer}.attn_qkv.{kind}"), index))
+}
+
+/// The rows of one of the three.
+fn split(tensor: &Tensor, spec: &ModelSpec, canonical: &str, index: usize) -> Result<Tensor> {
+    let rows = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.v_dim];
+    let rows = rows.map(|n| n as usize);
+    let (first, all): (usize, usize) = (rows[..index].iter().sum(), rows.iter().sum());
+    if tensor.shape.first() != Some(&all) || tensor.data.len() % all != 0 {
+        let why = format!("has shape {:?}; queries, keys and values need {all} rows", tensor.shape);
+        return Err(crate::spec::field_error(&tensor.name, why));
+    }
+    let row = tensor.data.len() / all;
+    let mut shape = tensor.shape.clone();
+    shape[0] = rows[index];
+    let data = tensor.data.slice(first * row..(first + rows[index]) * row);
+    Ok(Tensor { name: canonical.into(), shape, data, dtype: tensor.dtype })
+}
+
+fn find(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
     let name = match source {
         Source::Gguf(_) => canonical.to_string(),
         Source::Hf(_) => names::hf(spec.arch, canonical).unwrap_or_else(|| canonical.into()),
     };
-    source.tensor(&name).ok_or_else(|| Error::MissingTensor { name, file: crate::place(source) })
+    let fused = || fused(&name).and_then(|(name, index)| Some((source.tensor(&name)?, index)));
+    match (source.tensor(&name), fused()) {
+        (Some(tensor), _) => Ok(tensor.clone()),
+        (None, Some((tensor, index))) => split(tensor, spec, canonical, index),
+        (None, None) => Err(Error::MissingTensor { name, file: crate::place(source) }),
+    }
 }
 
 /// Whether a tensor's values are changed when it is read.

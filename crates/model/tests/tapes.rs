@@ -23,6 +23,8 @@ fn spec(arch: &'static Arch, window: Option<u32>) -> ModelSpec {
         out_bias: false,
         ff_bias: false,
         tied: true,
+        positions: 0,
+        token_types: 0,
         ropes: vec![RopeTable::new(RopeStyle::Neox, 16, 10_000.0, None)],
         layers: vec![LayerSpec { window, rope: 0 }],
     }
@@ -33,9 +35,43 @@ fn tapes_are_as_pinned() {
     for (arch, window) in [(&arch::LLAMA, None), (&arch::MISTRAL, Some(64)), (&arch::GEMMA3, Some(32))] {
         for fuse in [false, true] {
             let name = format!("{}_{}", arch.gguf, if fuse { "fused" } else { "plain" });
-            insta::assert_snapshot!(name, decoder(&spec(arch, window), &Options { fuse }).to_string());
+            insta::assert_snapshot!(
+                name,
+                decoder(&spec(arch, window), &Options { fuse, ..Options::default() }).to_string()
+            );
         }
     }
+}
+
+#[test]
+fn encoders_have_no_head_and_decoders_keep_hidden_states_where_they_are_wanted() {
+    let bert = ModelSpec {
+        kv_heads: 4,
+        qkv_bias: true,
+        out_bias: true,
+        ff_bias: true,
+        positions: 512,
+        token_types: 2,
+        ropes: Vec::new(),
+        ..spec(&arch::BERT, None)
+    };
+    let nomic = ModelSpec { kv_heads: 4, token_types: 2, ..spec(&arch::NOMIC_BERT, None) };
+    let tape = |s: &ModelSpec, hidden| {
+        let program = decoder(s, &Options { hidden, ..Options::default() });
+        program.check().unwrap();
+        program
+    };
+    for s in [&bert, &nomic] {
+        let program = tape(s, false);
+        assert!(program.logits.is_none() && program.looks_ahead());
+        assert_eq!(program.hidden.map(|h| h.cols), Some(64));
+        assert_eq!(program, tape(s, true));
+        insta::assert_snapshot!(format!("{}_fused", s.arch.gguf), program.to_string());
+    }
+    let llama = spec(&arch::LLAMA, None);
+    let (plain, more) = (tape(&llama, false), tape(&llama, true));
+    assert_eq!((plain.hidden, plain.logits.map(|l| l.cols)), (None, more.logits.map(|l| l.cols)));
+    assert_eq!((more.hidden.map(|h| h.cols), more.ops.len()), (Some(64), plain.ops.len() + 1));
 }
 
 #[test]
@@ -43,7 +79,7 @@ fn costs_count_each_weight_once_and_the_context_that_is_seen() {
     use quarrel_ir::Op;
     use quarrel_ir::cost::{StepShape, cost};
 
-    let program = decoder(&spec(&arch::MISTRAL, Some(64)), &Options { fuse: true });
+    let program = decoder(&spec(&arch::MISTRAL, Some(64)), &Options { fuse: true, ..Options::default() });
     // Two bytes an element, so that bytes are easy to say.
     let bytes = |w: usize| 2 * u64::from(program.weights[w].rows()) * u64::from(program.weights[w].cols);
     let of = |kind: &str, rows, context| {

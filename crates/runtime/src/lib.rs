@@ -6,12 +6,14 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+pub mod devices;
 mod file;
 mod guide;
 mod load;
 pub mod memory;
 mod obey;
 mod open;
+mod params;
 pub mod process;
 pub mod prompt;
 
@@ -20,6 +22,7 @@ pub use guide::GuideOptions;
 pub use load::{EngineOptions, Running};
 pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};
+pub use params::{ModelParams, usual};
 
 /// Who is told what happens meanwhile: lines for people, and details for those who asked for them.
 #[derive(Debug, Clone, Copy)]

@@ -2,18 +2,20 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
-use quarrel_cpu::{Cpu, Isa, KvType};
+use anyhow::{Result, bail};
+use quarrel_cpu::{Isa, KvType};
 use quarrel_engine::{DiskCache, DraftModel, Engine, EngineConfig, Handle, LoadOptions};
-use quarrel_ir::Device as _;
 use quarrel_model::ModelSpec;
 
+use crate::devices::Place;
 use crate::memory::{self, Planner, Use};
 use crate::{Opened, Talk};
 
 /// How a model is held and computed; what is not said is chosen.
 #[derive(Debug, Clone, Default)]
 pub struct EngineOptions {
+    /// Where to compute.
+    pub device: Place,
     /// Tokens of context, prompt and answer together; else the model's, at most 32,768.
     pub ctx: Option<u32>,
     /// Threads; else one for each physical core.
@@ -70,15 +72,14 @@ impl Opened {
                 "a context of {context} tokens is more than the {trained} the model was trained for"
             ));
         }
-        let cpu = || Cpu::new(planner.options(sizes.kv)).context("cannot start the CPU device");
-        let device = Box::new(cpu()?);
+        let device = planner.start(sizes.kv)?;
         let draft = match (draft, options.exit_layers) {
             (Some(draft), _) => {
                 self.check_draft(draft)?;
-                Some(DraftModel::load(&draft.source, Box::new(cpu()?), context)?)
+                Some(DraftModel::load(&draft.source, planner.start(sizes.kv)?, context)?)
             }
             (None, Some(layers)) => {
-                Some(DraftModel::load_exit(&self.source, layers as usize, Box::new(cpu()?), context)?)
+                Some(DraftModel::load_exit(&self.source, layers as usize, planner.start(sizes.kv)?, context)?)
             }
             (None, None) => None,
         };

@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use quarrel_cpu::{CpuOptions, Footprint, KvType, Stored, footprint};
+use quarrel_cpu::{CpuOptions, KvType, Stored, footprint};
 use quarrel_engine::memory::{Fitted, Need, fit};
 use quarrel_engine::{CONTEXT_DEFAULT_MAX, EngineConfig};
 use quarrel_hub::human_bytes;
-use quarrel_ir::{BLOCK_TOKENS, Limits, Program};
+use quarrel_ir::{BLOCK_TOKENS, Device, Limits, Program};
 use quarrel_model::{ModelSpec, decoder, weights};
 
+use crate::devices::{Chosen, cuda_kv};
 use crate::load::EngineOptions;
 use crate::{Opened, Talk, process};
 
@@ -59,6 +60,10 @@ pub struct Planner {
     pub spec: ModelSpec,
     /// The CPU but for the cache's type.
     options: CpuOptions,
+    /// Where it will be computed.
+    pub chosen: Chosen,
+    /// Why not where it might have been.
+    note: Option<String>,
     /// Bytes of this process without weights.
     pub program_bytes: usize,
 }
@@ -68,40 +73,101 @@ impl Planner {
     pub fn new(opened: &Opened, args: &EngineOptions) -> Result<Planner> {
         let spec = quarrel_model::spec(&opened.source)?;
         let program = decoder::decoder(&spec, &decoder::Options::default());
-        let stored = weights::headers(&opened.source, &spec, &program)?
+        let stored: Vec<Vec<Stored>> = weights::headers(&opened.source, &spec, &program)?
             .into_iter()
             .map(|w| w.into_iter().map(|(dtype, bytes, mapped)| Stored { dtype, bytes, mapped }).collect())
             .collect();
+        let (chosen, note) = Chosen::new(args.device, stored.iter().flatten().map(|s| s.bytes).sum())?;
         let program_bytes = process::rss_bytes().unwrap_or(32 << 20) as usize + PROGRAM_LATER;
         let options =
             CpuOptions { threads: args.threads.map(usize::from), isa: args.isa, ..CpuOptions::default() };
-        Ok(Planner { program, stored, spec, options, program_bytes })
+        Ok(Planner { program, stored, spec, options, chosen, note, program_bytes })
     }
 
-    /// The options of the CPU for the flags and a type of the cache.
-    pub fn options(&self, kv: KvType) -> CpuOptions {
-        CpuOptions { kv, ..self.options }
+    /// Starts the device.
+    pub fn start(&self, kv: KvType) -> Result<Box<dyn Device>> {
+        self.chosen.start(self.options, kv)
     }
 
-    /// Bytes by part for the sizes of an engine.
-    pub fn footprint(
-        &self,
-        config: &EngineConfig,
-        options: &CpuOptions,
-    ) -> quarrel_engine::Result<Footprint> {
+    /// Bytes of the device's memory by part, for the sizes of an engine: a name for programs, one for people, and the number.
+    pub fn parts(&self, config: &EngineConfig, kv: KvType) -> quarrel_engine::Result<Vec<Part>> {
         let limits = Limits {
             rows: config.step_tokens,
             outputs: config.step_outputs,
             kv_blocks: config.kv_blocks.unwrap_or(config.context.div_ceil(BLOCK_TOKENS)),
         };
-        Ok(footprint(&self.program, &self.stored, &limits, options)?)
+        let Chosen::Cuda { caps, .. } = &self.chosen else {
+            let f = footprint(&self.program, &self.stored, &limits, &CpuOptions { kv, ..self.options })?;
+            return Ok(vec![
+                Part::new(Kind::Weights, "weights_packed", "weights, packed", f.packed),
+                Part::new(Kind::Weights, "weights_mapped", "weights, mapped", f.mapped),
+                Part::new(Kind::Weights, "weights_f32", "vectors, as f32", f.vectors),
+                Part::new(Kind::Kv, "kv", "KV cache, when full", f.kv),
+                Part::new(Kind::Working, "tables", "embedding rows in use", f.tables),
+                Part::new(Kind::Working, "activations", "activations", f.activations),
+                Part::new(Kind::Working, "logits", "logits", f.logits),
+                Part::new(Kind::Working, "prepared", "prepared activations", f.prepared),
+                Part::new(Kind::Working, "scratch", "scratch of the threads", f.scratch),
+            ]);
+        };
+        let types: Vec<Vec<_>> = self.stored.iter().map(|w| w.iter().map(|s| s.dtype).collect()).collect();
+        let kv = cuda_kv(kv).unwrap_or_default(); // others were refused before
+        let f = quarrel_cuda::footprint(&self.program, &types, &limits, caps, kv, false)?;
+        Ok(vec![
+            Part::new(Kind::Weights, "weights", "weights", f.weights),
+            Part::new(Kind::Weights, "tables", "embedding table beside its matrix", f.tables),
+            Part::new(Kind::Kv, "kv", "KV cache", f.kv),
+            Part::new(Kind::Working, "activations", "activations", f.activations),
+            Part::new(Kind::Working, "logits", "logits", f.logits),
+            Part::new(Kind::Working, "scratch", "scratch of the kernels", f.scratch),
+        ])
     }
 
-    fn need(&self, config: &EngineConfig, options: &CpuOptions) -> quarrel_engine::Result<Need> {
-        let f = self.footprint(config, options)?;
-        Ok(Need { weights: f.weights(), kv: f.kv, working: f.working(), program: self.program_bytes })
+    fn need(&self, config: &EngineConfig, kv: KvType) -> quarrel_engine::Result<Need> {
+        let parts = self.parts(config, kv)?;
+        let of = |kind| parts.iter().filter(|p| p.kind == kind).map(|p| p.bytes).sum();
+        // What a GPU's driver takes for itself is gone from the free memory already.
+        let program = if self.chosen == Chosen::Cpu { self.program_bytes } else { 0 };
+        Ok(Need { weights: of(Kind::Weights), kv: of(Kind::Kv), working: of(Kind::Working), program })
+    }
+
+    /// Bytes that may be taken where the model is computed.
+    fn available(&self) -> Option<usize> {
+        match &self.chosen {
+            Chosen::Cpu => available(),
+            Chosen::Cuda { free, .. } => Some(*free),
+        }
     }
 }
+
+/// What a part of the memory is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Weights,
+    Kv,
+    Working,
+}
+
+/// A part of a device's memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    kind: Kind,
+    /// For programs.
+    pub id: &'static str,
+    /// For people.
+    pub name: &'static str,
+    /// How much.
+    pub bytes: usize,
+}
+
+impl Part {
+    fn new(kind: Kind, id: &'static str, name: &'static str, bytes: usize) -> Part {
+        Part { kind, id, name, bytes }
+    }
+}
+
+/// Tokens of a step on a GPU: its products want many rows at once.
+const GPU_STEP_TOKENS: usize = 2048;
 
 /// The sizes and the options of the device.
 pub type Sizes = Fitted<KvType>;
@@ -126,6 +192,13 @@ pub fn sizes(
     config.max_running = usage.batch;
     config.guesses = usage.guesses;
     config.step_outputs = usage.outputs.max(usage.batch) + usage.guesses;
+    if planner.chosen != Chosen::Cpu {
+        args.kv.map(cuda_kv).transpose()?;
+        config.step_tokens = config.step_tokens.max(GPU_STEP_TOKENS);
+    }
+    if let Some(note) = &planner.note {
+        (talk.note)(note);
+    }
     config.step_tokens = config.step_tokens.min(context).max(usage.batch + 1);
     if usage.batch > 1 {
         let full = context.saturating_mul(usage.batch);
@@ -133,8 +206,8 @@ pub fn sizes(
             Pool::Full => full,
             Pool::Tokens(n) => n,
             Pool::Fits => {
-                let one = planner.need(&config, &planner.options(kv_types(args.kv)[0]))?;
-                let room = available().map_or(full, |free| {
+                let one = planner.need(&config, kv_types(args.kv, &planner.chosen)[0])?;
+                let room = planner.available().map_or(full, |free| {
                     let rest = (free / 2).saturating_sub(one.total() - one.kv);
                     rest / (one.kv / context).max(1)
                 });
@@ -143,8 +216,8 @@ pub fn sizes(
         };
         config.kv_blocks = Some(tokens.max(context).div_ceil(BLOCK_TOKENS));
     }
-    let kv = kv_types(args.kv);
-    let need = |config: &EngineConfig, kv| planner.need(config, &planner.options(kv));
+    let kv = kv_types(args.kv, &planner.chosen);
+    let need = |config: &EngineConfig, kv| planner.need(config, kv);
     let asked = need(&config, kv[0])?;
     if let Some(budget) = args.memory_budget {
         let usable = usize::try_from(budget - budget / RESERVE)?;
@@ -167,7 +240,7 @@ pub fn sizes(
         return Ok(fitted);
     }
     let fitted = Fitted { config, kv: kv[0], need: asked };
-    if let Some(available) = available() {
+    if let Some(available) = planner.available() {
         check_available(&fitted, args.ctx.is_some(), available, talk, need)
             .with_context(|| format!("{} does not fit into this machine's free memory", opened.local.name))?;
     }
@@ -176,8 +249,9 @@ pub fn sizes(
 
 /// The type asked for, or the default, and those that a budget may make of it. Without a word about it precision may go down
 /// to 4 bits; f32, which is for comparisons, becomes the default; any other type that was asked for stays.
-fn kv_types(asked: Option<KvType>) -> Vec<KvType> {
+fn kv_types(asked: Option<KvType>, chosen: &Chosen) -> Vec<KvType> {
     match asked {
+        None if *chosen != Chosen::Cpu => vec![KvType::F16],
         None => vec![KvType::F16, KvType::Q8_0, KvType::Q4_0],
         Some(KvType::F32) => vec![KvType::F32, KvType::F16],
         Some(kv) => vec![kv],
@@ -261,10 +335,10 @@ mod tests {
 
     #[test]
     fn a_type_of_the_cache_that_was_asked_for_is_kept() {
-        assert_eq!(kv_types(None), [KvType::F16, KvType::Q8_0, KvType::Q4_0]);
+        assert_eq!(kv_types(None, &Chosen::Cpu), [KvType::F16, KvType::Q8_0, KvType::Q4_0]);
         assert_eq!(kv_types(Some(KvType::F32)), [KvType::F32, KvType::F16]);
         for kv in [KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Q4_0] {
-            assert_eq!(kv_types(Some(kv)), [kv]);
+            assert_eq!(kv_types(Some(kv), &Chosen::Cpu), [kv]);
         }
     }
 

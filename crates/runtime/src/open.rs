@@ -9,7 +9,7 @@ use quarrel_hub::LocalModel;
 use quarrel_text::{ChatTemplate, Tokenizer};
 use serde_json::Value;
 
-use crate::{Talk, file};
+use crate::{ModelParams, Talk, file};
 
 /// A model on disk with what is needed to talk to it.
 pub struct Opened {
@@ -21,6 +21,8 @@ pub struct Opened {
     pub tokenizer: Arc<Tokenizer>,
     /// How it wants conversations; `None` for a model that only goes on with text.
     pub template: Option<ChatTemplate>,
+    /// How it wants to be sampled.
+    pub params: ModelParams,
 }
 
 impl Opened {
@@ -32,6 +34,7 @@ impl Opened {
         }
         let tokenizer = Arc::new(tokenizer_of(&source)?);
         let template = template_of(&source)?;
+        let params = ModelParams::read(&local, &source)?;
         if template.is_none() && local.template.is_some() {
             (talk.note)(
                 "the model's template is in Ollama's language (Go), which is not read; its file has none of its own",
@@ -46,7 +49,7 @@ impl Opened {
             }
         }
         quarrel_cpu::trim_heap();
-        Ok(Opened { local, source, tokenizer, template })
+        Ok(Opened { local, source, tokenizer, template, params })
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::Router;
+use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
 use quarrel_store::presets::Presets;
 use quarrel_store::{ApiKey, Lookup, Scope, Store};
 use serde_json::{Map, Value, json};
@@ -20,6 +21,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use crate::charge::Account;
+use crate::cors::{self, Origins};
 use crate::dialect::Dialect;
 use crate::error::{ApiError, Failure};
 use crate::ids;
@@ -28,7 +30,7 @@ use crate::models::Models;
 use crate::routes::{
     anthropic, chat, completions, conversations, health, models, ollama, presets, responses, tokens,
 };
-use crate::{page, store};
+use crate::{ServeConfig, arrival, page, store};
 
 /// Names of metrics of another server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +67,10 @@ pub(crate) struct Shared {
     pub(crate) store: Option<Arc<Store>>,
     pub(crate) presets: Presets,
     rates: Mutex<HashMap<String, Bucket>>,
+    /// Whose web pages may call.
+    pub(crate) origins: Origins,
+    /// How long a body may take.
+    body_time: Duration,
 }
 
 impl std::ops::Deref for App {
@@ -76,27 +82,24 @@ impl std::ops::Deref for App {
 }
 
 impl App {
-    pub(crate) fn new(
-        models: Arc<Models>,
-        compat: Option<Compat>,
-        keys: Vec<String>,
-        store: Option<Arc<Store>>,
-        presets: Presets,
-    ) -> quarrel_store::Result<App> {
+    pub(crate) fn new(models: Arc<Models>, config: &ServeConfig) -> quarrel_store::Result<App> {
+        let store = config.store.clone();
         // A store that cannot say must not be one without keys: that would let everybody in.
         let has_keys = store.as_ref().map_or(Ok(false), |s| s.keys().map(|k| !k.is_empty()))?;
         Ok(App(Arc::new(Shared {
             stored_keys: AtomicBool::new(has_keys),
             models,
-            compat,
-            keys,
+            compat: config.compat,
+            keys: config.keys.clone(),
             store,
-            presets,
+            presets: config.presets.clone(),
             rates: Mutex::default(),
             counts: HttpCounts::default(),
             draining: AtomicBool::new(false),
             warmed: AtomicBool::new(false),
             connections: Arc::default(),
+            origins: config.origins.clone(),
+            body_time: config.times.body,
         })))
     }
 
@@ -219,9 +222,9 @@ fn merged(document: &Document) -> Value {
 /// The router.
 pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
     let (router, document) = routes().split_for_parts();
-    let document = Arc::new(merged(&document));
+    let document = Bytes::from(merged(&document).to_string());
     router
-        .route("/openapi.json", axum::routing::get(move || async move { Json(document.as_ref().clone()) }))
+        .route("/openapi.json", axum::routing::get(async move || json_bytes(document.clone())))
         .route("/", axum::routing::get(page::index))
         .route("/{file}", axum::routing::get(page::asset))
         .fallback(unknown)
@@ -229,7 +232,13 @@ pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
         .layer(middleware::from_fn_with_state(app.clone(), guard))
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(middleware::from_fn_with_state(app.clone(), observe))
+        .layer(middleware::from_fn_with_state(app.clone(), cors::share))
         .with_state(app)
+}
+
+/// JSON that is written already.
+fn json_bytes(bytes: Bytes) -> Response {
+    ([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], bytes).into_response()
 }
 
 async fn unknown(request: Request) -> ApiError {
@@ -344,7 +353,7 @@ impl App {
 const REQUEST_ID_MAX: usize = 128;
 
 /// Gives each request an id, counts it and logs it.
-async fn observe(State(app): State<App>, request: Request, next: Next) -> Response {
+async fn observe(State(app): State<App>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
     let name = HeaderName::from_static("x-request-id");
     let given = request.headers().get(&name).filter(|v| v.len() <= REQUEST_ID_MAX && v.to_str().is_ok());
@@ -352,7 +361,11 @@ async fn observe(State(app): State<App>, request: Request, next: Next) -> Respon
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map(|m| m.as_str().to_owned());
     let dialect = Dialect::of(request.uri().path());
+    let late = arrival::limit(&mut request, app.body_time);
     let mut response = next.run(request).await;
+    if late.is_late() {
+        response = late.answer();
+    }
     response = dialect.say(named_error(response), id.as_ref());
     let (status, time) = (response.status().as_u16(), started.elapsed());
     let failure = response.extensions().get::<Failure>().cloned();

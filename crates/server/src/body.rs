@@ -14,7 +14,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use crate::error::ApiError;
 
-type Object = Map<String, Value>;
+pub(crate) type Object = Map<String, Value>;
 
 /// A body's object.
 pub(crate) fn object(bytes: &Bytes) -> Result<Object, ApiError> {
@@ -98,9 +98,18 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for TextOr<T> {
     }
 }
 
-/// Takes the fields that `T`'s schema lists out of a body, so that two types share it; the rest stays. `aliases` are other
-/// names of fields, and theirs.
-pub(crate) fn take<T: DeserializeOwned + PartialSchema>(
+/// A body of two types that share it: the first has the fields of its schema, the second the rest. `aliases` are other names
+/// of fields, and theirs.
+pub(crate) fn parts<A: DeserializeOwned + PartialSchema, B: DeserializeOwned>(
+    mut object: Object,
+    aliases: &[(&str, &str)],
+) -> Result<(A, B), ApiError> {
+    let first = take(&mut object, aliases)?;
+    Ok((first, typed(object)?))
+}
+
+/// Takes the fields that `T`'s schema lists out of a body; the rest stays.
+fn take<T: DeserializeOwned + PartialSchema>(
     body: &mut Object,
     aliases: &[(&str, &str)],
 ) -> Result<T, ApiError> {

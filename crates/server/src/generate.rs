@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::time::Duration;
 
-use quarrel_engine::{Event, FinishReason, Request, RequestStats, Stream};
+use quarrel_engine::{Event, FinishReason, Request, RequestStats, Stream, Trace};
 use quarrel_runtime::TextStream;
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{OutputEvent, OutputParser, Tokenizer};
@@ -20,8 +20,10 @@ const LOOK: Duration = Duration::from_secs(2);
 pub(crate) struct Token {
     pub(crate) id: u32,
     pub(crate) logprob: f32,
-    /// The model's best tokens.
+    /// The best tokens.
     pub(crate) top: Vec<(u32, f32)>,
+    /// How it was drawn, if that was asked for.
+    pub(crate) trace: Option<Box<Trace>>,
 }
 
 /// One thing that happened to an answer.
@@ -201,7 +203,9 @@ impl Generating {
                 Ok(())
             }
             Some(Event::Evicted { .. }) => Ok(()),
-            Some(Event::Token { choice, id, logprob, top }) => self.token(choice, Token { id, logprob, top }),
+            Some(Event::Token { choice, id, logprob, top, trace }) => {
+                self.token(choice, Token { id, logprob, top, trace })
+            }
             Some(Event::Finished { choice, reason }) => {
                 self.finish(choice, finish(reason));
                 Ok(())

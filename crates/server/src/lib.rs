@@ -3,8 +3,10 @@
 #![forbid(unsafe_code)]
 
 mod app;
+mod arrival;
 mod body;
 mod charge;
+mod cors;
 mod dialect;
 mod error;
 mod fields;
@@ -21,6 +23,8 @@ pub mod reference;
 mod routes;
 mod sse;
 mod store;
+mod timed;
+mod tls;
 mod usage;
 
 use std::net::SocketAddr;
@@ -35,7 +39,10 @@ use quarrel_store::presets::Presets;
 use tokio::net::TcpListener;
 
 pub use app::{Compat, openapi};
+pub use cors::{Origin, Origins};
+pub use listen::Times;
 pub use models::{ModelSettings, ModelSource};
+pub use tls::Tls;
 
 use app::App;
 use listen::Bounds;
@@ -60,8 +67,14 @@ pub struct ServeConfig {
     pub body_bytes_max: usize,
     /// Most open connections.
     pub connections_max: usize,
+    /// How long a client may take for its part.
+    pub times: Times,
     /// What runs may go on so long after the stop.
     pub drain: Duration,
+    /// HTTPS instead of HTTP.
+    pub tls: Option<Arc<Tls>>,
+    /// Whose web pages may call, beside the server's own.
+    pub origins: Origins,
     /// Metrics by another server's names too.
     pub compat: Option<Compat>,
     /// Who hears of models.
@@ -79,9 +92,8 @@ pub async fn serve(config: ServeConfig, listening: impl FnOnce(SocketAddr)) -> R
         )
     })?;
     listening(listener.local_addr().context("the address of the listener")?);
-    let models = Arc::new(Models::new(config.models, config.settings, config.talk));
-    let app = App::new(models.clone(), config.compat, config.keys, config.store, config.presets)
-        .context("the keys of the store cannot be read")?;
+    let models = Arc::new(Models::new(config.models.clone(), config.settings.clone(), config.talk));
+    let app = App::new(models.clone(), &config).context("the keys of the store cannot be read")?;
     let router = app::router(app.clone(), config.body_bytes_max);
     tokio::spawn(warm_up(app.clone(), config.talk));
     let swept = app.clone();
@@ -101,12 +113,68 @@ pub async fn serve(config: ServeConfig, listening: impl FnOnce(SocketAddr)) -> R
         stopped.drain();
         tracing::info!("stopping: no new requests, those that run go on");
     };
-    let bounds =
-        Bounds { connections: config.connections_max, head: Duration::from_secs(30), drain: config.drain };
-    if !listen::serve(listener, router, bounds, app.connection_counter(), stop).await {
+    if config.tls.is_some() {
+        tokio::spawn(renew(app.clone(), config.tls.clone()));
+    }
+    let bounds = Bounds { connections: config.connections_max, times: config.times, drain: config.drain };
+    if !listen::serve(listener, config.tls.as_deref(), router, bounds, app, stop).await {
         tracing::warn!("requests that still ran after {} s were left", config.drain.as_secs());
     }
     Ok(())
+}
+
+/// How often files are looked at that may change.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Reads files again when they change, or on SIGHUP.
+async fn renew(app: App, tls: Option<Arc<Tls>>) {
+    let mut hangup = Hangup::new();
+    loop {
+        let told = tokio::select! {
+            () = hangup.wait() => true,
+            () = tokio::time::sleep(LOOK) => false,
+        };
+        let (app, tls) = (app.clone(), tls.clone());
+        let work = move || {
+            let Some(tls) = tls.filter(|t| told || t.changed()) else { return };
+            match tls.reload() {
+                Ok(()) => tracing::info!("the certificate was read again"),
+                Err(e) => {
+                    app.counts.reload_failed();
+                    tracing::error!(error = format!("{e:#}"), "the certificate stays as it was");
+                }
+            }
+        };
+        if let Err(e) = tokio::task::spawn_blocking(work).await {
+            tracing::error!(error = %e, "a bug in what reads files again");
+        }
+    }
+}
+
+/// SIGHUP, where there is one.
+struct Hangup(#[cfg(unix)] Option<tokio::signal::unix::Signal>);
+
+impl Hangup {
+    #[cfg(unix)]
+    fn new() -> Hangup {
+        let signal = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup());
+        Hangup(signal.inspect_err(|e| tracing::warn!(error = %e, "SIGHUP is not heard")).ok())
+    }
+
+    #[cfg(not(unix))]
+    fn new() -> Hangup {
+        Hangup()
+    }
+
+    /// Until the next one.
+    async fn wait(&mut self) {
+        #[cfg(unix)]
+        if let Some(signal) = &mut self.0 {
+            signal.recv().await;
+            return;
+        }
+        std::future::pending().await
+    }
 }
 
 /// Old responses go, and the store's file is kept small.

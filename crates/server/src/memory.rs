@@ -47,17 +47,13 @@ fn count(tokenizer: &Tokenizer, text: &str) -> u32 {
     ids.map_or(u32::MAX / 4, |ids| ids.len() as u32 + AROUND)
 }
 
-fn role(name: &str) -> Option<Role> {
-    [Role::System, Role::Developer, Role::User, Role::Assistant, Role::Tool]
-        .into_iter()
-        .find(|r| r.name() == name)
-}
-
 /// A message of a request as it is stored.
 fn stored(at: usize, m: &Value, live: &Live) -> Result<NewMessage, ApiError> {
     let wrong = |what: &str| ApiError::field(format!("messages[{at}]"), format!("messages[{at}]{what}"));
-    let role =
-        m["role"].as_str().and_then(role).ok_or_else(|| wrong(".role: user, assistant or tool is needed"))?;
+    let role = m["role"]
+        .as_str()
+        .and_then(Role::by_name)
+        .ok_or_else(|| wrong(".role: user, assistant or tool is needed"))?;
     let mut new = NewMessage::text(role, "");
     new.content = m["content"].clone();
     new.tool_calls = Some(m["tool_calls"].clone()).filter(|c| !c.is_null());

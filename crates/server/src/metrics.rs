@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use quarrel_engine::{Class, EngineStats, Histogram};
@@ -261,6 +261,8 @@ pub const SERVER: &[(&str, Kind, &str, &str)] = &[
     ),
     ("quarrel_errors_total", Kind::Counter, "Responses with an error, by its kind.", "kind"),
     ("quarrel_http_connections", Kind::Gauge, "Open connections.", ""),
+    ("quarrel_tls_handshakes_failed_total", Kind::Counter, "Connections on which TLS was not agreed on.", ""),
+    ("quarrel_tls_reloads_failed_total", Kind::Counter, "Times that a changed certificate was no good.", ""),
     ("quarrel_models_loaded", Kind::Gauge, "Models in memory.", ""),
     ("quarrel_process_resident_bytes", Kind::Gauge, "Resident memory of the process.", ""),
     ("quarrel_build_info", Kind::Gauge, "1, with the version.", "version"),
@@ -270,6 +272,8 @@ pub const SERVER: &[(&str, Kind, &str, &str)] = &[
 #[derive(Default)]
 pub(crate) struct HttpCounts {
     inner: Mutex<Counts>,
+    handshakes_failed: AtomicU64,
+    reloads_failed: AtomicU64,
 }
 
 #[derive(Default)]
@@ -280,6 +284,16 @@ struct Counts {
 }
 
 impl HttpCounts {
+    /// Counts a connection that came to nothing.
+    pub(crate) fn handshake_failed(&self) {
+        self.handshakes_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a certificate that could not be taken.
+    pub(crate) fn reload_failed(&self) {
+        self.reloads_failed.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// Counts a response. `route` is a pattern of the router, so that there are few.
     pub(crate) fn observe(
         &self,
@@ -378,6 +392,12 @@ pub(crate) fn render(app: &App) -> String {
                 }
             }
             "quarrel_http_connections" => page.value(name, "", app.connections() as f64),
+            "quarrel_tls_handshakes_failed_total" => {
+                page.value(name, "", app.counts.handshakes_failed.load(Ordering::Relaxed) as f64);
+            }
+            "quarrel_tls_reloads_failed_total" => {
+                page.value(name, "", app.counts.reloads_failed.load(Ordering::Relaxed) as f64);
+            }
             "quarrel_models_loaded" => page.value(name, "", models.len() as f64),
             "quarrel_process_resident_bytes" => {
                 page.value(name, "", process::rss_bytes().unwrap_or(0) as f64);

@@ -276,20 +276,8 @@ pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, Api
 
 /// The sampling that a request changes: what came with the model over the house's defaults.
 fn base(live: &Live) -> Sampling {
-    let mut s = Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, ..Sampling::default() };
-    for (name, value) in live.opened.local.params.iter().flatten() {
-        let Some(v) = value.as_f64() else { continue };
-        match name.as_str() {
-            "temperature" => s.temperature = v as f32,
-            "top_k" => s.top_k = v as u32,
-            "top_p" => s.top_p = v as f32,
-            "min_p" => s.min_p = v as f32,
-            "repeat_penalty" => s.repetition_penalty = v as f32,
-            "presence_penalty" => s.presence_penalty = v as f32,
-            "frequency_penalty" => s.frequency_penalty = v as f32,
-            _ => {}
-        }
-    }
+    let mut s = quarrel_runtime::usual();
+    live.opened.params.apply(&mut s);
     s
 }
 
@@ -306,7 +294,11 @@ pub(crate) fn request(
     }
     let mut request = fields.request(prompt.ids, &base(live), &caller.key)?;
     request.logprobs = logprobs;
-    let stop = fields.stops()?;
+    request.max_tokens = request.max_tokens.or(live.opened.params.max_tokens);
+    let mut stop = fields.stops()?;
+    if fields.stop.is_none() {
+        stop.clone_from(&live.opened.params.stop);
+    }
     Ok((request, TextOptions { leading: prompt.leading, control: Control::Hide, stop, parser: None }))
 }
 

@@ -36,6 +36,11 @@ impl Role {
             Role::Tool => "tool",
         }
     }
+
+    /// The role of a name.
+    pub fn by_name(name: &str) -> Option<Role> {
+        Role::ALL.into_iter().find(|r| r.name() == name)
+    }
 }
 
 /// A message that is to be stored.
@@ -325,7 +330,7 @@ pub(crate) fn select(tx: &Transaction<'_>, n: i64, from: u64, limit: u64) -> Res
 
 fn decode(r: &Row<'_>) -> rusqlite::Result<Message> {
     let role: String = r.get(2)?;
-    let role = Role::ALL.into_iter().find(|known| known.name() == role);
+    let role = Role::by_name(&role);
     let content: Option<Value> = json(r, 4)?;
     Ok(Message {
         id: r.get(0)?,

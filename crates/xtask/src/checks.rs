@@ -23,8 +23,11 @@ pub(crate) fn write_docs() -> Result<()> {
         ("docs-cli", "docs/cli.md"),
         ("docs-openapi", "docs/openapi.json"),
         ("docs-metrics", "docs/metrics.md"),
+        ("docs-config", "docs/config.md"),
+        ("config init -", "deploy/config.toml"),
     ] {
-        let output = Command::new("cargo").args(["run", "--quiet", "--", command]).output()?;
+        let words = command.split(' ');
+        let output = Command::new("cargo").args(["run", "--quiet", "--"]).args(words).output()?;
         let why = String::from_utf8_lossy(&output.stderr);
         anyhow::ensure!(output.status.success(), "`quarrel {command}` failed: {why}");
         std::fs::write(path, output.stdout)?;

@@ -4,6 +4,7 @@
 mod checks;
 mod clients;
 mod fixtures;
+mod kernels;
 mod tidy;
 
 use anyhow::{Context, Result, bail};
@@ -49,6 +50,15 @@ enum Task {
         #[arg(long, default_value = "python3")]
         python: PathBuf,
     },
+    /// Compile the CUDA kernels that changed, with NVIDIA's compiler from the Python registry, and check their resources.
+    Kernels {
+        /// The Python to make an environment with.
+        #[arg(long, default_value = "python3")]
+        python: PathBuf,
+        /// Also those that did not change.
+        #[arg(long)]
+        all: bool,
+    },
     /// Regenerate the golden models; needs Python with torch, transformers and peft (see the scripts' headers).
     Golden {
         /// The Python to use.
@@ -78,6 +88,7 @@ fn start(task: Task) -> Result<()> {
         Task::Docs => checks::write_docs(),
         Task::Fuzz { seconds } => fuzz(seconds),
         Task::TestClients { python } => clients::test(&python),
+        Task::Kernels { python, all } => kernels::build(&python, all),
         Task::Golden { python } => golden(&python),
     }
 }

@@ -62,7 +62,7 @@ fn crate_problems() -> Result<Vec<String>> {
     const FLOORS: &[&[&str]] = &[
         &["formats", "hub", "store"],
         &["ir", "text"],
-        &["model", "cpu"],
+        &["model", "cpu", "cuda"],
         &["engine"],
         &["bench", "runtime"],
         &["server"],

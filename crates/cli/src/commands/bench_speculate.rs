@@ -6,9 +6,10 @@ use quarrel_engine::{Request, Sampling, Speculate};
 use serde_json::json;
 use std::time::Instant;
 
+use quarrel_runtime::devices::Place;
 use quarrel_runtime::prompt as chat_format;
 
-use crate::args::{Bench, BenchText, DRAFT_MAX, Device, EngineArgs, Guess, GuessArgs, GuideArgs};
+use crate::args::{Bench, BenchText, DRAFT_MAX, EngineArgs, Guess, GuessArgs, GuideArgs};
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
 use crate::session::{self, Opened};
@@ -26,7 +27,7 @@ pub(crate) fn run(args: &Bench) -> Result<()> {
         threads: args.threads,
         memory_budget: None,
         kv: None,
-        device: Device::Cpu,
+        device: Place::Cpu,
         isa: args.isa,
     };
     let guess = GuessArgs { speculate: Some(Guess::Auto), draft: args.draft.clone(), draft_max: DRAFT_MAX };

@@ -47,7 +47,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
             opened.local.name
         );
     }
-    let settings = Settings::new(Settings::default(), &args.sample, &opened.local, &opened.source)?;
+    let settings = Settings::new(Settings::default(), &args.sample, &opened.params)?;
     let lora = args.adapter.lora.as_ref();
     // What cannot be is said before the model is loaded.
     args.guide.options(None).guide(&opened.tokenizer)?;

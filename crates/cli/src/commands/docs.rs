@@ -15,7 +15,7 @@ pub(crate) fn print(text: &str) -> Result<()> {
 }
 
 fn markdown() -> String {
-    let root = super::man::built();
+    let root = crate::config::built();
     let mut out = String::from(
         "# Commands of `quarrel`\n\nMade by `quarrel docs-cli` from the definitions in `crates/cli/src/args.rs`; do not edit.\n\n",
     );
@@ -93,7 +93,11 @@ fn line(arg: &Arg) -> String {
         }
     };
     let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
-    let env = arg.get_env().map(|e| format!(" (environment: `{}`)", e.to_string_lossy())).unwrap_or_default();
+    let env = arg
+        .get_env()
+        .filter(|_| !arg.is_hide_env_set())
+        .map(|e| format!(" (environment: `{}`)", e.to_string_lossy()))
+        .unwrap_or_default();
     let choices: Vec<_> = arg.get_possible_values().iter().map(|v| format!("`{}`", v.get_name())).collect();
     let choices = match arg.get_action().takes_values() && !choices.is_empty() {
         true => format!(" ({})", choices.join(", ")),

@@ -3,13 +3,14 @@
 use std::fs;
 
 use anyhow::{Context, Result};
-use clap::{Command, CommandFactory};
+use clap::Command;
 
-use crate::args::{Cli, Man};
+use crate::args::Man;
+use crate::config;
 use crate::render::{self, Out};
 
 pub(crate) fn run(args: Man) -> Result<()> {
-    let root = built();
+    let root = config::built();
     let Some(dir) = args.dir else {
         return Ok(Out::new().text(&page(root, "quarrel")?)?);
     };
@@ -26,13 +27,6 @@ pub(crate) fn run(args: Man) -> Result<()> {
         render::note(path.display());
     }
     Ok(())
-}
-
-/// The definitions with the flags of all commands put into each.
-pub(super) fn built() -> Command {
-    let mut root = Cli::command();
-    root.build();
-    root
 }
 
 fn page(command: Command, name: &str) -> Result<String> {

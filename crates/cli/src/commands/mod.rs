@@ -4,7 +4,9 @@ mod bench;
 mod bench_speculate;
 mod chat;
 mod completions;
+mod config;
 mod docs;
+mod eval;
 mod inspect;
 mod keys;
 mod list;
@@ -31,6 +33,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Chat(args) => chat::run(*args),
         Command::Serve(args) => serve::run(*args),
         Command::Keys(args) => keys::run(args),
+        Command::Config(args) => config::run(args),
         Command::Pull(args) => pull::run(args),
         Command::List(args) => list::run(args),
         Command::Show(args) => show::run(args),
@@ -39,6 +42,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Tokenize(args) => tokenize::run(args),
         Command::Plan(args) => plan::run(args),
         Command::Perplexity(args) => perplexity::run(args),
+        Command::Eval(args) => eval::run(args),
         Command::Bench(args) => bench::run(*args),
         Command::Logits(args) => logits::run(args),
         Command::Template(args) => template::run(args),
@@ -46,6 +50,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Man(args) => man::run(args),
         Command::DocsCli => docs::run(),
         Command::DocsOpenapi => docs::print(&quarrel_server::reference::openapi_json()),
+        Command::DocsConfig => docs::print(&crate::config::reference()),
         Command::DocsMetrics => docs::print(&quarrel_server::reference::metrics_markdown()),
     }
 }

@@ -8,11 +8,12 @@ use quarrel_engine::{EvictionStats, ScoreRequest};
 use quarrel_text::{Ends, Special};
 use serde_json::json;
 
-use crate::args::{Device, EngineArgs, Kv, Perplexity};
+use crate::args::{EngineArgs, Kv, Perplexity};
 use crate::failure::Usage;
 use crate::render::{self, Out};
 use crate::session::{self, evicted_json};
 use crate::{input, interrupt};
+use quarrel_runtime::devices::Place;
 use quarrel_runtime::memory::Use;
 
 /// Windows where the model's context allows, and nothing else is said.
@@ -42,7 +43,7 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
         threads: args.threads,
         memory_budget: args.memory_budget,
         kv: Some(Kv::F16),
-        device: Device::Cpu,
+        device: Place::Cpu,
         isa: args.isa,
     };
     let running = session::load_for(&opened, &engine, Use::SCORE, args.adapter.lora.as_ref())?;

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use quarrel_bench::text::thousands;
 use quarrel_hub::human_bytes;
+use quarrel_runtime::devices::Chosen;
 use quarrel_runtime::memory::{self, Planner, Pool, Use};
 use quarrel_runtime::process;
 use serde_json::{Map, json};
@@ -21,23 +22,14 @@ pub(crate) fn run(mut args: Plan) -> Result<()> {
     // As `run` and `chat` guess if nothing else is said.
     let usage = Use { batch, outputs: batch, guesses: DRAFT_MAX.into(), pool: Pool::Full };
     let sizes = memory::sizes(&opened, &planner, &options, usage, TALK)?;
-    let options = planner.options(sizes.kv);
-    let f = planner.footprint(&sizes.config, &options)?;
-    let tokenizer = planner.program_bytes.saturating_sub(bare + memory::PROGRAM_LATER);
     let (context, running) = (sizes.config.context, sizes.config.max_running);
-    let parts = [
-        ("weights_packed", "weights, packed", f.packed),
-        ("weights_mapped", "weights, mapped", f.mapped),
-        ("weights_f32", "vectors, as f32", f.vectors),
-        ("kv", "KV cache, when full", f.kv),
-        ("tables", "embedding rows in use", f.tables),
-        ("activations", "activations", f.activations),
-        ("logits", "logits", f.logits),
-        ("prepared", "prepared activations", f.prepared),
-        ("scratch", "scratch of the threads", f.scratch),
-        ("tokenizer", "tokenizer and file header", tokenizer),
-        ("program", "program", planner.program_bytes - tokenizer),
-    ];
+    let parts = planner.parts(&sizes.config, sizes.kv)?;
+    let mut parts: Vec<_> = parts.iter().map(|p| (p.id, p.name, p.bytes)).collect();
+    if planner.chosen == Chosen::Cpu {
+        let tokenizer = planner.program_bytes.saturating_sub(bare + memory::PROGRAM_LATER);
+        parts.push(("tokenizer", "tokenizer and file header", tokenizer));
+        parts.push(("program", "program", planner.program_bytes - tokenizer));
+    }
     let total: usize = parts.iter().map(|p| p.2).sum();
     let mut out = Out::new();
     if args.json {

@@ -20,8 +20,7 @@ pub(crate) fn run(args: Run) -> Result<()> {
     let prompt = prompt(&args)?;
     interrupt::install()?;
     let opened = session::open(&args.model)?;
-    let settings =
-        Settings::new(Settings::one_shot(&args.sample), &args.sample, &opened.local, &opened.source)?;
+    let settings = Settings::new(Settings::one_shot(&args.sample), &args.sample, &opened.params)?;
     let (ids, leading) = encode(&args, &opened, &prompt)?;
     if ids.is_empty() {
         bail!("the prompt is empty, and this model has no token to begin with; give it a text");

@@ -10,7 +10,7 @@ use quarrel_engine::DiskCache;
 use quarrel_hub::Hub;
 use quarrel_runtime::memory::Pool;
 use quarrel_runtime::{EngineOptions, Talk};
-use quarrel_server::{Compat, ModelSettings, ModelSource, ServeConfig};
+use quarrel_server::{Compat, ModelSettings, ModelSource, ServeConfig, Times, Tls};
 use quarrel_store::presets::Presets;
 use quarrel_store::{Limits, Store};
 use tracing_subscriber::EnvFilter;
@@ -53,17 +53,37 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         presets: presets(&args)?,
         body_bytes_max: usize::try_from(args.max_body)?,
         connections_max: args.max_connections as usize,
-        drain: Duration::from_secs(args.drain.into()),
+        times: Times {
+            head: seconds(args.head_timeout),
+            body: seconds(args.body_timeout),
+            write: seconds(args.write_timeout),
+            ..Times::default()
+        },
+        drain: seconds(args.drain),
+        tls: tls(&args)?,
+        origins: args.cors_origin.iter().cloned().collect(),
         compat: args.metrics_compat.map(|MetricsCompat::Vllm| Compat::Vllm),
         talk: TALK,
     };
     // The engine has the processors; the server's own work is small.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
     let runtime = runtime.context("cannot start the server's thread")?;
+    let scheme = if config.tls.is_some() { "https" } else { "http" };
     let listening = |address| {
-        render::note(format!("listening on http://{address}, OpenAI's API under http://{address}/v1"));
+        render::note(format!(
+            "listening on {scheme}://{address}, OpenAI's API under {scheme}://{address}/v1"
+        ));
     };
     runtime.block_on(quarrel_server::serve(config, listening))
+}
+
+fn seconds(n: u32) -> Duration {
+    Duration::from_secs(n.into())
+}
+
+fn tls(args: &Serve) -> Result<Option<Arc<Tls>>> {
+    let (Some(cert), Some(key)) = (&args.tls_cert, &args.tls_key) else { return Ok(None) };
+    Ok(Some(Arc::new(Tls::open(cert, key)?)))
 }
 
 fn store(args: &Serve) -> Result<Option<Arc<Store>>> {
@@ -91,8 +111,7 @@ fn presets(args: &Serve) -> Result<Presets> {
 fn sources(args: &Serve) -> Result<Vec<ModelSource>> {
     let mut names = args.models.clone();
     if names.is_empty() {
-        let asked = std::env::var("QUARREL_MODEL").ok().filter(|m| !m.is_empty());
-        names.push(match asked {
+        names.push(match args.model.clone() {
             Some(name) => name,
             None => Hub::from_env()?.default_model().to_owned(),
         });

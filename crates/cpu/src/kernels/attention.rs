@@ -2,8 +2,8 @@
 //!
 //! Within a chunk a row finds its maximum, its weights and its weighted sum of values; chunks are merged in order of
 //! position (online softmax, Milakov & Gimelshein 2018; Dao et al. 2022). Which chunks exist, and everything inside one,
-//! depends on the row's own position and window alone, so a row's bits are the same in any batch, alone or in a prompt,
-//! and when a long context is split over threads. Rows and heads that share keys are computed together: that changes
+//! depends on the row's own position and window alone (where it sees what comes after it, on its sequence's length), so a row's
+//! bits are the same in any batch, alone or in a prompt, and when a long context is split over threads. Rows and heads that share keys are computed together: that changes
 //! which numbers lie in registers and not how any of them is made. Scores, softmax and values are functions of their own:
 //! in one, the constants of the exponential would take the registers of the sums.
 
@@ -25,8 +25,11 @@ pub(crate) const MOST: usize = 12;
 /// Positions that a query sees.
 pub(crate) type Span = (usize, usize);
 
-/// What a token at `position` sees: its window up to itself.
-pub(crate) fn span(spec: &AttendSpec, position: usize) -> Span {
+/// What a token at `position` of a sequence of `end` tokens sees: its window up to itself, or everything.
+pub(crate) fn span(spec: &AttendSpec, position: usize, end: usize) -> Span {
+    if !spec.causal {
+        return (0, end);
+    }
     (spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize)), position + 1)
 }
 

@@ -246,7 +246,7 @@ impl Answer {
                 if segment.len() < c.tokens as usize {
                     return Some(0.0);
                 }
-                let with = segment.iter().map(|p| f64::from(p.choice.logprob)).sum();
+                let with = segment.iter().map(|p| f64::from(p.choice.raw)).sum();
                 let tokens = segment.len();
                 s.sentence = Some(Sentence { sequence: 0, with, without: 0.0, tokens, scored: 0 });
                 None
@@ -278,10 +278,11 @@ impl Answer {
         self.segments.as_ref().and_then(|s| s.sentence.as_ref()).is_some_and(|s| s.sequence == id)
     }
 
-    /// Takes the log-probability of one more token of the segment, computed in `time`; gives the turn once all are there,
-    /// for the token that was drawn last, and `end` as then.
+    /// Takes the log-probability of the token at position `at` of the tokens to be scored, computed in `time`; gives the turn
+    /// once all are there, for the token that was drawn last, and `end` as then.
     pub(crate) fn score(
         &mut self,
+        at: usize,
         logprob: f64,
         time: Duration,
         end: Option<FinishReason>,
@@ -291,16 +292,18 @@ impl Answer {
         self.stats.extra_rows += 1;
         self.stats.time += time;
         let Some(s) = &mut self.segments else { return Ok(None) };
-        let Some(sentence) = &mut s.sentence else { return Ok(None) };
+        let (Some(sentence), Criterion::Coherence(c)) = (&mut s.sentence, &s.criterion) else {
+            return Ok(None);
+        };
+        if at != c.empty.len() + sentence.scored {
+            return Ok(None); // it was preempted, and comes again
+        }
         sentence.without += logprob;
         sentence.scored += 1;
         if sentence.scored < sentence.tokens {
             return Ok(None);
         }
-        let badness = match &s.criterion {
-            Criterion::Coherence(c) => (f64::from(c.min) - sentence.pmi()).max(0.0),
-            Criterion::Confidence(_) => 0.0,
-        };
+        let badness = (f64::from(c.min) - sentence.pmi()).max(0.0);
         s.sentence = None;
         self.judge(badness, end, end == Some(FinishReason::Stop), step, sampler).map(Some)
     }

@@ -23,7 +23,8 @@ pub(crate) use pair::Pairs;
 pub use repetition::Repetition;
 pub use watch::{Verdict, Watch, WatchBox};
 
-use crate::request::Sampling;
+use crate::request::LogprobsOf;
+use crate::sampling::Sampling;
 use crate::{Error, Result};
 use std::time::Duration;
 
@@ -85,6 +86,10 @@ impl Guide {
         self.coherence.iter().try_for_each(|c| c.check(vocab))?;
         self.negative.iter().try_for_each(|n| n.check(vocab, context))?;
         self.amateur.iter().try_for_each(Amateur::check)?;
+        if self.shadows() && self.amateur.is_some_and(|a| a.beta != 0.0) {
+            let range = "given without guidance.negative_prompt: each makes another row of the model's";
+            return Err(Error::Field { field: "guidance.contrast", value: "given".into(), range });
+        }
         let (confidence, coherence) = self.retries();
         if confidence && coherence {
             let range = "given without guidance.confidence: one of them says where a segment ends";
@@ -99,10 +104,15 @@ impl Guide {
     }
 
     /// What a request with it cannot have.
-    pub(crate) fn check_with(&self, beams: bool, evicts: bool) -> Result<()> {
+    pub(crate) fn check_with(&self, beams: bool, evicts: bool, of: LogprobsOf) -> Result<()> {
         let refuse = |value: &str, range| Err(Error::Field { field: "guidance", value: value.into(), range });
         if beams {
             return refuse("with beams", "given without beams, which do not draw tokens");
+        }
+        if of != LogprobsOf::Raw && self.retries().0 {
+            let (field, value) = ("guidance.confidence", "with log-probabilities after the chain".into());
+            let range = "given with those of the model, which it is made of";
+            return Err(Error::Field { field, value, range });
         }
         if evicts && (self.rewinds() || self.shadows()) {
             return refuse(
@@ -186,6 +196,14 @@ mod tests {
                 Guide { coherence: Some(coherence.clone()), confidence: Some(usual), ..d() },
             ),
             (
+                "guidance.contrast",
+                Guide {
+                    amateur: Some(Amateur::default()),
+                    negative: Some(Negative { prompt: vec![1], scale: 2.0 }),
+                    ..d()
+                },
+            ),
+            (
                 "guidance.scale",
                 Guide { negative: Some(Negative { prompt: vec![1], scale: f32::INFINITY }), ..d() },
             ),
@@ -205,9 +223,10 @@ mod tests {
         let greedy = confidence(usual).check(&Sampling::greedy(), 10, 100).unwrap_err().to_string();
         assert!(greedy.starts_with("guidance.confidence"), "{greedy}");
         confidence(usual).check(&Sampling::default(), 10, 100).unwrap();
-        assert!(confidence(usual).check_with(true, false).is_err());
-        assert!(confidence(usual).check_with(false, true).is_err());
+        assert!(confidence(usual).check_with(true, false, LogprobsOf::Raw).is_err());
+        assert!(confidence(usual).check_with(false, true, LogprobsOf::Raw).is_err());
+        assert!(confidence(usual).check_with(false, false, LogprobsOf::Sampled).is_err());
         let loops = Guide { repetition: Some(Repetition::default()), ..d() };
-        loops.check_with(false, true).unwrap();
+        loops.check_with(false, true, LogprobsOf::Sampled).unwrap();
     }
 }

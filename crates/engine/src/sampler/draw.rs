@@ -2,27 +2,35 @@
 //! contract: the same seed and settings give the same tokens, however the candidates were found.
 
 use super::Candidate;
-use super::rng::Pcg64;
 
-/// Draws one of the candidates, of which at least one has a weight.
-pub(crate) fn draw(candidates: &mut [Candidate], rng: &mut Pcg64) -> u32 {
+/// A candidate that was drawn.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Draw {
+    pub(super) of: Candidate,
+    /// The sum of all weights.
+    pub(super) total: f64,
+}
+
+/// Draws one of the candidates, of which at least one has a weight, by a number in `[0, 1)`.
+pub(super) fn draw(candidates: &mut [Candidate], uniform: f64) -> Draw {
     candidates.sort_unstable_by_key(|c| c.id);
     let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
-    let mut left = rng.uniform() * total;
-    let mut last = candidates[0].id;
+    let mut left = uniform * total;
+    let mut of = candidates[0];
     for c in candidates.iter().filter(|c| c.weight > 0.0) {
-        last = c.id;
+        of = *c;
         left -= f64::from(c.weight);
         if left < 0.0 {
             break;
         }
     }
     // Rounding may leave a trace after the last one.
-    last
+    Draw { of, total }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::rng::Pcg64;
     use super::*;
 
     #[test]
@@ -36,7 +44,7 @@ mod tests {
         let (mut rng, mut counts) = (Pcg64::new(11), [0u32; 6]);
         const N: u32 = 20_000;
         for _ in 0..N {
-            counts[draw(&mut all.clone(), &mut rng) as usize] += 1;
+            counts[draw(&mut all.clone(), rng.uniform()).of.id as usize] += 1;
         }
         assert_eq!(counts[1], 0);
         let total: f32 = weights.iter().sum();

@@ -1,4 +1,5 @@
-//! Log-probabilities of the model itself: the log-softmax of the raw row, before bias, penalties and truncation.
+//! Log-probabilities of the model itself: the log-softmax of the raw row, before bias, penalties and truncation; and how
+//! certain the model is.
 
 use super::{Candidate, best_first, softmax, top_k};
 
@@ -17,6 +18,13 @@ pub(crate) fn log_sum_exp(row: &[f32], max: f32) -> f64 {
     f64::from(max) + softmax::sum(row, max, 1.0).ln()
 }
 
+/// Self-certainty (Kang et al. 2025, eq. 6): `-(1/V) sum_j ln(V p_j)`, the divergence of the uniform distribution over the `V`
+/// tokens that are not forbidden from the model's. With `ln p = l - lse` it needs their mean alone.
+pub(crate) fn certainty(row: &[f32], max: f32, lse: f64) -> f32 {
+    let (n, mean, _) = softmax::moments(row, max);
+    (lse - mean - (n as f64).ln()) as f32
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -28,6 +36,9 @@ mod tests {
         let lse = log_sum_exp(&row, max);
         let exact = row.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
         assert!((lse - exact).abs() < 1e-6);
+        let v = row.len() as f64;
+        let want = -row.iter().map(|l| (v * (f64::from(*l) - exact).exp()).ln()).sum::<f64>() / v;
+        assert!((f64::from(certainty(&row, max, lse)) - want).abs() < 1e-5);
         let (mut scratch, mut got) = (Vec::new(), Vec::new());
         top(&row, 5, lse, &mut scratch, &mut got);
         let mut want: Vec<(u32, f32)> =

@@ -39,7 +39,8 @@ impl Allowed {
         }
         let max = softmax::scan(&self.logits).max;
         if max == f32::INFINITY {
-            return Err(Error::Logits { step, nan: 0, vocab: row.len(), max });
+            let stage = "logit_bias, penalties and dry";
+            return Err(Error::Logits { stage, step, nan: 0, vocab: row.len(), max });
         }
         if max == f32::NEG_INFINITY {
             let n = self.ids.len();

@@ -1,28 +1,48 @@
-//! From a row of logits to a token. The stages run in the published order, each in a file of its own:
-//! the mask of a constraint, logit bias, penalties, temperature (static or entropy-scaled), top-k, top-p, min-p, draw. Bias
-//! and penalties change each logit by itself, so the mask is applied where the others begin: only what it allows is gathered.
+//! From a row of logits to a token. The stages run in the order of [`Stage::ORDER`] or of the request, each in a file of its own.
+//! First those that change scores one by one (bias, penalties, DRY), then the mask of a constraint, which leaves only what it
+//! allows, then those that compare tokens (top-n-sigma, temperature, top-k, typical, top-p, min-p, XTC, Mirostat), then the draw.
 //!
 //! Nothing is sorted but the candidates that are left, and nothing is allocated once the buffers have grown.
 
+mod adaptive;
+mod alone;
 mod bias;
 mod draw;
+mod dry;
 mod logprobs;
 mod mask;
 mod min_p;
+mod mirostat;
 mod penalties;
+mod repeats;
 mod rng;
+mod set;
 pub(crate) mod softmax;
 mod temperature;
 mod top_k;
+mod top_n_sigma;
 mod top_p;
+mod trace;
+mod typical;
+mod xtc;
+
+pub use alone::{Drawn, LogitSampler};
+pub use trace::{CandidateTrace, ChangeTrace, DrawTrace, EditTrace, StageTrace, Trace};
 
 use crate::constraint::ConstraintBox;
-use crate::request::Sampling;
+use crate::request::LogprobsOf;
+use crate::sampling::{Sampling, Stage};
 use crate::{Error, Result};
+use adaptive::{Adaptive, Steer};
+use draw::Draw;
+use dry::Dry;
 use mask::Allowed;
+use mirostat::Mirostat;
 use penalties::Penalties;
 use rng::Pcg64;
+use set::Set;
 use std::cmp::Ordering;
+use trace::Tracer;
 
 /// A token that may be drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -38,7 +58,7 @@ fn best_first(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.partial_cmp(&a.logit).unwrap_or(Ordering::Equal).then(a.id.cmp(&b.id))
 }
 
-/// Logits that were changed in place, with what they were.
+/// Logits that were changed in place, with what they were. One may be changed several times.
 #[derive(Debug, Default)]
 struct Edits(Vec<(u32, f32)>);
 
@@ -59,6 +79,8 @@ impl Edits {
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     candidates: Vec<Candidate>,
+    /// For estimates of Mirostat.
+    best: Vec<Candidate>,
     edits: Edits,
     allowed: Allowed,
 }
@@ -76,24 +98,53 @@ impl Scratch {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Choice {
     pub(crate) id: u32,
-    /// Natural logarithm of the raw model's probability of `id`.
+    /// Natural logarithm of the probability of `id` that is reported.
     pub(crate) logprob: f32,
-    /// The raw model's best tokens, best first.
+    /// The best tokens by the same probabilities, best first.
     pub(crate) top: Vec<(u32, f32)>,
+    /// The same logarithm in the raw model's distribution.
+    pub(crate) raw: f32,
+    /// Self-certainty of the row, if it was asked for.
+    pub(crate) certainty: f32,
+    pub(crate) trace: Option<Box<Trace>>,
 }
 
-/// The sampler of one answer: its settings, random numbers, token counts and constraint.
+/// What changes with each token and is small.
+#[derive(Debug, Clone)]
+struct State {
+    rng: Pcg64,
+    /// Tokens of the answer.
+    made: u32,
+    mirostat: Option<Mirostat>,
+}
+
+/// The sampler of one answer: its settings, random numbers, what it knows of the text, and its constraint.
 #[derive(Debug, Clone)]
 pub(crate) struct Sampler {
     sampling: Sampling,
-    rng: Pcg64,
+    /// The stages that change something.
+    order: Vec<Stage>,
+    state: State,
     penalties: Option<Penalties>,
+    dry: Option<Dry>,
+    adaptive: Option<Adaptive>,
     top: usize,
+    logprobs_of: LogprobsOf,
+    explain: Option<u32>,
+    rate_certainty: bool,
     constraint: Option<ConstraintBox>,
     /// Tokens that cannot be drawn, until others are named.
     forbidden: Vec<u32>,
-    /// The random numbers and the constraint as they were before the guesses.
-    before_guesses: Option<(Pcg64, Option<ConstraintBox>)>,
+    /// The state and the constraint as they were before the guesses.
+    before_guesses: Option<(State, Option<ConstraintBox>)>,
+}
+
+/// What the chain gives: a place in the row that it was given, or in what a mask has left of it.
+#[derive(Debug, Clone, Copy)]
+struct Picked {
+    place: u32,
+    /// Its probability in what it was drawn from.
+    p: f64,
 }
 
 impl Sampler {
@@ -103,14 +154,22 @@ impl Sampler {
         if let Some(p) = &mut penalties {
             prompt.iter().for_each(|t| p.push(*t, false));
         }
+        let s = &sampling;
+        let mirostat = (s.mirostat != 0).then(|| Mirostat::new(s.mirostat, s.mirostat_tau, s.mirostat_eta));
         Sampler {
-            sampling,
-            rng: Pcg64::new(seed),
+            order: s.stages(),
+            state: State { rng: Pcg64::new(seed), made: 0, mirostat },
             penalties,
+            dry: Dry::new(s, prompt),
+            adaptive: Adaptive::new(s.adaptive),
             top,
+            logprobs_of: LogprobsOf::Raw,
+            explain: None,
+            rate_certainty: false,
             constraint: None,
             forbidden: Vec::new(),
             before_guesses: None,
+            sampling,
         }
     }
 
@@ -122,12 +181,24 @@ impl Sampler {
     /// Becomes what it was before, but for the random numbers, which go on: a number that drew what is taken back says which
     /// tokens are near it.
     pub(crate) fn go_back(&mut self, before: Sampler) {
-        *self = Sampler { rng: self.rng.clone(), ..before };
+        let rng = std::mem::replace(&mut self.state.rng, Pcg64::new(0));
+        *self = before;
+        self.state.rng = rng;
     }
 
     /// Draws only what the constraint allows, from here on.
     pub(crate) fn constrained(self, constraint: Option<ConstraintBox>) -> Sampler {
         Sampler { constraint, ..self }
+    }
+
+    /// Reports these log-probabilities, and how each token is drawn with so many candidates.
+    pub(crate) fn reporting(self, logprobs_of: LogprobsOf, explain: Option<u32>) -> Sampler {
+        Sampler { logprobs_of, explain, ..self }
+    }
+
+    /// Says how certain the model is at each token.
+    pub(crate) fn rating(self, rate_certainty: bool) -> Sampler {
+        Sampler { rate_certainty, ..self }
     }
 
     /// The constraint, for a search that does not draw and has one for each of its sequences.
@@ -137,7 +208,9 @@ impl Sampler {
 
     /// The same settings and counts with random numbers of another seed.
     pub(crate) fn reseeded(&self, seed: u64) -> Sampler {
-        Sampler { rng: Pcg64::new(seed), ..self.clone() }
+        let mut sampler = self.clone();
+        sampler.state.rng = Pcg64::new(seed);
+        sampler
     }
 
     /// Draws a token from `row`, which the bias and the penalties change in place. `step` names the row in errors.
@@ -145,67 +218,240 @@ impl Sampler {
         let raw = checked_max(row, step)?;
         let lse = logprobs::log_sum_exp(row, raw);
         let mut top = Vec::new();
-        logprobs::top(row, self.top, lse, &mut scratch.candidates, &mut top);
-        scratch.edits.0.clear();
-        bias::apply(&self.sampling.logit_bias, row, &mut scratch.edits);
-        if let Some(p) = &self.penalties {
-            p.apply(row, &mut scratch.edits);
+        if self.logprobs_of == LogprobsOf::Raw {
+            logprobs::top(row, self.top, lse, &mut scratch.candidates, &mut top);
         }
-        self.forbidden.iter().for_each(|id| scratch.edits.set(row, *id, f32::NEG_INFINITY));
+        let certainty = if self.rate_certainty { logprobs::certainty(row, raw, lse) } else { 0.0 };
+        let mut tracer = self.explain.map(|n| Tracer::new(step, n as usize, row, raw));
+        let steer = self.adaptive.as_ref().map_or(Steer::NONE, Adaptive::steer);
+        let max = self.edit(row, raw, steer, step, scratch, &mut tracer)?;
         let mut constraint = self.constraint.take();
-        let drawn = self.draw(row, raw, step, constraint.as_mut(), scratch);
+        let drawn = self.draw(row, max, steer, step, constraint.as_mut(), scratch, &mut tracer, &mut top);
         self.constraint = constraint;
-        let id = drawn?;
-        if let Some(p) = &mut self.penalties {
-            p.push(id, true);
-        }
-        let logprob = (f64::from(scratch.edits.original(row, id)) - lse) as f32;
-        Ok(Choice { id, logprob, top })
+        let (id, p, is_masked) = drawn?;
+        let Scratch { edits, allowed, .. } = scratch;
+        let of = |id: u32| (f64::from(edits.original(row, id)) - lse) as f32;
+        let raw = of(id);
+        let name = |place| if is_masked { allowed.id(place) } else { place };
+        let trace = tracer.map(|t| t.finish(name, of));
+        self.push(id, raw);
+        let logprob = if self.logprobs_of == LogprobsOf::Raw { raw } else { p.ln() as f32 };
+        Ok(Choice { id, logprob, top, raw, certainty, trace })
     }
 
-    /// Draws from the row after bias and penalties; `raw` was its largest logit before.
+    /// Takes a token that was drawn.
+    fn push(&mut self, id: u32, logprob: f32) {
+        self.state.made = self.state.made.saturating_add(1);
+        self.penalties.iter_mut().for_each(|p| p.push(id, true));
+        self.dry.iter_mut().for_each(|d| d.push(id));
+        self.adaptive.iter_mut().for_each(|a| a.push(id, logprob));
+    }
+
+    /// Runs the stages that change scores one by one; gives the largest score, which was `raw`.
+    fn edit(
+        &mut self,
+        row: &mut [f32],
+        raw: f32,
+        steer: Steer,
+        step: usize,
+        scratch: &mut Scratch,
+        tracer: &mut Option<Tracer>,
+    ) -> Result<f32> {
+        let edits = &mut scratch.edits;
+        edits.0.clear();
+        for stage in self.order.iter().copied().filter(|s| s.is_edit()) {
+            let from = edits.0.len();
+            match stage {
+                Stage::LogitBias => bias::apply(&self.sampling, self.state.made, row, edits),
+                Stage::Penalties => self.penalties.iter().for_each(|p| p.apply(steer, row, edits)),
+                _ => self.dry.iter_mut().for_each(|d| d.apply(row, edits)),
+            }
+            let changed = &edits.0[from..];
+            if let Some((id, _)) = changed
+                .iter()
+                .find(|(id, _)| row[*id as usize].is_nan() || row[*id as usize] == f32::INFINITY)
+            {
+                let max = row[*id as usize];
+                let nan = row.iter().filter(|l| l.is_nan()).count();
+                return Err(Error::Logits { stage: stage.name(), step, nan, vocab: row.len(), max });
+            }
+            if let Some(t) = tracer {
+                t.edits(stage, edits, from, row);
+            }
+        }
+        self.forbidden.iter().for_each(|id| edits.set(row, *id, f32::NEG_INFINITY));
+        // If nothing that was the largest has changed, the largest is that, or one that was changed.
+        let max = match edits.0.iter().any(|(_, l)| *l == raw) {
+            true => softmax::scan(row).max,
+            false => edits.0.iter().fold(raw, |m, (id, _)| m.max(row[*id as usize])),
+        };
+        if max > f32::NEG_INFINITY || self.constraint.is_some() {
+            return Ok(max); // what a mask leaves is looked at by itself
+        }
+        // Only a bias forbids, or guidance.
+        Err(Error::Logits { stage: Stage::LogitBias.name(), step, nan: 0, vocab: row.len(), max })
+    }
+
+    /// Draws from the row after the edits: the token, its probability, and whether the chain saw what a mask had left.
     fn draw(
         &mut self,
         row: &[f32],
-        raw: f32,
+        max: f32,
+        steer: Steer,
         step: usize,
         constraint: Option<&mut ConstraintBox>,
         scratch: &mut Scratch,
-    ) -> Result<u32> {
-        let Scratch { candidates, edits, allowed } = scratch;
-        let whole = || if edits.0.is_empty() { Ok(raw) } else { checked_max(row, step) };
-        let Some(constraint) = constraint else { return Ok(self.pick(row, whole()?, candidates)) };
-        let id = match allowed.gather(constraint, row, step)? {
-            Some((logits, max)) => {
-                let index = self.pick(logits, max, candidates);
-                allowed.id(index)
-            }
-            None => self.pick(row, whole()?, candidates),
+        tracer: &mut Option<Tracer>,
+        top: &mut Vec<(u32, f32)>,
+    ) -> Result<(u32, f64, bool)> {
+        let Scratch { candidates, best, allowed, .. } = scratch;
+        let mut lists = (candidates, best);
+        let Some(constraint) = constraint else {
+            let picked = self.pick(row, max, steer, &mut lists, tracer, top);
+            return Ok((picked.place, picked.p, false));
         };
-        constraint.accept(id, step).map(|()| id)
+        let (picked, id, is_masked) = match allowed.gather(constraint, row, step)? {
+            Some((logits, left)) => {
+                if let Some(t) = tracer {
+                    t.mask(row, max, logits, left);
+                }
+                let picked = self.pick(logits, left, steer, &mut lists, tracer, top);
+                top.iter_mut()
+                    .filter(|_| self.logprobs_of == LogprobsOf::Sampled)
+                    .for_each(|t| t.0 = allowed.id(t.0));
+                (picked, allowed.id(picked.place), true)
+            }
+            None => {
+                if max == f32::NEG_INFINITY {
+                    let stage = Stage::LogitBias.name();
+                    return Err(Error::Logits { stage, step, nan: 0, vocab: row.len(), max });
+                }
+                let picked = self.pick(row, max, steer, &mut lists, tracer, top);
+                (picked, picked.place, false)
+            }
+        };
+        constraint.accept(id, step).map(|()| (id, picked.p, is_masked))
+    }
+
+    /// Runs the stages that compare tokens, and draws. If log-probabilities of the sampled distribution are wanted, `top` gets
+    /// the best.
+    fn pick(
+        &mut self,
+        row: &[f32],
+        max: f32,
+        steer: Steer,
+        lists: &mut (&mut Vec<Candidate>, &mut Vec<Candidate>),
+        tracer: &mut Option<Tracer>,
+        top: &mut Vec<(u32, f32)>,
+    ) -> Picked {
+        let s = &self.sampling;
+        let mut set = Set::new(row, max, lists.0);
+        if let Some(t) = tracer {
+            t.stage("scores", &set, None);
+        }
+        let mut greedy = s.temperature == 0.0;
+        let mut before_mirostat = None;
+        for (i, stage) in self.order.iter().enumerate() {
+            if stage.is_edit() || greedy {
+                continue;
+            }
+            let mut value = None;
+            match stage {
+                Stage::TopNSigma => top_n_sigma::apply(&mut set, s.top_n_sigma),
+                Stage::Temperature => {
+                    let t = temperature::choose(s, &set) * steer.temperature;
+                    value = Some(f64::from(t));
+                    // Below 1e-6 the best token's weight is all there is, but for ties, which temperature 0 does not know.
+                    greedy = t < 1e-6;
+                    if !greedy {
+                        set.scale(t);
+                    }
+                }
+                Stage::TopK => set.keep_best(s.top_k as usize),
+                Stage::TypicalP => typical::apply(&mut set, s.typical_p),
+                Stage::TopP => {
+                    // What min-p drops right afterwards need not be collected, but where one wants to see it.
+                    let next = self.order.get(i + 1).filter(|s| **s == Stage::MinP && tracer.is_none());
+                    top_p::apply(&mut set, s.top_p, next.map_or(0.0, |_| s.min_p));
+                }
+                Stage::MinP => min_p::apply(&mut set, s.min_p),
+                Stage::Xtc => {
+                    let acts = self.state.rng.uniform() < f64::from(s.xtc_probability);
+                    value = Some(f64::from(u8::from(acts)));
+                    if acts {
+                        xtc::apply(&mut set, s.xtc_threshold);
+                    }
+                }
+                Stage::Mirostat => {
+                    value = self.state.mirostat.as_ref().map(|m| m.mu);
+                    before_mirostat = self.state.mirostat.as_ref().map(|m| m.apply(&mut set, lists.1));
+                }
+                Stage::LogitBias | Stage::Penalties | Stage::Dry => {}
+            }
+            if let Some(t) = tracer.as_mut().filter(|_| !greedy) {
+                t.stage(stage.name(), &set, value);
+            }
+        }
+        if let Some(t) = tracer {
+            t.trace.temperature = if greedy { 0.0 } else { set.t };
+        }
+        let reported = if self.logprobs_of == LogprobsOf::Sampled { self.top } else { 0 };
+        if greedy {
+            let place = set.best();
+            if reported > 0 {
+                top.push((place, 0.0));
+            }
+            if let Some(t) = tracer {
+                let best = Candidate { id: place, logit: 0.0, weight: 1.0 };
+                t.candidates(&[best], 1.0, best);
+                t.trace.draw.id = place;
+            }
+            return Picked { place, p: 1.0 };
+        }
+        let uniform = self.state.rng.uniform();
+        let list = set.list();
+        let Draw { of, total } = draw::draw(list, uniform);
+        let p = f64::from(of.weight) / total;
+        if let Some(t) = tracer {
+            t.candidates(list, total, of);
+            (t.trace.draw.uniform, t.trace.draw.id, t.trace.draw.p) = (Some(uniform), of.id, p);
+        }
+        if reported > 0 {
+            top_k::shrink(list, reported);
+            list.sort_unstable_by(best_first);
+            top.extend(list.iter().map(|c| (c.id, (f64::from(c.weight) / total).ln() as f32)));
+        }
+        if let (Some(m), Some(total)) = (&mut self.state.mirostat, before_mirostat) {
+            m.learn(f64::from(of.weight) / total);
+        }
+        Picked { place: of.id, p }
     }
 
     /// From here on tokens are drawn from another model, to guess what will be drawn: with the same random numbers and
     /// penalties and a fork of the constraint, so that equal rows give equal tokens. [`Self::take_back`] undoes it all.
     pub(crate) fn guess(&mut self) {
         let fork = self.constraint.clone();
-        self.before_guesses = Some((self.rng.clone(), std::mem::replace(&mut self.constraint, fork)));
+        self.before_guesses = Some((self.state.clone(), std::mem::replace(&mut self.constraint, fork)));
         self.penalties.iter_mut().for_each(Penalties::guess);
+        self.dry.iter_mut().for_each(Dry::guess);
+        self.adaptive.iter_mut().for_each(Adaptive::guess);
     }
 
     /// Draws a token as [`Self::next`] does, and says the probability that the row alone gives it.
     pub(crate) fn next_guess(&mut self, row: &mut [f32], scratch: &mut Scratch) -> Result<(u32, f32)> {
-        let top = std::mem::take(&mut self.top);
+        let (top, explain) = (std::mem::take(&mut self.top), self.explain.take());
         let choice = self.next(row, 0, scratch);
-        self.top = top;
-        choice.map(|c| (c.id, c.logprob.exp()))
+        (self.top, self.explain) = (top, explain);
+        choice.map(|c| (c.id, c.raw.exp()))
     }
 
     /// Undoes what happened since [`Self::guess`].
     pub(crate) fn take_back(&mut self) {
-        if let Some((rng, constraint)) = self.before_guesses.take() {
-            (self.rng, self.constraint) = (rng, constraint);
+        if let Some((state, constraint)) = self.before_guesses.take() {
+            (self.state, self.constraint) = (state, constraint);
             self.penalties.iter_mut().for_each(Penalties::take_back);
+            self.dry.iter_mut().for_each(Dry::take_back);
+            self.adaptive.iter_mut().for_each(Adaptive::take_back);
         }
     }
 
@@ -220,15 +466,12 @@ impl Sampler {
         step: usize,
         scratch: &mut Scratch,
     ) -> Result<Vec<(u32, f32)>> {
-        checked_max(row, step)?;
-        scratch.edits.0.clear();
-        bias::apply(&self.sampling.logit_bias, row, &mut scratch.edits);
-        if let Some(p) = &self.penalties {
-            let mut p = p.clone();
-            answer.for_each(|t| p.push(t, true));
-            p.apply(row, &mut scratch.edits);
-        }
-        let lse = logprobs::log_sum_exp(row, checked_max(row, step)?);
+        let raw = checked_max(row, step)?;
+        // This sampler knows only the prompt; the answer is that of one sequence of the search.
+        let mut sampler = Sampler { constraint: None, before_guesses: None, ..self.clone() };
+        answer.for_each(|t| sampler.push(t, 0.0));
+        let max = sampler.edit(row, raw, Steer::NONE, step, scratch, &mut None)?;
+        let lse = logprobs::log_sum_exp(row, max);
         let mut best = Vec::new();
         let Scratch { candidates, allowed, .. } = scratch;
         let gathered = match constraint {
@@ -245,54 +488,14 @@ impl Sampler {
         best.retain(|(_, lp)| *lp > f32::NEG_INFINITY);
         Ok(best)
     }
-
-    fn pick(&mut self, row: &[f32], max: f32, candidates: &mut Vec<Candidate>) -> u32 {
-        let t = temperature::choose(&self.sampling, row, max);
-        // Below 1e-6 the best token's weight is all there is, but for ties, which temperature 0 does not know either.
-        if t < 1e-6 {
-            return softmax::argmax(row, max);
-        }
-        let s = &self.sampling;
-        let total = gather(s, row, max, t, candidates);
-        top_p::keep(candidates, s.top_p, total);
-        min_p::keep(candidates, s.min_p);
-        draw::draw(candidates, &mut self.rng)
-    }
 }
 
-/// Collects weighed candidates and says what mass top-p takes a share of: the `k` best; or all that top-p and min-p,
-/// which decide afterwards, could possibly keep.
-fn gather(s: &Sampling, row: &[f32], max: f32, t: f32, out: &mut Vec<Candidate>) -> f64 {
-    let k = s.top_k as usize;
-    let inverse = 1.0 / t;
-    let weight = |logit: f32| softmax::exp((logit - max) * inverse);
-    if k > 0 && k < row.len() {
-        // Temperature keeps the order, so the k best logits are the k best scaled ones.
-        top_k::select(row, k, out);
-        out.iter_mut().for_each(|c| c.weight = weight(c.logit));
-        return out.iter().map(|c| f64::from(c.weight)).sum();
-    }
-    let (mut least, mut total) = (f64::from(s.min_p), 0.0);
-    if s.top_p < 1.0 {
-        total = softmax::sum(row, max, t);
-        least = least.max(top_p::least_weight(s.top_p, total, row.len()));
-    }
-    // The slack covers the roundings of logarithm and exponential; 0 becomes -inf and keeps all.
-    let floor = max + t * (least.ln() as f32 - 1e-3) - max.abs() * 1e-6;
-    out.clear();
-    for (id, &logit) in row.iter().enumerate() {
-        if logit >= floor && logit > f32::NEG_INFINITY {
-            out.push(Candidate { id: id as u32, logit, weight: weight(logit) });
-        }
-    }
-    total
-}
-
-/// The largest logit, or an error if the row is no distribution.
+/// The largest logit of a model's row, or an error if the row is no distribution.
 pub(crate) fn checked_max(row: &[f32], step: usize) -> Result<f32> {
     let scan = softmax::scan(row);
     if scan.nan > 0 || !scan.max.is_finite() {
-        return Err(Error::Logits { step, nan: scan.nan, vocab: row.len(), max: scan.max });
+        let (stage, nan, max) = ("the model", scan.nan, scan.max);
+        return Err(Error::Logits { stage, step, nan, vocab: row.len(), max });
     }
     Ok(scan.max)
 }
@@ -300,119 +503,6 @@ pub(crate) fn checked_max(row: &[f32], step: usize) -> Result<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::DynamicTemperature;
-    use proptest::prelude::*;
-
-    /// The chain by its definitions: scale, softmax, sort everything, truncate, renormalise. Gives probabilities by id.
-    fn model(s: &Sampling, row: &[f32]) -> Vec<f64> {
-        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let t = f64::from(temperature::choose(s, row, max));
-        let mut c: Vec<(usize, f64)> =
-            row.iter().enumerate().map(|(i, l)| (i, (f64::from(l - max) / t).exp())).collect();
-        c.sort_by(|a, b| row[b.0].total_cmp(&row[a.0]).then(a.0.cmp(&b.0)));
-        if s.top_k > 0 {
-            c.truncate(s.top_k as usize);
-        }
-        let total: f64 = c.iter().map(|c| c.1).sum();
-        if s.top_p < 1.0 {
-            let mut mass = 0.0;
-            let n = c.iter().position(|c| {
-                mass += c.1;
-                mass >= f64::from(s.top_p) * total
-            });
-            c.truncate(n.map_or(c.len(), |n| n + 1));
-        }
-        let best = c[0].1;
-        c.retain(|c| c.1 >= f64::from(s.min_p) * best);
-        let total: f64 = c.iter().map(|c| c.1).sum();
-        let mut p = vec![0.0; row.len()];
-        c.iter().for_each(|c| p[c.0] = c.1 / total);
-        p
-    }
-
-    /// The candidates that the real chain leaves, as probabilities by id.
-    fn chain(s: &Sampling, row: &[f32]) -> Vec<f64> {
-        let max = checked_max(row, 0).unwrap();
-        let t = temperature::choose(s, row, max);
-        let mut c = Vec::new();
-        let total = gather(s, row, max, t, &mut c);
-        top_p::keep(&mut c, s.top_p, total);
-        min_p::keep(&mut c, s.min_p);
-        let total: f64 = c.iter().map(|c| f64::from(c.weight)).sum();
-        let mut p = vec![0.0; row.len()];
-        c.iter().for_each(|c| p[c.id as usize] = f64::from(c.weight) / total);
-        p
-    }
-
-    fn settings() -> impl Strategy<Value = Sampling> {
-        let dynamic = prop::option::of((0.1f32..1.0, 0.0f32..1.0, 0.5f32..2.0));
-        (
-            0.1f32..2.0,
-            0u32..60,
-            prop_oneof![Just(1.0f32), 0.05f32..1.0],
-            prop_oneof![Just(0.0f32), 0.0f32..0.5],
-            dynamic,
-        )
-            .prop_map(|(temperature, top_k, top_p, min_p, d)| Sampling {
-                temperature,
-                top_k,
-                top_p,
-                min_p,
-                dynamic_temperature: d.map(|(min, more, exponent)| DynamicTemperature {
-                    min,
-                    max: min + more,
-                    exponent,
-                }),
-                ..Sampling::default()
-            })
-    }
-
-    proptest! {
-        #[test]
-        fn chain_equals_the_scalar_model(s in settings(), row in prop::collection::vec(-12f32..12.0, 1..200)) {
-            let (got, want) = (chain(&s, &row), model(&s, &row));
-            // A token exactly on a boundary may fall either way by rounding; then the masses differ by that token alone.
-            for (g, w) in got.iter().zip(&want) {
-                prop_assert!((g - w).abs() < 1e-5, "{:?}\n{:?}\n{:?}", s, got, want);
-            }
-            prop_assert!((got.iter().sum::<f64>() - 1.0).abs() < 1e-9);
-        }
-
-        #[test]
-        fn more_permissive_settings_keep_more(s in settings(), row in prop::collection::vec(-12f32..12.0, 1..200)) {
-            let wider = Sampling { top_k: 0, top_p: 1.0, min_p: 0.0, ..s.clone() };
-            for (n, w) in chain(&s, &row).iter().zip(chain(&wider, &row)) {
-                prop_assert!(*n == 0.0 || w > 0.0 && *n >= w - 1e-6);
-            }
-        }
-
-        #[test]
-        fn same_seed_same_tokens(s in settings(), seed: u64, row in prop::collection::vec(-12f32..12.0, 1..200)) {
-            let run = || {
-                let mut sampler = Sampler::new(s.clone(), seed, 2, &[]);
-                let mut scratch = Scratch::default();
-                (0..8).map(|i| sampler.next(&mut row.clone(), i, &mut scratch).unwrap()).collect::<Vec<_>>()
-            };
-            prop_assert_eq!(run(), run());
-        }
-    }
-
-    #[test]
-    fn guesses_draw_what_will_be_drawn_and_leave_no_trace() {
-        let s = Sampling { temperature: 1.0, frequency_penalty: 0.7, ..Sampling::default() };
-        let row: Vec<f32> = (0..40).map(|i| (i * 37 % 11) as f32 / 3.0).collect();
-        let new = || Sampler::new(s.clone(), 9, 2, &[1, 2]);
-        let (mut plain, mut guessing, mut scratch) = (new(), new(), Scratch::default());
-        for i in 0..20 {
-            guessing.guess();
-            let guesses: Vec<u32> =
-                (0..3).map(|_| guessing.next_guess(&mut row.clone(), &mut scratch).unwrap().0).collect();
-            guessing.take_back();
-            let got = guessing.next(&mut row.clone(), i, &mut scratch).unwrap();
-            assert_eq!(got.top.len(), 2);
-            assert_eq!((guesses[0], &got), (got.id, &plain.next(&mut row.clone(), i, &mut scratch).unwrap()));
-        }
-    }
 
     fn one(s: Sampling, row: &[f32]) -> Result<Choice> {
         Sampler::new(s, 1, 3, &[0, 0, 2]).next(&mut row.to_vec(), 5, &mut Scratch::default())
@@ -453,29 +543,5 @@ mod tests {
         for i in 0..200 {
             assert_ne!(sampler.next(&mut [0.0, 9.0, 0.0], i, &mut scratch).unwrap().id, 1);
         }
-    }
-
-    #[test]
-    fn the_whole_chain_draws_its_own_distribution() {
-        let row: Vec<f32> = (0..400).map(|i| ((i * 131 % 400) as f32).sqrt() / 2.0).collect();
-        let s = Sampling { temperature: 0.7, top_k: 60, top_p: 0.8, min_p: 0.1, ..Sampling::default() };
-        let want = model(&s, &row);
-        let (mut sampler, mut scratch) = (Sampler::new(s, 5, 0, &[]), Scratch::default());
-        const N: u32 = 40_000;
-        let mut counts = vec![0u32; row.len()];
-        for i in 0..N as usize {
-            counts[sampler.next(&mut row.clone(), i, &mut scratch).unwrap().id as usize] += 1;
-        }
-        let (mut chi, mut degrees) = (0.0, -1.0);
-        for (c, p) in counts.iter().zip(&want) {
-            assert!(*p > 0.0 || *c == 0);
-            if *p > 0.0 {
-                chi += (f64::from(*c) - p * f64::from(N)).powi(2) / (p * f64::from(N));
-                degrees += 1.0;
-            }
-        }
-        // The chi-square distribution has mean `degrees` and variance twice that.
-        let sigmas = (chi - degrees) / (2.0f64 * degrees).sqrt();
-        assert!(degrees > 10.0 && sigmas.abs() < 3.5, "{chi} with {degrees} degrees of freedom");
     }
 }

@@ -57,10 +57,24 @@ pub(crate) fn sum(row: &[f32], max: f32, t: f32) -> f64 {
     fold(row, |l| exp((l - max) * inverse))
 }
 
-/// The sum of `e^x x` over the row, where `x = l - max`: what an entropy needs beside `Z`.
-pub(crate) fn weighted_sum(row: &[f32], max: f32) -> f64 {
+/// The sum of `e^x x` over the row, where `x = (l - max) / t`: what an entropy needs beside `Z`.
+pub(crate) fn weighted_sum(row: &[f32], max: f32, t: f32) -> f64 {
+    let inverse = 1.0 / t;
     // Below -87 the product is nothing, and -inf must not become NaN.
-    fold(row, |l| exp(l - max) * if l - max < -87.0 { 0.0 } else { l - max })
+    fold(row, |l| {
+        let x = (l - max) * inverse;
+        exp(x) * if x < -87.0 { 0.0 } else { x }
+    })
+}
+
+/// Number of logits that are not `-inf`, their mean, and their standard deviation as of a whole population.
+pub(crate) fn moments(row: &[f32], max: f32) -> (usize, f64, f64) {
+    let finite = |l: f32| l > f32::NEG_INFINITY;
+    let n = fold(row, |l| f32::from(u8::from(finite(l))));
+    let mean = fold(row, |l| if finite(l) { l - max } else { 0.0 }) / n;
+    let centre = mean as f32;
+    let squares = fold(row, |l| if finite(l) { (l - max - centre) * (l - max - centre) } else { 0.0 });
+    (n as usize, f64::from(max) + mean, (squares / n).sqrt())
 }
 
 /// Adds up `f`: blocks in f32 lanes, their totals in f64. Mapping a block before adding it is what lets the compiler use
@@ -119,7 +133,13 @@ mod tests {
             }
             let x = || row.iter().map(|l| f64::from(l - max)).filter(|x| x.is_finite());
             let want: f64 = x().map(|x| x * x.exp()).sum();
-            assert!((weighted_sum(&row, max) - want).abs() < 1e-6 * want.abs().max(1.0));
+            assert!((weighted_sum(&row, max, 1.0) - want).abs() < 1e-6 * want.abs().max(1.0));
+            let finite: Vec<f64> = row.iter().filter(|l| l.is_finite()).map(|l| f64::from(*l)).collect();
+            let mean = finite.iter().sum::<f64>() / finite.len() as f64;
+            let variance = finite.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / finite.len() as f64;
+            let (count, m, sd) = moments(&row, max);
+            assert_eq!(count, finite.len());
+            assert!((m - mean).abs() < 1e-5 && (sd - variance.sqrt()).abs() < 1e-5);
             let z1: f64 = row.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
             assert!((log_sum_exp(&row, max) - z1).abs() < 1e-12);
         }

@@ -5,23 +5,31 @@ use super::{Candidate, best_first};
 /// Puts the `k` best of the row into `out`, in no order; of equal logits the lower id is better. Tokens at `-inf` are
 /// forbidden and never kept.
 pub(crate) fn select(row: &[f32], k: usize, out: &mut Vec<Candidate>) {
+    const BLOCK: usize = 32;
     out.clear();
     let room = 2 * k.clamp(32, row.len().max(32));
     let mut floor = f32::NEG_INFINITY;
-    for (id, &logit) in row.iter().enumerate() {
-        // A later id that ties with the k-th best loses to it, so `>` is exact.
-        if logit > floor {
-            out.push(Candidate { id: id as u32, logit, weight: 0.0 });
-            if out.len() == room {
-                shrink(out, k);
-                floor = out[k - 1].logit;
+    for (block, logits) in row.chunks(BLOCK).enumerate() {
+        // Most blocks have nothing above the floor, which vector code sees at once.
+        if logits.iter().fold(0u32, |any, l| any | u32::from(*l > floor)) == 0 {
+            continue;
+        }
+        for (i, &logit) in logits.iter().enumerate() {
+            // A later id that ties with the k-th best loses to it, so `>` is exact.
+            if logit > floor {
+                out.push(Candidate { id: (block * BLOCK + i) as u32, logit, weight: 0.0 });
+                if out.len() == room {
+                    shrink(out, k);
+                    floor = out[k - 1].logit;
+                }
             }
         }
     }
     shrink(out, k);
 }
 
-fn shrink(out: &mut Vec<Candidate>, k: usize) {
+/// Keeps the `k` best.
+pub(super) fn shrink(out: &mut Vec<Candidate>, k: usize) {
     if out.len() > k {
         out.select_nth_unstable_by(k - 1, best_first);
         out.truncate(k);

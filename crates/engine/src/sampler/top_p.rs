@@ -1,19 +1,36 @@
 //! Top-p, or nucleus (Holtzman et al. 2020): the smallest set of best tokens whose mass reaches `p`.
 //! A quickselect by mass: halves are split by rank and only the half with the boundary is split again, so no sort.
 
+use super::set::Set;
 use super::{Candidate, best_first};
+use std::cmp::Ordering;
 
-/// Keeps the nucleus of the candidates, in no order. `total` is the mass that `p` is a share of; `p = 1` keeps all.
-pub(crate) fn keep(candidates: &mut Vec<Candidate>, p: f32, total: f64) {
+/// Keeps the nucleus. `least` is a share of the best one's weight below which a later stage keeps nothing anyway.
+pub(super) fn apply(set: &mut Set, p: f32, least: f32) {
     if p >= 1.0 {
         return;
     }
+    let total = set.total();
+    if set.listed().is_none() {
+        let n = set.row().len();
+        set.gather(least_weight(p, total, n).max(f64::from(least)));
+    }
+    smallest_set(set.list(), p, total, best_first);
+}
+
+/// Keeps the first candidates in some order whose mass reaches `p total`: one at least. They are left in no order.
+pub(super) fn smallest_set(
+    candidates: &mut Vec<Candidate>,
+    p: f32,
+    total: f64,
+    order: impl Fn(&Candidate, &Candidate) -> Ordering,
+) {
     let mut need = f64::from(p) * total;
-    // The nucleus ends in `low..high`: everything before `low` is in it.
+    // The set ends in `low..high`: everything before `low` is in it.
     let (mut low, mut high) = (0, candidates.len());
     while high - low > 1 {
         let middle = low + (high - low) / 2;
-        candidates[low..high].select_nth_unstable_by(middle - low, best_first);
+        candidates[low..high].select_nth_unstable_by(middle - low, &order);
         let mass: f64 = candidates[low..middle].iter().map(|c| f64::from(c.weight)).sum();
         if mass >= need {
             high = middle;
@@ -26,7 +43,7 @@ pub(crate) fn keep(candidates: &mut Vec<Candidate>, p: f32, total: f64) {
 }
 
 /// Tokens of less weight than this cannot be in the nucleus: all `n` of them together weigh less than `1 - p`.
-pub(crate) fn least_weight(p: f32, total: f64, n: usize) -> f64 {
+pub(super) fn least_weight(p: f32, total: f64, n: usize) -> f64 {
     (1.0 - f64::from(p)) * total / n as f64
 }
 
@@ -56,7 +73,7 @@ mod tests {
                 })
                 .unwrap();
             let mut got = all.clone();
-            keep(&mut got, p, total);
+            smallest_set(&mut got, p, total, best_first);
             proptest::prop_assert_eq!(got.len(), want);
             got.sort_by(best_first);
             proptest::prop_assert_eq!(&got[..], &sorted[..want]);

@@ -161,6 +161,7 @@ mod tests {
             blocks,
             prefix_cache: true,
             target: None,
+            whole: false,
         });
         for (id, n) in prompts.iter().enumerate() {
             let tokens = (0..*n as u32).map(|t| t + 100 * id as u32).collect();

@@ -15,7 +15,7 @@ pub(crate) use ahead::Ahead;
 
 use crate::block_manager::{BlockManager, Digest};
 use crate::evict::Evicted;
-use crate::pace::Pace;
+use crate::pace::{Pace, Work};
 use crate::sequence::Sequence;
 use crate::{Error, Result};
 use quarrel_ir::{BLOCK_TOKENS, Keep, Mass};
@@ -39,10 +39,12 @@ pub(crate) struct Limits {
     pub(crate) prefix_cache: bool,
     /// How long a step may take while somebody waits for its next token.
     pub(crate) target: Option<Duration>,
+    /// Whether a sequence has all its rows in one step; then `rows` are enough for the longest.
+    pub(crate) whole: bool,
 }
 
-/// Least rows of prompts in a step: slowly, but on.
-const PROMPT_LEAST: usize = 2;
+/// Least rows of a step for the prompt that is there longest, and for the shortest if that is another: slowly, but on.
+const PROMPT_LEAST: usize = 1;
 
 /// One sequence's part of a step.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -142,6 +144,8 @@ pub(crate) struct Scheduler {
     next_order: u64,
     /// Rows that the last step could have had at most.
     budget: usize,
+    /// What the last step computed.
+    work: Work,
 }
 
 /// What is left of a step's budget.
@@ -165,6 +169,7 @@ impl Scheduler {
             counts: Counts::default(),
             next_order: 0,
             budget: 0,
+            work: Work::default(),
         }
     }
 
@@ -242,9 +247,11 @@ impl Scheduler {
 
     /// About how long it takes to compute the prompts that wait or come in.
     pub(crate) fn clear_time(&self) -> Duration {
-        let rows: usize = self.waiting.iter().chain(&self.running).map(Sequence::left).sum();
+        let work = self.waiting.iter().chain(&self.running).map(|s| Work::rows_from(s.held(), s.left()));
+        let all = work.fold(Work::default(), Work::and);
         let each = if self.budget == 0 { self.limits.rows } else { self.budget };
-        self.pace.predict(each.min(rows)).saturating_mul(rows.div_ceil(each).min(1 << 30) as u32)
+        let steps = all.rows.div_ceil(each).min(1 << 30) as u32;
+        self.pace.predict(all.of_rows(each.min(all.rows))).saturating_mul(steps)
     }
 
     /// Sequences whose deadline has passed.
@@ -278,28 +285,71 @@ impl Scheduler {
         let ids = |s: &Scheduler, keep: &dyn Fn(usize) -> bool| -> Vec<u64> {
             s.running.iter().filter(|s| keep(s.left())).map(|s| s.id).collect()
         };
+        if self.limits.whole {
+            // The senior one fits always, so that none waits for ever.
+            self.budget = left.rows;
+            let mut all = ids(self, &|left| left > 0);
+            all.sort_by_key(|id| self.index(*id).map(|i| self.rank(i)));
+            return all.into_iter().for_each(|id| self.plan_chunk(id, usize::MAX, &mut left, below));
+        }
         for id in ids(self, &|left| left == 1) {
             self.plan_chunk(id, 1, &mut left, below);
         }
-        let decodes = self.plan.len();
-        left.rows = left.rows.min(self.pace.prompt_rows(decodes, self.limits.target, PROMPT_LEAST));
-        self.budget = decodes + left.rows;
+        let decodes = self.planned();
+        let spare = self.pace.spare(decodes, self.limits.target);
+        let more = self.pace.rows_in(decodes.of_rows(1).seen, spare).max(2 * PROMPT_LEAST);
+        self.budget = decodes.rows + more.min(left.rows);
         let mut prompts = ids(self, &|left| left > 1);
         // The senior one has its quarter; who is short is soon done.
-        if let Some(senior) = prompts.iter().filter_map(|id| self.index(*id)).min_by_key(|i| self.rank(*i)) {
-            self.plan_chunk(self.running[senior].id, left.rows.div_ceil(4), &mut left, below);
+        let senior = prompts.iter().filter_map(|id| self.index(*id)).min_by_key(|i| self.rank(*i));
+        let senior = senior.map(|i| self.running[i].id);
+        if let Some(id) = senior {
+            self.plan_prompt(id, (spare / 4.0, PROMPT_LEAST, left.rows.div_ceil(4)), &mut left, below);
         }
         prompts.sort_by_key(|id| self.index(*id).map(|i| (self.running[i].level, self.running[i].left())));
-        for id in prompts {
-            self.plan_chunk(id, usize::MAX, &mut left, below);
+        for (at, id) in prompts.into_iter().enumerate() {
+            let spent = self.pace.adds(self.planned()) - self.pace.adds(decodes);
+            let least = if at == 0 && senior != Some(id) { PROMPT_LEAST } else { 0 };
+            self.plan_prompt(id, (spare - spent, least, usize::MAX), &mut left, below);
         }
+    }
+
+    /// Plans as many rows more of a prompt as take `spare` seconds, from `least` to `most`.
+    fn plan_prompt(
+        &mut self,
+        id: u64,
+        (spare, least, most): (f64, usize, usize),
+        left: &mut Budget,
+        below: &dyn Below,
+    ) {
+        let Some(i) = self.index(id) else { return };
+        let s = &self.running[i];
+        let planned = self.plan.iter().find(|c| c.running == i).map_or(0, |c| c.rows.len());
+        let rows = self.pace.rows_in(s.held() + planned, spare).clamp(least, most.max(least));
+        self.plan_chunk(id, rows, left, below);
+    }
+
+    /// What the planned step computes, guesses aside.
+    fn planned(&self) -> Work {
+        let chunk = |c: &Chunk| {
+            let s = &self.running[c.running];
+            Work::rows_from(c.rows.start - s.dropped, c.rows.len())
+        };
+        self.plan.iter().map(chunk).fold(Work::default(), Work::and)
+    }
+
+    /// What the last step computed, guesses included.
+    pub(crate) fn work(&self) -> Work {
+        self.work
     }
 
     /// Books the planned step as done: the cache holds its rows, and full blocks may be shared. Gives the plan back, whose
     /// indices hold until a sequence is removed.
     pub(crate) fn commit(&mut self, elapsed: Duration, below: &dyn Below) -> Vec<Chunk> {
+        let planned = self.planned();
         let plan = std::mem::take(&mut self.plan);
-        self.pace.observe(plan.iter().map(|c| c.rows.len()).sum::<usize>() + self.guessed(), elapsed);
+        self.work = planned.of_rows(planned.rows + self.guessed());
+        self.pace.observe(self.work, elapsed);
         for chunk in &plan {
             let s = &mut self.running[chunk.running];
             s.computed = chunk.rows.end;
@@ -553,7 +603,7 @@ impl Scheduler {
         let end_by_outputs = wanted.start.max(start) + left.outputs;
         let room = s.evictor.as_ref().map_or(usize::MAX, |e| e.room(start - s.dropped));
         let end = s.rows().min(start + left.rows.min(most).min(room)).min(end_by_outputs);
-        if end <= start {
+        if end <= start || (self.limits.whole && (start > 0 || end < s.rows())) {
             return;
         }
         let (first, past) = (start - s.dropped, end - s.dropped);
@@ -652,5 +702,7 @@ impl Scheduler {
     }
 }
 
+#[cfg(test)]
+mod simulation;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use super::tree::{ROOT, Tree};
 use super::{Speculate, depth::Load};
 use crate::client::{Client, Task};
 use crate::engine::EngineConfig;
-use crate::pace::Pace;
+use crate::pace::{Pace, Work};
 use crate::sampler::Scratch;
 use crate::scheduler::Scheduler;
 use std::{collections::HashMap, time::Instant};
@@ -83,8 +83,8 @@ impl Speculation {
             return;
         }
         let load = scheduler.load();
-        let (pace, fixed) = (scheduler.pace().clone(), self.row_cost);
-        let cost = move |rows| seconds(fixed, &pace, rows);
+        let (pace, fixed, work) = (scheduler.pace().clone(), self.row_cost, scheduler.work());
+        let cost = move |rows| seconds(fixed, &pace, work.of_rows(rows));
         for chunk in scheduler.plan().iter().filter(|c| scheduler.is_decode(c.running)) {
             let s = &scheduler.running()[chunk.running];
             // A sequence that may be shortened counts its attention row by row.
@@ -160,7 +160,7 @@ impl Speculation {
             let rows: usize = wanted.iter().map(|w| w.1.min(BEHIND_MAX)).sum();
             let each = match self.row_cost {
                 Some(c) => c,
-                None => draft.pace.predict(rows).as_secs_f64() / wanted.len().max(1) as f64,
+                None => draft.pace.predict(Work { rows, seen: 0 }).as_secs_f64() / wanted.len().max(1) as f64,
             };
             wanted.retain(|(i, behind)| {
                 let o = &self.open[*i];
@@ -188,7 +188,7 @@ impl Speculation {
             });
             let elapsed = began.elapsed();
             match outcome {
-                Ok(rows) => draft.pace.observe(rows, elapsed),
+                Ok(rows) => draft.pace.observe(Work { rows, seen: 0 }, elapsed),
                 Err(_) => failed = true,
             }
             self.draft_steps += 1;
@@ -222,7 +222,8 @@ impl Speculation {
 
     /// Books the step that was planned and has been run.
     pub(crate) fn learn(&mut self, scheduler: &Scheduler) {
-        let cost = |rows| seconds(self.row_cost, scheduler.pace(), rows);
+        let work = scheduler.work();
+        let cost = |rows| seconds(self.row_cost, scheduler.pace(), work.of_rows(rows));
         for o in self.open.drain(..) {
             // What has ended is forgotten.
             let Some(s) = scheduler.running().iter().find(|s| s.id == o.id) else { continue };
@@ -268,9 +269,9 @@ impl Speculation {
     }
 }
 
-/// The time of a step of so many rows.
-fn seconds(row_cost: Option<f64>, pace: &Pace, rows: usize) -> f64 {
-    row_cost.map_or_else(|| pace.predict(rows).as_secs_f64(), |c| 1.0 + c * rows as f64)
+/// The time of a step.
+fn seconds(row_cost: Option<f64>, pace: &Pace, work: Work) -> f64 {
+    row_cost.map_or_else(|| pace.predict(work).as_secs_f64(), |c| 1.0 + c * work.rows as f64)
 }
 
 fn generation(clients: &mut HashMap<u64, Client>, request: u64) -> Option<&mut crate::client::Generation> {

@@ -45,8 +45,8 @@ pub(crate) fn observe(tree: &Tree, drawn: &[u32], mut book: impl FnMut(Class, bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Sampling;
     use crate::sampler::{Sampler, Scratch};
+    use crate::sampling::Sampling;
     use crate::speculate::tree::tests::tree;
     use proptest::prelude::*;
 

@@ -33,6 +33,8 @@ pub fn spec() -> ModelSpec {
         out_bias: false,
         ff_bias: false,
         tied: false,
+        positions: 0,
+        token_types: 0,
         ropes: vec![RopeTable::new(RopeStyle::Neox, 6, 10_000.0, None)],
         // The second layer has a window that ends inside a block.
         layers: vec![LayerSpec { window: None, rope: 0 }, LayerSpec { window: Some(21), rope: 0 }],

@@ -140,9 +140,7 @@ pub(crate) async fn chat(
     Extension(caller): Extension<Caller>,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
-    let mut object = body::object(&bytes)?;
-    let mut fields: Fields = body::take(&mut object, &ALIASES)?;
-    let mut chat: ChatBody = body::typed(object)?;
+    let (mut fields, mut chat): (Fields, ChatBody) = body::parts(body::object(&bytes)?, &ALIASES)?;
     let preset = fields.take_preset(&app.presets)?;
     fields.max_tokens = chat.max_completion_tokens.or(fields.max_tokens);
     let top = top(&chat)?;

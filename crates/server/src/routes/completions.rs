@@ -20,7 +20,7 @@ use crate::fields::{ALIASES, Fields};
 use crate::generate::{Finish, Generating, Step, Summary, Token, token_text};
 use crate::models::Lease;
 use crate::prompt::{self, Encoded, blocking};
-use crate::routes::chat::FINGERPRINT;
+use crate::routes::chat::{FINGERPRINT, Gathered, gather};
 use crate::sse::{self, Protocol, Sent};
 use crate::usage::{Timings, Usage};
 use crate::{body, ids, models};
@@ -84,7 +84,7 @@ struct CompletionChoice {
 }
 
 /// Token by token: texts, log-probabilities, best tokens, and where each begins in the text, in characters.
-#[derive(Default, Serialize, ToSchema)]
+#[derive(Clone, Default, Serialize, ToSchema)]
 struct Logprobs {
     tokens: Vec<String>,
     token_logprobs: Vec<Option<f32>>,
@@ -126,9 +126,7 @@ pub(crate) async fn completions(
     Extension(caller): Extension<Caller>,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
-    let mut object = body::object(&bytes)?;
-    let mut fields: Fields = body::take(&mut object, &ALIASES)?;
-    let own: CompletionBody = body::typed(object)?;
+    let (mut fields, own): (Fields, CompletionBody) = body::parts(body::object(&bytes)?, &ALIASES)?;
     if let Some(n) = own.logprobs.filter(|n| *n > 20) {
         return Err(ApiError::field("logprobs", format!("logprobs is {n}; it must be 0 to 20")));
     }
@@ -271,41 +269,29 @@ fn content(events: Vec<OutputEvent>) -> String {
     events.into_iter().filter_map(text).collect()
 }
 
+/// All answers, each behind what is echoed.
 async fn collect(
     mut generating: Generating,
     logprobs: Option<u8>,
     echoed: Option<(String, Option<Logprobs>)>,
 ) -> Result<(Vec<CompletionChoice>, Summary), ApiError> {
-    let mut choices: Vec<CompletionChoice> = Vec::new();
-    let mut summary = Summary::default();
-    let mut echoed = echoed;
-    while let Some(step) = generating.next().await {
-        let choice = match &step {
-            Ok(Step::Piece { choice, .. } | Step::Finished { choice, .. }) => *choice as usize,
-            _ => 0,
-        };
-        while choices.len() <= choice {
-            let (text, logs) = echoed.take().unwrap_or_default();
-            choices.push(CompletionChoice {
-                index: choices.len() as u32,
-                text,
-                logprobs: logs.or_else(|| logprobs.map(|_| Logprobs::default())),
-                finish_reason: "stop",
-            });
-        }
-        match step? {
-            Step::Piece { events, token, .. } => {
-                let c = &mut choices[choice];
-                c.text += &content(events);
-                if let (Some(logs), Some(t), Some(n)) = (&mut c.logprobs, token, logprobs) {
-                    logs.push(generating.lease(), t.id, Some(t.logprob), &t.top, n > 0);
-                }
+    let (answers, summary) = gather(&mut generating).await?;
+    let (prompt, scores) = echoed.unwrap_or_default();
+    let choice = |(index, answer): (usize, Gathered)| {
+        let mut logs = scores.clone().or_else(|| logprobs.map(|_| Logprobs::default()));
+        if let (Some(logs), Some(n)) = (&mut logs, logprobs) {
+            for t in &answer.tokens {
+                logs.push(generating.lease(), t.id, Some(t.logprob), &t.top, n > 0);
             }
-            Step::Finished { finish, .. } => choices[choice].finish_reason = finish.word(),
-            Step::Done(s) => summary = s,
         }
-    }
-    Ok((choices, summary))
+        CompletionChoice {
+            index: index as u32,
+            text: prompt.clone() + &answer.content,
+            logprobs: logs,
+            finish_reason: answer.finish.map_or("stop", Finish::word),
+        }
+    };
+    Ok((answers.into_iter().enumerate().map(choice).collect(), summary))
 }
 
 /// The answer as chunks.

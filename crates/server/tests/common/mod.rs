@@ -11,7 +11,7 @@ use quarrel_formats::{Source, Value as MetaValue};
 use quarrel_hub::{LocalModel, Store as ModelStore};
 use quarrel_runtime::memory::Pool;
 use quarrel_runtime::{EngineOptions, Talk};
-use quarrel_server::{ModelSettings, ModelSource, ServeConfig};
+use quarrel_server::{ModelSettings, ModelSource, Origins, ServeConfig, Times};
 use quarrel_store::presets::Presets;
 use quarrel_store::{Limits, Store};
 use serde_json::{Value, json};
@@ -66,12 +66,17 @@ pub(crate) fn server() -> SocketAddr {
 
 /// Starts a server.
 pub(crate) fn start(keys: Vec<String>) -> SocketAddr {
+    start_with(|config| config.keys = keys)
+}
+
+/// Starts a server whose settings are changed.
+pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static) -> SocketAddr {
     let (tell, told) = mpsc::channel();
     std::thread::spawn(move || {
         // Removed when the server ends, which is with the process: the system's own cleaning has it then.
         let dir = tempfile::tempdir().unwrap();
         let local = model(dir.path());
-        let config = ServeConfig {
+        let mut config = ServeConfig {
             address: (Ipv4Addr::LOCALHOST, 0).into(),
             models: vec![ModelSource { id: MODEL.into(), resolve: Arc::new(move || Ok(local.clone())) }],
             settings: ModelSettings {
@@ -82,15 +87,19 @@ pub(crate) fn start(keys: Vec<String>) -> SocketAddr {
                 keep_alive: None,
                 loaded_max: 1,
             },
-            keys,
+            keys: Vec::new(),
             store: Some(Arc::new(Store::open(&dir.path().join("store"), Limits::default()).unwrap())),
             presets: Presets::built_in(),
             body_bytes_max: 1 << 20,
             connections_max: 64,
+            times: Times::default(),
             drain: Duration::from_secs(1),
+            tls: None,
+            origins: Origins::default(),
             compat: None,
             talk: Talk { note: |_| {}, detail: |_| {} },
         };
+        change(&mut config);
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         runtime.block_on(quarrel_server::serve(config, |at| tell.send(at).unwrap())).unwrap();

@@ -131,8 +131,7 @@ pub(crate) async fn messages(
 ) -> Result<Response, ApiError> {
     let mut object = body::object(&bytes)?;
     drop_nulls(&mut object);
-    let talk: Talk = body::take(&mut object, &[])?;
-    let own: Settings = body::typed(object)?;
+    let (talk, own): (Talk, Settings) = body::parts(object, &[])?;
     let Asked { model, prompt, format, hidden } = talk.ask(Some(own.max_tokens))?;
     let fields = Fields {
         max_tokens: Some(own.max_tokens),

@@ -95,9 +95,7 @@ pub(crate) async fn chat(
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let mut object = body::object(&bytes)?;
-    let mut shared: Shared = body::take(&mut object, &[])?;
-    let own: OllamaChatBody = body::typed(object)?;
+    let (mut shared, own): (Shared, OllamaChatBody) = body::parts(body::object(&bytes)?, &[])?;
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: true, model: lease.id.clone(), started, load: started.elapsed() };
     let messages = own.messages.unwrap_or_default();
@@ -128,9 +126,7 @@ pub(crate) async fn generate(
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let mut object = body::object(&bytes)?;
-    let mut shared: Shared = body::take(&mut object, &[])?;
-    let own: OllamaGenerateBody = body::typed(object)?;
+    let (mut shared, own): (Shared, OllamaGenerateBody) = body::parts(body::object(&bytes)?, &[])?;
     refuse(&own)?;
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: false, model: lease.id.clone(), started, load: started.elapsed() };

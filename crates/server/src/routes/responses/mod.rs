@@ -203,14 +203,13 @@ pub(crate) async fn create(
     Extension(caller): Extension<Caller>,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
-    let mut object = body::object(&bytes)?;
+    let object = body::object(&bytes)?;
     if let Some((name, what)) = NOT_HERE.iter().find(|(name, _)| object.contains_key(*name)) {
         let message = format!("{name}: this field is not known here; {what}");
         return Err(ApiError::field(*name, message).code("unknown_field"));
     }
     let echo = echo(&object);
-    let mut fields: Fields = body::take(&mut object, &ALIASES)?;
-    let mut own: ResponseBody = body::typed(object)?;
+    let (mut fields, mut own): (Fields, ResponseBody) = body::parts(object, &ALIASES)?;
     if own.background == Some(true) {
         return Err(ApiError::field("background", "background: nothing runs without its client here"));
     }

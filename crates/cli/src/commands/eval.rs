@@ -1,0 +1,106 @@
+//! `quarrel eval`: what a model says, measured.
+
+use anyhow::{Context, Result, bail};
+use quarrel_engine::Handle;
+use quarrel_eval::study::{self, Party, Plan};
+use quarrel_eval::{Method, PROMPTS, report};
+use quarrel_runtime::memory::{Pool, Use};
+use quarrel_runtime::{EngineOptions, Opened};
+use serde_json::json;
+
+use crate::args::{Eval, EvalCommand, EvalQuality};
+use crate::failure::{Interrupted, Usage};
+use crate::render::{self, Out};
+use crate::session::{self, TALK};
+use crate::{input, interrupt};
+
+/// Tokens of a prompt with its template, at most, and of an answer in the second model's tokens for each of the model's.
+const PROMPT_MAX: u32 = 512;
+const JUDGE_TOKENS: u32 = 3;
+
+pub(crate) fn run(args: Eval) -> Result<()> {
+    match args.command {
+        EvalCommand::Quality(args) => quality(*args),
+    }
+}
+
+fn quality(args: EvalQuality) -> Result<()> {
+    let methods = methods(&args.methods)?;
+    let prompts = match &args.prompts {
+        Some(path) => input::text_file(path)?,
+        None => PROMPTS.into(),
+    };
+    let prompts: Vec<String> =
+        prompts.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
+    if prompts.is_empty() {
+        bail!("there are no prompts: a line of the file is one");
+    }
+    let plan = Plan { prompts, samples: args.samples, tokens: args.max_tokens, seed: args.seed };
+    interrupt::install()?;
+    let model = session::open(&args.model)?;
+    let judge = session::open(&args.model.clone().or_named(Some(args.judge.clone())))?;
+    // Beams hold four sequences for each answer.
+    let batch = 4 * args.samples as usize;
+    let usage = Use { batch, outputs: batch, guesses: 0, pool: Pool::Full };
+    let speaker = engine(&model, args.threads, PROMPT_MAX + args.max_tokens, usage)?;
+    let reader = engine(&judge, args.threads, PROMPT_MAX + JUDGE_TOKENS * args.max_tokens, Use::SCORE)?;
+    let (speaker, reader) =
+        (Party { opened: &model, handle: &speaker }, Party { opened: &judge, handle: &reader });
+    let bar = render::steps((methods.len() * plan.prompts.len()) as u64, "methods x prompts");
+    let mut outcomes = Vec::with_capacity(methods.len());
+    for method in methods {
+        if interrupt::stopped() {
+            bar.finish_and_clear();
+            return Err(Interrupted.into());
+        }
+        outcomes.push(study::run(speaker, reader, &plan, method, || bar.inc(1))?);
+    }
+    bar.finish_and_clear();
+    let (name, by) = (&model.local.name, &judge.local.name);
+    if let Some(path) = &args.plot {
+        let short = |name: &str| name.rsplit('/').next().unwrap_or(name).to_owned();
+        let svg = report::svg(&format!("{}, read by {}", short(name), short(by)), &outcomes);
+        std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
+        render::note(format!("the picture is in {}", path.display()));
+    }
+    let mut out = Out::new();
+    if args.json {
+        return out.json(&json!({
+            "model": name,
+            "judge": by,
+            "prompts": plan.prompts.len(),
+            "samples": plan.samples,
+            "max_tokens": plan.tokens,
+            "seed": plan.seed,
+            "methods": outcomes,
+        }));
+    }
+    out.text(&format!(
+        "{name}, read by {by}: {} prompts, {} answers to each of at most {} tokens, seed {}\n\n{}",
+        plan.prompts.len(),
+        plan.samples,
+        plan.tokens,
+        plan.seed,
+        report::table(&outcomes)
+    ))?;
+    Ok(())
+}
+
+fn methods(names: &[String]) -> Result<Vec<&'static Method>> {
+    if names.is_empty() {
+        return Ok(Method::ALL.iter().collect());
+    }
+    let find = |name: &String| {
+        Method::find(name.trim()).ok_or_else(|| {
+            let all: Vec<&str> = Method::ALL.iter().map(|m| m.name).collect();
+            Usage(format!("no method is called {name:?}; there are {}", all.join(", "))).into()
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+fn engine(opened: &Opened, threads: Option<u16>, context: u32, usage: Use) -> Result<Handle> {
+    let trained = quarrel_model::spec(&opened.source)?.context;
+    let options = EngineOptions { ctx: Some(context.min(trained)), threads, ..EngineOptions::default() };
+    Ok(opened.load(&options, usage, None, 0, TALK, |_| {})?.handle)
+}

@@ -1,0 +1,315 @@
+//! Programs of one or a few ops at odd shapes, with random weights: what every device is compared with the reference on.
+
+use crate::random::{Rng, f32_tensor, tensor};
+use crate::{Tensors, compare, input_program, prepare, run_chunks};
+use quarrel_formats::DType;
+use quarrel_ir::{
+    Activation, AttendSpec, Device, KvLayer, Limits, NormKind, NormSpec, Op, Program, Result, RopeStyle,
+    RopeTable, Rows, View,
+};
+
+/// Rows of the input tables.
+pub const VOCAB: u32 = 80;
+
+/// All activations.
+pub const ACTIVATIONS: [Activation; 4] =
+    [Activation::Silu, Activation::GeluTanh, Activation::GeluErf, Activation::Relu];
+
+/// A Program that ends with a value to compare.
+pub struct Case {
+    /// What it is, for messages.
+    pub name: String,
+    /// Checked, with logits.
+    pub program: Program,
+    /// Its weights.
+    pub tensors: Tensors,
+    /// Rows of its one step.
+    pub rows: usize,
+    /// How far a result is from the reference.
+    pub measure: Measure,
+    /// Whether a weight has a quantised type.
+    pub quantized: bool,
+}
+
+/// A distance from the reference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    /// Of one product `w` of the input: root mean square of the error over that of the root sum square of each output's
+    /// terms, because the sum itself can be any share of them, when terms cancel.
+    Terms,
+    /// Root mean square of the error over that of the values.
+    Rms,
+    /// Largest difference.
+    Largest,
+    /// Largest difference relative to the value, where NaN answers NaN.
+    Relative,
+}
+
+impl Case {
+    fn new(name: String, program: Program, tensors: Tensors, rows: usize, measure: Measure) -> Case {
+        program.check().unwrap_or_else(|e| panic!("{name}: {e}"));
+        let quantized = tensors.values().any(|t| t.dtype.is_quantized());
+        Case { name, program, tensors, rows, measure, quantized }
+    }
+
+    /// The id at row `r`: rows of the input table in a mixed order.
+    pub fn token(r: u32) -> u32 {
+        (r * 13 + 5) % VOCAB
+    }
+
+    /// Runs it on a device, cut into steps of `chunks` rows, and reads the value it ends with.
+    ///
+    /// # Errors
+    /// What the device refuses.
+    pub fn run(&self, device: &mut dyn Device, chunks: &[usize]) -> Result<Vec<f32>> {
+        let limits = Limits { rows: self.rows, outputs: self.rows, kv_blocks: self.rows.div_ceil(16) };
+        let prepared = prepare(device, &self.program, &self.tensors, limits)?;
+        let tokens: Vec<u32> = (0..self.rows as u32).map(Case::token).collect();
+        let read = self.program.logits.expect("cases are checked");
+        run_chunks(device, prepared, &self.program, &tokens, chunks, read)
+    }
+
+    /// The distance of a result from the reference's; infinite where one is NaN and the other not.
+    pub fn error(&self, got: &[f32], want: &[f32]) -> f64 {
+        match self.measure {
+            Measure::Rms => compare::relative_rms(got, want),
+            Measure::Largest => compare::max_abs_diff(got, want).into(),
+            Measure::Relative => relative(got, want),
+            Measure::Terms => self.error_of_terms(got, want),
+        }
+    }
+
+    fn error_of_terms(&self, got: &[f32], want: &[f32]) -> f64 {
+        let (x, w) = (self.tensors["input"].to_f32(), self.tensors["w"].to_f32());
+        let cols = x.len() / VOCAB as usize;
+        let square = |v: f64| v * v;
+        let (mut error, mut terms) = (0.0, 0.0);
+        for r in 0..self.rows {
+            let x = &x[Case::token(r as u32) as usize * cols..][..cols];
+            let outputs = w.len() / cols;
+            for (o, w) in w.chunks_exact(cols).enumerate() {
+                let i = r * outputs + o;
+                error += square(f64::from(got[i]) - f64::from(want[i]));
+                terms += x.iter().zip(w).map(|(x, w)| square(f64::from(*x) * f64::from(*w))).sum::<f64>();
+            }
+        }
+        let ratio = (error / terms).sqrt();
+        if ratio.is_nan() { f64::INFINITY } else { ratio }
+    }
+}
+
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    got.iter().zip(want).fold(0.0, |worst, (g, w)| {
+        let near = (w - g).abs() <= 1e-36 || (w.is_nan() && g.is_nan()) || w == g;
+        let error = f64::from((w - g).abs()) / f64::from(w.abs().max(1e-30));
+        match (near, error.is_nan()) {
+            (true, _) => worst,
+            (false, true) => f64::INFINITY,
+            (false, false) => worst.max(error),
+        }
+    })
+}
+
+/// A program whose first value is a random matrix, and its table.
+pub fn with_input(cols: u32, rng: &mut Rng) -> (Program, View, Tensors) {
+    let (p, x) = input_program(VOCAB, cols);
+    let table = tensor("input", DType::F32, &[VOCAB as usize, cols as usize], 1.0, rng);
+    (p, x, Tensors::from([("input".into(), table)]))
+}
+
+/// The types that a weight can have: all but the index types.
+pub fn weight_types() -> impl Iterator<Item = DType> {
+    DType::all().filter(|t| !matches!(t, DType::I8 | DType::I16 | DType::I32 | DType::I64 | DType::U8))
+}
+
+/// A product of a type, `[out, k]`, of so many rows.
+pub fn product(dtype: DType, out: u32, cols: u32, rows: usize, rng: &mut Rng) -> Case {
+    let (mut p, x, mut t) = with_input(cols, rng);
+    let w = p.weight("w", out, cols);
+    t.insert("w".into(), tensor("w", dtype, &[out as usize, cols as usize], 0.5, rng));
+    p.logits = Some(p.matmul("y", x, w, None));
+    Case::new(format!("{dtype} {out}x{cols}, {rows} rows"), p, t, rows, Measure::Terms)
+}
+
+/// Products of every type at odd shapes.
+pub fn products(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in weight_types() {
+        let unit = dtype.block_len().max(32) as u32;
+        for (out, blocks, rows) in [(1, 1, 1), (15, 3, 2), (17, 1, 7), (33, 2, 64), (64, 1, 5)] {
+            cases.push(product(dtype, out, unit * blocks, rows, rng));
+        }
+    }
+    cases
+}
+
+/// Rows of tables of every type.
+pub fn lookups(rng: &mut Rng) -> Vec<Case> {
+    let case = |dtype: DType| {
+        let cols = 2 * dtype.block_len().max(32) as u32;
+        let (mut p, x) = input_program(VOCAB, cols);
+        if let Op::Embed { scale, .. } = &mut p.ops[0].op {
+            *scale = 2.5;
+        }
+        p.logits = Some(x);
+        let t = tensor("input", dtype, &[VOCAB as usize, cols as usize], 0.5, rng);
+        Case::new(format!("{dtype} x {cols}"), p, Tensors::from([("input".into(), t)]), 37, Measure::Rms)
+    };
+    weight_types().map(case).collect()
+}
+
+/// A block of a feed-forward network: norm, biased gate and up, activation, down, residual.
+pub fn feed_forward(dtype: DType, cols: u32, rows: usize, act: Activation, rng: &mut Rng) -> Case {
+    let (mut p, x, mut t) = with_input(cols, rng);
+    let gain = p.weight("gain", 1, cols);
+    t.insert("gain".into(), tensor("gain", DType::F32, &[cols as usize], 1.0, rng));
+    let norm = NormSpec { kind: NormKind::Rms, eps: 1e-5, group: cols, weight: Some(gain), bias: None };
+    let h = p.norm("h", x, norm);
+    let mut part = |p: &mut Program, name: &str, rows: u32| {
+        t.insert(name.into(), tensor(name, dtype, &[rows as usize, cols as usize], 0.2, rng));
+        let bias = format!("{name}.bias");
+        t.insert(bias.clone(), tensor(&bias, DType::F32, &[rows as usize], 0.5, rng));
+        let (w, b) = (p.weight(name, rows, cols), p.weight(bias, 1, rows));
+        p.matmul("part", h, w, Some(b))
+    };
+    let gate = part(&mut p, "gate", cols);
+    let up = part(&mut p, "up", cols);
+    let a = p.glu(gate, up, act);
+    let w = p.weight("down", cols, cols);
+    t.insert("down".into(), tensor("down", dtype, &[cols as usize, cols as usize], 0.2, rng));
+    let y = p.matmul("down", a, w, None);
+    p.logits = Some(p.add("z", x, y));
+    Case::new(format!("{dtype} {cols}, {rows} rows, {act:?}"), p, t, rows, Measure::Rms)
+}
+
+/// Norms of both kinds, whole and per head, with an addition.
+pub fn norms(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for kind in [NormKind::Rms, NormKind::Layer] {
+        for (cols, group) in [(1, 1), (33, 33), (96, 96), (120, 40), (576, 576), (80, 16)] {
+            for rows in [1, 3, 64] {
+                let (mut p, x, mut t) = with_input(cols, rng);
+                let weight = Some(p.weight("gain", 1, group));
+                let bias = Some(p.weight("bias", 1, group));
+                for name in ["gain", "bias"] {
+                    t.insert(name.into(), tensor(name, DType::F32, &[group as usize], 1.0, rng));
+                }
+                let out = p.value("y", Rows::Tokens, cols);
+                let norm = NormSpec { kind, eps: 1e-6, group, weight, bias };
+                p.push(Op::Norm { out, x, norm, add: Some(x) });
+                p.logits = Some(out);
+                let name = format!("{kind:?} {cols}/{group}, {rows} rows");
+                cases.push(Case::new(name, p, t, rows, Measure::Rms));
+            }
+        }
+    }
+    cases
+}
+
+/// Activation, factor, cap, sum, gate and picked rows in one.
+pub fn elementwise(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for cols in [1, 31, 100] {
+        for rows in [1, 2, 65] {
+            let (mut p, x, t) = with_input(cols, rng);
+            let a = p.value("a", Rows::Tokens, cols);
+            p.push(Op::Activate { out: a, x, act: Activation::GeluErf });
+            p.push(Op::Scale { x: a, by: 3.0 });
+            p.push(Op::Softcap { x: a, cap: 1.5 });
+            let b = p.add("b", a, x);
+            let g = p.glu(x, b, Activation::Silu);
+            let out = p.value("picked", Rows::Outputs, cols);
+            p.push(Op::PickRows { out, x: g });
+            p.logits = Some(out);
+            cases.push(Case::new(format!("{cols} columns, {rows} rows"), p, t, rows, Measure::Largest));
+        }
+    }
+    cases
+}
+
+/// Gates where exponentials overflow, and NaN.
+pub fn extremes() -> Vec<Case> {
+    let values = [0.0, -0.0, 100.0, -100.0, 1000.0, -1000.0, 1e30, -1e30, f32::NAN, 88.0, -88.0, -103.0];
+    let case = |act: Activation| {
+        let (mut p, x) = input_program(VOCAB, values.len() as u32);
+        let table: Vec<f32> = values.iter().copied().cycle().take(VOCAB as usize * values.len()).collect();
+        let table = f32_tensor("input", &[VOCAB as usize, values.len()], &table);
+        let out = p.value("y", Rows::Tokens, x.cols);
+        p.push(Op::Activate { out, x, act });
+        p.logits = Some(out);
+        let t = Tensors::from([("input".into(), table)]);
+        Case::new(format!("{act:?} of {values:?}"), p, t, 3, Measure::Relative)
+    };
+    ACTIVATIONS.map(case).into()
+}
+
+/// The shape of an attention layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Heads {
+    /// Query heads.
+    pub heads: u32,
+    /// Key and value heads.
+    pub kv_heads: u32,
+    /// Columns of each.
+    pub head_dim: u32,
+    /// Columns that are rotated.
+    pub rot_dims: u32,
+    /// Positions seen.
+    pub window: Option<u32>,
+    /// Bound of scores.
+    pub softcap: Option<f32>,
+}
+
+/// Rotation, cache and attention together, `rows` tokens of one sequence.
+pub fn attend(h: Heads, style: RopeStyle, rows: usize, rng: &mut Rng) -> Case {
+    let Heads { heads, kv_heads, head_dim, rot_dims, window, softcap } = h;
+    let (q_cols, kv_cols) = (heads * head_dim, kv_heads * head_dim);
+    let (mut p, x, t) = with_input(q_cols + 2 * kv_cols, rng);
+    p.kv = vec![KvLayer { kv_heads, head_dim, v_dim: head_dim, window }];
+    let (q, k, v) = (x.slice(0, q_cols), x.slice(q_cols, kv_cols), x.slice(q_cols + kv_cols, kv_cols));
+    let table = p.rope(RopeTable::new(style, rot_dims, 1000.0, None));
+    for x in [q, k] {
+        p.push(Op::Rope { x, head_dim, table });
+    }
+    p.push(Op::StoreKv { k, v, kv_layer: 0 });
+    let scale = (head_dim as f32).powf(-0.5);
+    let spec = AttendSpec {
+        kv_layer: 0,
+        heads,
+        kv_heads,
+        head_dim,
+        v_dim: head_dim,
+        scale,
+        causal: true,
+        window,
+        softcap,
+    };
+    p.logits = Some(p.attend(q, spec));
+    let name = format!("{heads}/{kv_heads} heads of {head_dim}, window {window:?}, {style:?}, {rows} tokens");
+    Case::new(name, p, t, rows, Measure::Rms)
+}
+
+/// Attention over head sizes, groups, windows and caps.
+pub fn attention(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (heads, kv_heads, head_dim, rot_dims, window, softcap) in [
+        (1, 1, 1, 0, None, None),
+        (2, 1, 33, 32, None, None),
+        (9, 3, 64, 64, None, None),
+        (4, 1, 256, 256, Some(7), None),
+        (6, 2, 80, 32, Some(1), Some(2.0)),
+        (8, 8, 40, 20, None, Some(5.0)),
+        (12, 4, 96, 96, Some(40), None),
+        (4, 2, 128, 128, None, None),
+    ] {
+        for style in [RopeStyle::Neox, RopeStyle::Interleaved] {
+            cases.push(attend(
+                Heads { heads, kv_heads, head_dim, rot_dims, window, softcap },
+                style,
+                70,
+                rng,
+            ));
+        }
+    }
+    cases
+}

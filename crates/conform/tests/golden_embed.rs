@@ -1,0 +1,86 @@
+//! Tiny encoders with random weights against the hidden states that `transformers` computed for them in float32, from
+//! safetensors and from GGUF (`goldens/make_embed.py` made them).
+
+use quarrel_conform::compare;
+use quarrel_cpu::{Cpu, CpuOptions, KvType};
+use quarrel_formats::Source;
+use quarrel_ir::reference::Reference;
+use quarrel_ir::{Device, Limits, Readout, SeqStep, StepInputs};
+use quarrel_model::decoder::{Options, decoder};
+use std::path::{Path, PathBuf};
+
+#[derive(serde::Deserialize)]
+struct Golden {
+    dim: usize,
+    safetensors: Vec<String>,
+    gguf: Vec<String>,
+    prompts: Vec<Vec<u32>>,
+}
+
+fn goldens() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens/embed")
+}
+
+/// All prompts in one step, then each alone: the hidden states, which must be the same bits.
+fn run(device: &mut dyn Device, path: &Path, prompts: &[Vec<u32>], fuse: bool) -> Vec<f32> {
+    let source = Source::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let spec = quarrel_model::spec(&source).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let program = decoder(&spec, &Options { fuse, ..Options::default() });
+    assert!(program.looks_ahead() && program.logits.is_none());
+    let hidden = program.hidden.unwrap();
+    let weights = quarrel_model::weights::load(&source, &spec, &program, device, |_| {}).unwrap();
+    let prepared = device.prepare(program, &weights, Limits { rows: 64, outputs: 1, kv_blocks: 12 }).unwrap();
+    let blocks: Vec<Vec<u32>> = (0..4u32).map(|s| [2, 0, 1].map(|b| 3 * s + b).to_vec()).collect();
+    let tokens = prompts.concat();
+    let seqs: Vec<SeqStep> =
+        prompts.iter().zip(&blocks).map(|(p, blocks)| SeqStep::new(p.len(), 0, blocks)).collect();
+    let mut read = |tokens: &[u32], seqs: &[SeqStep]| {
+        device.run(prepared, &StepInputs::new(tokens, seqs, &[])).unwrap();
+        let mut rows = vec![0.0; tokens.len() * hidden.cols as usize];
+        device.read(prepared, Readout::View(hidden), &mut rows).unwrap();
+        rows
+    };
+    let together = read(&tokens, &seqs);
+    let alone: Vec<f32> = prompts.iter().zip(&seqs).flat_map(|(p, s)| read(p, &[*s])).collect();
+    let same = together.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits());
+    assert!(same, "{}: company changes the bits", path.display());
+    together
+}
+
+fn check(make: &dyn Fn() -> Box<dyn Device>, bound: f32) {
+    let mut seen = 0;
+    for name in ["bert", "nomic"] {
+        let dir = goldens().join(name);
+        let golden: Golden =
+            serde_json::from_str(&std::fs::read_to_string(dir.join("golden.json")).unwrap()).unwrap();
+        let bytes = std::fs::read(dir.join("hidden.bin")).unwrap();
+        let want: Vec<f32> =
+            bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        assert_eq!(want.len(), golden.prompts.concat().len() * golden.dim);
+        for file in golden.safetensors.iter().chain(&golden.gguf) {
+            for fuse in [false, true] {
+                let got = run(make().as_mut(), &dir.join(file), &golden.prompts, fuse);
+                let diff = compare::max_abs_diff(&want, &got);
+                assert!(diff < bound, "{name}/{file}, fused {fuse}: largest difference {diff:e}");
+                seen += 1;
+            }
+        }
+    }
+    assert_eq!(seen, 6);
+}
+
+#[test]
+fn reference_equals_transformers() {
+    check(&|| Box::new(Reference::default()), 2e-5);
+}
+
+#[test]
+fn cpu_equals_transformers() {
+    let cpu = |kv| {
+        move || -> Box<dyn Device> {
+            Box::new(Cpu::new(CpuOptions { threads: Some(2), kv, ..CpuOptions::default() }).unwrap())
+        }
+    };
+    check(&cpu(KvType::F32), 2e-5);
+    check(&cpu(KvType::F16), 1e-2);
+}

@@ -1,0 +1,376 @@
+// Products for many rows on Hopper: Y^T = W X^T by wgmma, W as the A operand in registers, so that a tile of tile.cuh goes
+// from shared memory through a few integer operations straight into the tensor cores, whatever its type. X is B: prepared
+// by mm_prep_* as the image of shared memory (k-blocks of 64, 8 rows, 128-byte swizzle), so bulk copies need no tensor maps.
+// A block: 128 rows of W x NTOK rows of X; one warp copies, two warpgroups compute; two blocks of a cluster share X.
+#pragma once
+#include "tile.cuh"
+#include "wgmma.cuh"
+
+namespace q {
+
+struct alignas(8) MmArgs {
+    const u8* w;         // tiles
+    const u8* x;         // image: [kp / 64][xrows / 8][1024 bytes]
+    const float* rscale; // [rows]
+    const float* bias;   // [n] or null
+    const float* add;    // or null
+    float* out;
+    int64_t ldadd, ldo;
+    int32_t n, k, rows;
+    int32_t xrows;       // rows of the image, a multiple of NTOK and at least rows
+    int32_t act, pad;
+};
+
+// ---- a group of 32 columns as f16 fragments, scaled; WS keeps small scales out of the subnormals ----
+
+#define Q_WS 256.f
+__device__ __forceinline__ __half2 as_h2(u32 v) { return *(__half2*)&v; }
+__device__ __forceinline__ u32 as_u32(__half2 v) { return *(u32*)&v; }
+
+// Codes (16 x where ODD16 and the pair is odd) to values: ((code) - BIAS) * s + m.
+template <bool ODD16, int BIAS, bool MINS>
+__device__ __forceinline__ void values(u32* a, float s0, float s1, float m0 = 0, float m1 = 0) {
+    const __half2 s[2] = {__float2half2_rn(s0), __float2half2_rn(s1)}, m[2] = {__float2half2_rn(m0), __float2half2_rn(m1)};
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        __half2 v = as_h2(a[i] | 0x64006400u);
+        v = ODD16 && (i & 2) ? __hfma2(v, __float2half2_rn(0.0625f), __float2half2_rn(-64.f - BIAS))
+                             : __hadd2(v, __float2half2_rn(-1024.f - BIAS));
+        a[i] = as_u32(MINS ? __hfma2(v, s[i & 1], m[i & 1]) : __hmul2(v, s[i & 1]));
+    }
+}
+// Groups of 16: a[0..4] and a[4..8] have scales of their own; s: row g (2), row g + 8 (2).
+template <bool ODD16, int BIAS, bool MINS> __device__ __forceinline__ void values16(u32* a, const float* s, const float* mn = nullptr) {
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        int j = (i & 1) * 2 + (i >> 2);
+        __half2 v = as_h2(a[i] | 0x64006400u), sc = __float2half2_rn(s[j]);
+        v = ODD16 && (i & 2) ? __hfma2(v, __float2half2_rn(0.0625f), __float2half2_rn(-64.f - BIAS))
+                             : __hadd2(v, __float2half2_rn(-1024.f - BIAS));
+        a[i] = as_u32(MINS ? __hfma2(v, sc, __float2half2_rn(mn[j])) : __hmul2(v, sc));
+    }
+}
+
+template <class F> struct Frag; // go(tile, lane, group, a[8]); FIN
+#define Q_FRAG(FMT, ISBF, FINAL)                                                    \
+    template <> struct Frag<FMT> {                                                  \
+        static constexpr bool BF = ISBF;                                            \
+        static constexpr float FIN = FINAL;                                         \
+        static __device__ __forceinline__ void go(const u8* p, int lane, int j, u32* a)
+
+#define Q_PLAIN                                                                     \
+    {                                                                               \
+        uint4 a0 = lds128(p + j * 1024 + lane * 16), a1 = lds128(p + j * 1024 + 512 + lane * 16); \
+        a[0] = a0.x, a[1] = a0.y, a[2] = a0.z, a[3] = a0.w, a[4] = a1.x, a[5] = a1.y, a[6] = a1.z, a[7] = a1.w; \
+    }                                                                               \
+    }
+Q_FRAG(FmtBF16, true, 1.f) Q_PLAIN;
+Q_FRAG(FmtF16, false, 1.f) Q_PLAIN;
+
+template <int BITS, bool MINS> struct Frag<FmtQ<BITS, MINS>> {
+    typedef FmtQ<BITS, MINS> F;
+    static constexpr bool BF = false;
+    static constexpr float FIN = 1.f / Q_WS;
+    static __device__ __forceinline__ void go(const u8* p, int lane, int j, u32* a) {
+        if (BITS == 8) {
+            uint4 v = lds128(p + j * 512 + lane * 16);
+            bytes4<0>(v.x, v.y, a), bytes4<1>(v.z, v.w, a);
+        } else {
+            uint2 v = *(const uint2*)(p + lane * 16 + j * 8);
+            nibbles<0>(v.x, a), nibbles<1>(v.y, a);
+            if (BITS == 5) {
+                u32 h = *(const u32*)(p + 512 + lane * 4) >> (8 * j);
+                bit5<0, 0>(h, a), bit5<1, 0>(h, a);
+            }
+        }
+        const u8* s = p + F::CODES + F::HIGH;
+        int g = lane >> 2;
+        constexpr int BIAS = MINS ? 0 : 1 << (BITS - 1);
+        if (MINS) {
+            uint2 v = *(const uint2*)(s + g * 16 + j * 8);
+            float2 s0 = halves(v.x), s1 = halves(v.y);
+            values<BITS != 8, BIAS, true>(a, s0.x * Q_WS, s1.x * Q_WS, s0.y * Q_WS, s1.y * Q_WS);
+        } else {
+            float2 d = halves(*(const u32*)(s + g * 8 + j * 4));
+            values<BITS != 8, BIAS, false>(a, d.x * Q_WS, d.y * Q_WS);
+        }
+    }
+};
+template <bool MX> struct Frag<FmtT<MX>> {
+    static constexpr bool BF = false;
+    static constexpr float FIN = 1.f / Q_WS;
+    static __device__ __forceinline__ void go(const u8* p, int lane, int j, u32* a) {
+        u32 t[4];
+        if (MX) table_mx4(t);
+        else table_iq4(t);
+        uint2 v = *(const uint2*)(p + lane * 16 + j * 8);
+        table8<0>(t, v.x, a), table8<1>(t, v.y, a);
+        int g = lane >> 2;
+        float2 d;
+        if (MX) {
+            u32 e = *(const uint16_t*)(p + 512 + g * 4 + j * 2);
+            d.x = __uint_as_float(max((int)(e & 255) - 1, 0) << 23), d.y = __uint_as_float(max((int)(e >> 8) - 1, 0) << 23);
+        } else d = halves(*(const u32*)(p + 512 + g * 8 + j * 4));
+        values<false, 128, false>(a, d.x * Q_WS, d.y * Q_WS);
+    }
+};
+// Scale and minimum j, j a compile-time constant after unrolling.
+__device__ __forceinline__ u32 six_at(const uint4& r, int j) {
+    switch (j) {
+    case 0: return six<0>(r);
+    case 1: return six<1>(r);
+    case 2: return six<2>(r);
+    case 3: return six<3>(r);
+    case 4: return six<4>(r);
+    case 5: return six<5>(r);
+    case 6: return six<6>(r);
+    default: return six<7>(r);
+    }
+}
+template <bool FIVE> struct Frag<FmtK45<FIVE>> {
+    typedef FmtK45<FIVE> F;
+    static constexpr bool BF = false;
+    static constexpr float FIN = 1.f / Q_WS;
+    static __device__ __forceinline__ void go(const u8* p, int lane, int j, u32* a) {
+        uint2 v = *(const uint2*)(p + (j >> 1) * 512 + lane * 16 + (j & 1) * 8);
+        nibbles<0>(v.x, a), nibbles<1>(v.y, a);
+        if (FIVE) {
+            u32 h = *(const u32*)(p + 2048 + (j >> 1) * 128 + lane * 4) >> (8 * (j & 1));
+            bit5<0, 0>(h, a), bit5<1, 0>(h, a);
+        }
+        const u8* s = p + 2048 + F::HIGH + (lane >> 2) * 16;
+        uint4 r0 = lds128(s), r1 = lds128(s + 128);
+        float2 d0 = halves(r0.x), d1 = halves(r1.x), e0 = halves(six_at(r0, j)), e1 = halves(six_at(r1, j));
+        constexpr float K = Q_WS * Q_2F24;
+        values<true, 0, true>(a, d0.x * K * e0.x, d1.x * K * e1.x, -d0.y * K * e0.y, -d1.y * K * e1.y);
+    }
+};
+Q_FRAG(FmtQ6K, false, 1.f / Q_WS) {
+    uint2 v = *(const uint2*)(p + (j >> 1) * 512 + lane * 16 + (j & 1) * 8);
+    u32 h = *(const u32*)(p + 2048 + (j >> 1) * 256 + lane * 8 + (j & 1) * 4);
+    nibbles<0>(v.x, a), nibbles<1>(v.y, a);
+    bits56<0>(h, a), bits56<1>(h, a);
+    int g = lane >> 2, b = 2 * j;
+    float2 d = halves(*(const u32*)(p + 3328 + g * 4));
+    d.x *= Q_WS, d.y *= Q_WS;
+    u32 w0 = *(const uint16_t*)(p + 3072 + g * 16 + b), w1 = *(const uint16_t*)(p + 3200 + g * 16 + b);
+    float s[4] = {d.x * byte_minus128(w0, 0), d.x * byte_minus128(w0, 1), d.y * byte_minus128(w1, 0), d.y * byte_minus128(w1, 1)};
+    values16<true, 32, false>(a, s);
+}
+};
+Q_FRAG(FmtQ3K, false, 1.f / Q_WS) {
+    u32 v = *(const u32*)(p + (j >> 2) * 512 + lane * 16 + (j & 3) * 4);
+    u32 h = *(const u32*)(p + 1024 + lane * 16 + (j >> 1) * 4) >> (8 * (j & 1));
+    bits2<0>(v, a), bits2<1>(v, a);
+    bit3<0, 0>(h, a), bit3<1, 0>(h, a);
+    int g = lane >> 2, b = 2 * j;
+    float2 d = halves(*(const u32*)(p + 1792 + g * 4));
+    d.x *= Q_WS, d.y *= Q_WS;
+    u32 w0 = *(const uint16_t*)(p + 1536 + g * 16 + b), w1 = *(const uint16_t*)(p + 1664 + g * 16 + b);
+    float s[4] = {d.x * byte_minus128(w0, 0), d.x * byte_minus128(w0, 1), d.y * byte_minus128(w1, 0), d.y * byte_minus128(w1, 1)};
+    values16<false, 4, false>(a, s);
+}
+};
+Q_FRAG(FmtQ2K, false, 1.f / Q_WS) {
+    u32 v = *(const u32*)(p + (j >> 2) * 512 + lane * 16 + (j & 3) * 4);
+    bits2<0>(v, a), bits2<1>(v, a);
+    int g = lane >> 2;
+    uint2 dd = *(const uint2*)(p + 1280 + g * 8);
+    float2 d0 = halves(dd.x), d1 = halves(dd.y);
+    constexpr float K = Q_WS * Q_2F24;
+    u32 w0 = *(const u32*)(p + 1024 + g * 16 + (j >> 1) * 4) >> (8 * (j & 1)), w1 = *(const u32*)(p + 1152 + g * 16 + (j >> 1) * 4) >> (8 * (j & 1));
+    float2 e0 = halves(w0 & 0x000F000Fu), e1 = halves((w0 >> 4) & 0x000F000Fu), f0 = halves(w1 & 0x000F000Fu), f1 = halves((w1 >> 4) & 0x000F000Fu);
+    float s[4] = {d0.x * K * e0.x, d0.x * K * e1.x, d1.x * K * f0.x, d1.x * K * f1.x};
+    float m[4] = {-d0.y * K * e0.y, -d0.y * K * e1.y, -d1.y * K * f0.y, -d1.y * K * f1.y};
+    values16<false, 0, true>(a, s, m);
+}
+};
+Q_FRAG(FmtIQ4XS, false, 1.f / Q_WS) {
+    u32 t[4];
+    table_iq4(t);
+    uint2 v = *(const uint2*)(p + (j >> 1) * 512 + lane * 16 + (j & 1) * 8);
+    table8<0>(t, v.x, a), table8<1>(t, v.y, a);
+    int g = lane >> 2;
+    float2 d = halves(*(const u32*)(p + 2176 + g * 4));
+    u32 w0 = p[2048 + g * 8 + j], w1 = p[2112 + g * 8 + j];
+    values<false, 128, false>(a, d.x * Q_WS * byte_minus128(w0, 0), d.y * Q_WS * byte_minus128(w1, 0));
+}
+};
+
+// ---- barriers ----
+
+__device__ __forceinline__ void bar_init(u32 b, int n) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(b), "r"(n)); }
+__device__ __forceinline__ void bar_wait(u32 b, u32 phase) {
+    u32 done = 0;
+    while (!done)
+        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}"
+                     : "=r"(done)
+                     : "r"(b), "r"(phase)
+                     : "memory");
+}
+__device__ __forceinline__ void bar_expect(u32 b, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
+}
+__device__ __forceinline__ void bar_arrive(u32 b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory"); }
+__device__ __forceinline__ void bar_arrive_at(u32 b, u32 rank) {
+    asm volatile("{.reg .b32 r; mapa.shared::cluster.u32 r, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r];}" ::"r"(b), "r"(rank)
+                 : "memory");
+}
+__device__ __forceinline__ void bulk(u32 dst, const void* src, int bytes, u32 bar) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src), "r"(bytes), "r"(bar)
+                 : "memory");
+}
+__device__ __forceinline__ void bulk_all(u32 dst, const void* src, int bytes, u32 bar, uint16_t mask) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(dst), "l"(src),
+                 "r"(bytes), "r"(bar), "h"(mask)
+                 : "memory");
+}
+
+__host__ __device__ constexpr int mm_bstages(int ntok) { return ntok == 256 ? 4 : ntok == 128 ? 6 : 8; }
+__host__ __device__ constexpr int mm_astages(int kt, int tile) { return kt == 64 ? (tile > 1500 ? 4 : 8) : tile > 2400 ? 2 : 3; }
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
+template <class F, int NTOK, int CL> __device__ __forceinline__ void mm_body(const MmArgs& a) {
+    extern __shared__ __align__(1024) u8 sm[];
+    typedef Frag<F> G;
+    constexpr int SB = mm_bstages(NTOK), SA = mm_astages(F::KT, F::TILE), ABYTES = 8 * F::TILE, BBYTES = NTOK * 128, KB = F::KT / 64;
+    u8 *bring = sm + 1024, *aring = bring + SB * BBYTES;
+    const u32 bars = smem_addr(sm), bfull = bars, bempty = bars + 8 * SB, afull = bars + 16 * SB, aempty = afull + 8 * SA;
+    const int tid = threadIdx.x, wg = tid >> 7, lane = tid & 31;
+    const u32 rank = CL > 1 ? blockIdx.x % CL : 0;
+    const int tiles = (a.n + 15) >> 4, tk = (a.k + F::KT - 1) / F::KT, nk = (a.k + 63) / 64, xblocks = a.xrows >> 3;
+    const int tokens = (a.rows + NTOK - 1) / NTOK, groups = (tiles + 8 * CL - 1) / (8 * CL), work = tokens * groups;
+    if (tid == 0) {
+        for (int i = 0; i < SB; i++) bar_init(bfull + 8 * i, 1), bar_init(bempty + 8 * i, 8 * CL);
+        for (int i = 0; i < SA; i++) bar_init(afull + 8 * i, 1), bar_init(aempty + 8 * i, 8);
+        asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    }
+    if (CL > 1) asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    else __syncthreads();
+    pdl_launch();
+    pdl_wait();
+
+    if (wg == 0) {
+        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (tid == 0) {
+            int bs = 0, as = 0;
+            u32 bp = 1, ap = 1; // empty barriers: the first pass does not wait
+            for (int w = blockIdx.x / CL; w < work; w += gridDim.x / CL) {
+                const int tok = w % tokens, base = (w / tokens * CL + rank) * 8;
+                int kb = 0;
+                for (int kt = 0; kt < tk; kt++) {
+                    bar_wait(aempty + 8 * as, ap);
+                    bar_expect(afull + 8 * as, ABYTES);
+                    for (int i = 0; i < 8; i++)
+                        bulk(smem_addr(aring) + as * ABYTES + i * F::TILE, a.w + ((size_t)min(base + i, tiles - 1) * tk + kt) * F::TILE, F::TILE,
+                             afull + 8 * as);
+                    if (++as == SA) as = 0, ap ^= 1;
+                    for (int i = 0; i < KB; i++, kb++) {
+                        bar_wait(bempty + 8 * bs, bp);
+                        bar_expect(bfull + 8 * bs, BBYTES);
+                        constexpr int PART = BBYTES / CL;
+                        const u8* src = a.x + ((size_t)kb * xblocks + tok * (NTOK / 8)) * 1024 + rank * PART;
+                        const u32 dst = smem_addr(bring) + bs * BBYTES + rank * PART;
+                        if (CL > 1) bulk_all(dst, src, PART, bfull + 8 * bs, (1 << CL) - 1);
+                        else bulk(dst, src, PART, bfull + 8 * bs);
+                        if (++bs == SB) bs = 0, bp ^= 1;
+                    }
+                }
+            }
+        }
+    } else {
+        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        const int warp = (tid >> 5) - 4, g = lane >> 2, t = lane & 3;
+        int bs = 0, as = 0;
+        u32 bp = 0, ap = 0;
+        const u8* mine = aring + warp * F::TILE;
+        const uint64_t desc0 = (uint64_t)(1) << 62 | (uint64_t)64 << 32 | (uint64_t)1 << 16;
+        for (int w = blockIdx.x / CL; w < work; w += gridDim.x / CL) {
+            const int tok = w % tokens, rt = (w / tokens * CL + rank) * 8 + warp;
+            float acc[NTOK / 2];
+#pragma unroll
+            for (int i = 0; i < NTOK / 2; i++) acc[i] = 0;
+            u32 f0[16], f1[16];
+            // Fragments of k-block i, which waits for its tile if it is the first of it and gives it back if it is the last.
+            auto fetch = [&](u32* f, int i, int sub) {
+                if (sub == 0) bar_wait(afull + 8 * as, ap);
+                const u8* p = mine + as * ABYTES;
+                G::go(p, lane, sub * 2, f);
+                G::go(p, lane, sub * 2 + 1, f + 8);
+                if (sub == KB - 1) {
+                    __syncwarp();
+                    if (lane == 0) bar_arrive(aempty + 8 * as);
+                    if (++as == SA) as = 0, ap ^= 1;
+                }
+            };
+            auto step = [&](u32* cur, u32* nxt, int i, int nsub) {
+                bar_wait(bfull + 8 * bs, bp);
+                const uint64_t desc = desc0 | ((smem_addr(bring) + bs * BBYTES) >> 4);
+                asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+                for (int j = 0; j < 4; j++) Wgmma<G::BF, NTOK>::go(acc, cur + 4 * j, desc + 2 * j);
+                asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+                if (i + 1 < nk) fetch(nxt, i + 1, nsub);
+                asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+                if (lane < CL) {
+                    if (CL > 1) bar_arrive_at(bempty + 8 * bs, lane);
+                    else bar_arrive(bempty + 8 * bs);
+                }
+                if (++bs == SB) bs = 0, bp ^= 1;
+            };
+            fetch(f0, 0, 0);
+            if (KB == 1) {
+                for (int i = 0; i < nk; i += 2) {
+                    step(f0, f1, i, 0);
+                    if (i + 1 < nk) step(f1, f0, i + 1, 0);
+                }
+            } else {
+                for (int i = 0; i < nk; i += 4) { // k is a multiple of 256
+                    step(f0, f1, i, 1 % KB), step(f1, f0, i + 1, 2 % KB);
+                    step(f0, f1, i + 2, 3 % KB), step(f1, f0, i + 3, 0);
+                }
+            }
+            const bool glu = a.act >= 0;
+            const int half = a.n >> 1;
+            if (rt >= tiles) continue;
+            const int o0 = glu ? rt * 8 + g : rt * 16 + g, o1 = glu ? half + o0 : o0 + 8, lim = glu ? half : a.n;
+            const bool in0 = o0 < lim, in1 = glu ? in0 : o1 < lim;
+            const float b0 = a.bias && in0 ? a.bias[o0] : 0.f, b1 = a.bias && in1 ? a.bias[o1] : 0.f;
+#pragma unroll
+            for (int j = 0; j < NTOK / 8; j++)
+#pragma unroll
+                for (int c = 0; c < 2; c++) {
+                    const int r = tok * NTOK + j * 8 + 2 * t + c;
+                    if (r >= a.rows) continue;
+                    const float u = a.rscale[r] * G::FIN;
+                    float v0 = acc[4 * j + c] * u + b0, v1 = acc[4 * j + 2 + c] * u + b1;
+                    float* out = a.out + r * a.ldo;
+                    if (glu) {
+                        if (in0) out[o0] = activate(v0, a.act) * v1;
+                    } else {
+                        if (a.add) {
+                            const float* add = a.add + r * a.ldadd;
+                            if (in0) v0 += add[o0];
+                            if (in1) v1 += add[o1];
+                        }
+                        if (in0) out[o0] = v0;
+                        if (in1) out[o1] = v1;
+                    }
+                }
+        }
+    }
+    if (CL > 1) asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+#define MM_ONE(NAME, FMT, N, CL)                                                                          \
+    extern "C" __global__ void __launch_bounds__(384, 1) mm_##NAME##_##N##_##CL(const __grid_constant__ q::MmArgs a) { \
+        q::mm_body<q::FMT, N, CL>(a);                                                                     \
+    }
+#define MM_KERNEL(NAME, FMT) MM_ONE(NAME, FMT, 256, 2) MM_ONE(NAME, FMT, 128, 1) MM_ONE(NAME, FMT, 64, 1) MM_ONE(NAME, FMT, 32, 1)
+#else
+#define MM_ONE(NAME, FMT, N, CL)
+#define MM_KERNEL(NAME, FMT)
+#endif
+
+} // namespace q

@@ -1,0 +1,243 @@
+//! The argument structs of the kernels, as `kernels/*.cu` declare them: each kernel takes exactly one, by value.
+
+/// An address in device memory; 0 is null.
+pub(crate) type Ptr = u64;
+
+/// Where the inputs of a step lie: `Step` of `common.cuh`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Step {
+    pub(crate) n: Ptr,
+    pub(crate) row: Ptr,
+    pub(crate) outputs: Ptr,
+    pub(crate) blocks: Ptr,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prep {
+    pub(crate) x: Ptr,
+    pub(crate) gain: Ptr,
+    pub(crate) bias: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) rows: i32,
+    pub(crate) k: i32,
+    pub(crate) group: i32,
+    pub(crate) kind: i32,
+    pub(crate) eps: f32,
+    pub(crate) pad: i32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Mat {
+    pub(crate) w: Ptr,
+    pub(crate) w2: Ptr,
+    pub(crate) x: Ptr,
+    pub(crate) bias: Ptr,
+    pub(crate) bias2: Ptr,
+    pub(crate) add: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) work: Ptr,
+    pub(crate) add_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) rows: i32,
+    pub(crate) n: i32,
+    pub(crate) k: i32,
+    pub(crate) act: i32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Repack {
+    pub(crate) src: Ptr,
+    pub(crate) dst: Ptr,
+    pub(crate) n: i32,
+    pub(crate) k: i32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Embed {
+    pub(crate) step: Step,
+    pub(crate) w: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) stride: i64,
+    pub(crate) first: i32,
+    pub(crate) last: i32,
+    pub(crate) cols: i32,
+    pub(crate) scale: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Norm {
+    pub(crate) n: Ptr,
+    pub(crate) x: Ptr,
+    pub(crate) gain: Ptr,
+    pub(crate) bias: Ptr,
+    pub(crate) add: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) add_stride: i64,
+    pub(crate) rows_kind: i32,
+    pub(crate) group: i32,
+    pub(crate) kind: i32,
+    pub(crate) eps: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Angles {
+    pub(crate) step: Step,
+    pub(crate) freq: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) half: i32,
+    pub(crate) mscale: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rope {
+    pub(crate) n: Ptr,
+    pub(crate) x: Ptr,
+    pub(crate) angles: Ptr,
+    pub(crate) stride: i64,
+    pub(crate) heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) half: i32,
+    pub(crate) interleaved: i32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Store {
+    pub(crate) n: Ptr,
+    pub(crate) list: Ptr,
+    pub(crate) blocks: Ptr,
+    pub(crate) k: Ptr,
+    pub(crate) v: Ptr,
+    pub(crate) pool: Ptr,
+    pub(crate) k_stride: i64,
+    pub(crate) v_stride: i64,
+    pub(crate) page: i64,
+    pub(crate) k_at: i64,
+    pub(crate) v_at: i64,
+    pub(crate) kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) v_dim: i32,
+    pub(crate) copies: i32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attend {
+    pub(crate) step: Step,
+    pub(crate) list: Ptr,
+    pub(crate) q: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) pool: Ptr,
+    pub(crate) part: Ptr,
+    pub(crate) q_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) page: i64,
+    pub(crate) k_at: i64,
+    pub(crate) v_at: i64,
+    pub(crate) heads: i32,
+    pub(crate) kv_heads: i32,
+    pub(crate) head_dim: i32,
+    pub(crate) v_dim: i32,
+    pub(crate) window: i32,
+    pub(crate) chunks: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Flash {
+    pub(crate) step: Step,
+    pub(crate) seqs: Ptr,
+    pub(crate) q: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) pool: Ptr,
+    pub(crate) q_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) page: i64,
+    pub(crate) k_at: i64,
+    pub(crate) v_at: i64,
+    pub(crate) heads: i32,
+    pub(crate) kv_heads: i32,
+    pub(crate) window: i32,
+    pub(crate) pad: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RopeStore {
+    pub(crate) store: Store,
+    pub(crate) q: Ptr,
+    pub(crate) angles: Ptr,
+    pub(crate) q_stride: i64,
+    pub(crate) heads: i32,
+    pub(crate) half: i32,
+    pub(crate) interleaved: i32,
+    pub(crate) pad: i32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Map {
+    pub(crate) n: Ptr,
+    pub(crate) a: Ptr,
+    pub(crate) b: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) a_stride: i64,
+    pub(crate) b_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) rows_kind: i32,
+    pub(crate) cols: i32,
+    pub(crate) act: i32,
+    pub(crate) by: f32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pick {
+    pub(crate) step: Step,
+    pub(crate) x: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) cols: i32,
+    pub(crate) pad: i32,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct CopyPages {
+    pub(crate) pool: Ptr,
+    pub(crate) pairs: Ptr,
+    pub(crate) page: i64,
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peak {
+    pub(crate) from: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) n: i64,
+}
+
+/// A struct that may be handed to a kernel: plain data, laid out as in C.
+pub(crate) trait Args: Copy {}
+macro_rules! args {
+    ($($t:ty),*) => { $(impl Args for $t {})* };
+}
+args!(
+    Prep, Mat, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, RopeStore, Map, Pick, CopyPages, Peak
+);

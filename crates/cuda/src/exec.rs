@@ -1,0 +1,748 @@
+//! One Program as a sequence of launches: the match over ops. It only queues, so the same code runs a step and records a graph.
+
+use crate::args::{self, Ptr};
+use crate::choose::{self, Choice, Input, Layout, Shape};
+use crate::gpu::{Buffer, Caps, Event, Gpu};
+use crate::kv::{KvPool, KvType};
+use crate::step::{Lists, Size};
+use crate::weights::{Held, RunShape};
+use quarrel_ir::arena::Slot;
+use quarrel_ir::{
+    Activation, AttendSpec, BLOCK_TOKENS, Error, Limits, NormKind, NormSpec, Op, Program, Result, RopeStyle,
+    Rows, Stop, View, Weight, WeightId,
+};
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// Tokens of the context that one block of the attention kernel takes: `CHUNK` of attend.cu.
+pub(crate) const CHUNK: usize = 256;
+
+/// Most bytes of scratch for partial sums of attention.
+const PARTS_MAX: usize = 128 << 20;
+
+/// A value on the GPU: address of a view's first element, floats from row to row.
+#[derive(Clone, Copy)]
+struct At {
+    ptr: Ptr,
+    stride: i64,
+}
+
+/// What launches need to know of a prepared Program.
+pub(crate) struct Tape<'a> {
+    pub(crate) gpu: &'a Arc<Gpu>,
+    pub(crate) program: &'a Program,
+    pub(crate) held: &'a [Held],
+    pub(crate) ids: &'a [Weight],
+    pub(crate) slots: &'a [Slot],
+    pub(crate) arena: Ptr,
+    pub(crate) kv: &'a KvPool,
+    pub(crate) kv_type: KvType,
+    pub(crate) ropes: &'a [RopeAt],
+    pub(crate) scratch: &'a Scratch,
+    pub(crate) deterministic: bool,
+}
+
+/// A rotation's frequencies, and the angles of a step's rows.
+pub(crate) struct RopeAt {
+    pub(crate) freq: Buffer,
+    pub(crate) angles: Buffer,
+}
+
+/// Memory that ops use for themselves.
+pub(crate) struct Scratch {
+    /// Prepared inputs of products.
+    pub(crate) input: Buffer,
+    /// Products whose two halves come from different kernels.
+    pub(crate) wide: Buffer,
+    /// What product kernels ask for.
+    pub(crate) work: Buffer,
+    /// Partial sums of attention.
+    pub(crate) parts: Buffer,
+}
+
+/// Bytes of each part of [`Scratch`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct ScratchBytes {
+    pub(crate) input: usize,
+    pub(crate) wide: usize,
+    pub(crate) work: usize,
+    pub(crate) parts: usize,
+}
+
+/// How one launch of the tape goes.
+pub(crate) struct Pass<'a> {
+    pub(crate) size: Size,
+    pub(crate) step: args::Step,
+    pub(crate) lists: Lists,
+    /// Asked before each layer, once the layer before the last is done.
+    pub(crate) stop: Option<Stop<'a>>,
+    /// One more than there are ops; recorded around each.
+    pub(crate) times: Option<&'a [Event]>,
+}
+
+impl Tape<'_> {
+    /// Queues the whole Program.
+    pub(crate) fn launch(&self, pass: &Pass) -> Result<()> {
+        for (table, at) in self.program.ropes.iter().zip(self.ropes) {
+            let half = table.rot_dims / 2;
+            let args = args::Angles {
+                step: pass.step,
+                freq: at.freq.ptr,
+                out: at.angles.ptr,
+                half: half as i32,
+                mscale: table.mscale,
+            };
+            if half > 0 {
+                self.gpu.launch("angles", [pass.size.rows as u32, 1, 1], 64, 0, &args)?;
+            }
+        }
+        let mut brake = pass.stop.map(|stop| Brake { stop, layer: None, marks: Vec::new() });
+        let mut done = 0;
+        for (i, node) in self.program.ops.iter().enumerate() {
+            if let Some(times) = pass.times {
+                times[i].record()?;
+            }
+            if let Some(brake) = &mut brake {
+                brake.layer(self.gpu, node.layer)?;
+            }
+            if i < done {
+                continue;
+            }
+            done = match self.rope_store(pass, i)? {
+                true => i + 3,
+                false => i + 1,
+            };
+            if done == i + 1 {
+                self.op(pass, &node.op)?;
+            }
+        }
+        pass.times.map_or(Ok(()), |times| times[self.program.ops.len()].record())
+    }
+
+    fn op(&self, pass: &Pass, op: &Op) -> Result<()> {
+        match *op {
+            Op::Embed { out, table, scale, .. } => self.embed(pass, out, table, scale),
+            Op::Norm { out, x, ref norm, add } => self.norm(pass, out, x, norm, add),
+            Op::MatMul { out, x, ref norm, weight, bias, add, glu } => {
+                self.matmul(pass, out, x, norm.as_ref(), (weight, bias), add, glu)
+            }
+            Op::Rope { x, head_dim, table } => self.rope(pass, x, head_dim, table.0 as usize),
+            Op::StoreKv { k, v, kv_layer } => self.store(pass, k, v, kv_layer as usize),
+            Op::Attend { out, q, ref spec } => self.attend(pass, out, q, spec),
+            Op::Glu { out, gate, up, act } => self.map(pass, "map_glu", out, gate, Some(up), code(act), 0.0),
+            Op::Activate { out, x, act } => self.map(pass, "map_act", out, x, None, code(act), 0.0),
+            Op::Add { out, a, b } => self.map(pass, "map_add", out, a, Some(b), 0, 0.0),
+            Op::Scale { x, by } => self.map(pass, "map_scale", x, x, None, 0, by),
+            Op::Softcap { x, cap } => self.map(pass, "map_softcap", x, x, None, 0, cap),
+            Op::PickRows { out, x } => {
+                let (o, i) = (self.at(out), self.at(x));
+                let args = args::Pick {
+                    step: pass.step,
+                    x: i.ptr,
+                    out: o.ptr,
+                    x_stride: i.stride,
+                    out_stride: o.stride,
+                    cols: out.cols as i32,
+                    pad: 0,
+                };
+                let grid = [out.cols.div_ceil(256), pass.size.outputs as u32, 1];
+                self.gpu.launch("pick_rows", grid, 256, 0, &args)
+            }
+        }
+    }
+
+    fn at(&self, v: View) -> At {
+        let slot = self.slots[v.value.0 as usize];
+        let ptr = self.arena + 4 * (slot.offset as u64 + u64::from(v.col));
+        At { ptr, stride: slot.stride as i64 }
+    }
+
+    /// Rows that a value is computed for, and which of the step's counts it has.
+    fn rows(&self, pass: &Pass, v: View) -> (usize, i32) {
+        match self.program.rows_of(v) {
+            Rows::Tokens => (pass.size.rows, 0),
+            Rows::Outputs => (pass.size.outputs, 1),
+        }
+    }
+
+    fn weight(&self, id: WeightId) -> &Held {
+        &self.held[self.ids[id.0 as usize].0 as usize]
+    }
+
+    fn vector(&self, id: Option<WeightId>) -> Ptr {
+        id.map_or(0, |id| self.weight(id).vector())
+    }
+
+    fn embed(&self, pass: &Pass, out: View, table: WeightId, scale: f32) -> Result<()> {
+        let o = self.at(out);
+        for run in &self.weight(table).runs {
+            let RunShape { dtype, first, rows } = run.shape;
+            let args = args::Embed {
+                step: pass.step,
+                w: run.table().ok_or_else(|| self.missing("a table"))?,
+                out: o.ptr,
+                stride: o.stride,
+                first: first as i32,
+                last: (first + rows) as i32,
+                cols: out.cols as i32,
+                scale,
+            };
+            self.gpu.launch(choose::embed(dtype), [pass.size.rows as u32, 1, 1], 128, 0, &args)?;
+        }
+        Ok(())
+    }
+
+    fn norm(&self, pass: &Pass, out: View, x: View, norm: &NormSpec, add: Option<View>) -> Result<()> {
+        let (o, i, (rows, rows_kind)) = (self.at(out), self.at(x), self.rows(pass, x));
+        let add = add.map(|a| self.at(a));
+        let args = args::Norm {
+            n: pass.step.n,
+            x: i.ptr,
+            gain: self.vector(norm.weight),
+            bias: self.vector(norm.bias),
+            add: add.map_or(0, |a| a.ptr),
+            out: o.ptr,
+            x_stride: i.stride,
+            out_stride: o.stride,
+            add_stride: add.map_or(0, |a| a.stride),
+            rows_kind,
+            group: norm.group as i32,
+            kind: kind(norm.kind),
+            eps: norm.eps,
+        };
+        let grid = [rows as u32, x.cols / norm.group, 1];
+        self.gpu.launch("norm_rows", grid, norm_block(norm.group as usize), 0, &args)
+    }
+
+    fn matmul(
+        &self,
+        pass: &Pass,
+        out: View,
+        x: View,
+        norm: Option<&NormSpec>,
+        (weight, bias): (WeightId, Option<WeightId>),
+        add: Option<View>,
+        glu: Option<Activation>,
+    ) -> Result<()> {
+        let (rows, rows_kind) = self.rows(pass, x);
+        if rows == 0 {
+            return Ok(());
+        }
+        let (held, o, k) = (self.weight(weight), self.at(out), x.cols as usize);
+        let bias = self.vector(bias);
+        let bias_at = |row: usize| if bias == 0 { 0 } else { bias + 4 * row as u64 };
+        let add = add.map(|a| self.at(a));
+        let product = Product { k, glu: glu.is_some(), rows, deterministic: self.deterministic };
+        let launches = product.launches(&held.shapes(), &self.gpu.caps);
+        let wide = glu.is_some() && !launches.iter().all(|l| l.shape.glu);
+        let half = out.cols as usize;
+        let mut made: Option<(Input, Ptr)> = None;
+        for l in &launches {
+            let input = l.choice.input;
+            let xp = match made {
+                Some((form, ptr)) if form == input => ptr,
+                _ => self.input(x, norm, rows, input)?,
+            };
+            made = Some((input, xp));
+            let base = held.runs[l.run].matrix().ok_or_else(|| self.missing("a matrix"))?;
+            let (to, stride) = match wide {
+                true => (self.scratch.wide.ptr, 2 * half as i64),
+                false => (o.ptr, o.stride),
+            };
+            let args = args::Mat {
+                w: base,
+                w2: if l.shape.glu { base + l.layout.bytes(l.shape.n) as u64 } else { 0 },
+                x: xp,
+                bias: bias_at(l.first),
+                bias2: bias_at(l.first + l.shape.n),
+                add: add.map_or(0, |a| a.ptr + 4 * l.first as u64),
+                out: to + 4 * l.first as u64,
+                work: if l.choice.work > 0 { self.scratch.work.ptr } else { 0 },
+                add_stride: add.map_or(0, |a| a.stride),
+                out_stride: stride,
+                rows: rows as i32,
+                n: l.shape.n as i32,
+                k: k as i32,
+                act: glu.map_or(0, code),
+            };
+            let go = l.choice.launch;
+            self.gpu.launch(go.kernel, go.grid, go.block, go.shared, &args)?;
+        }
+        let Some(act) = glu.filter(|_| wide) else { return Ok(()) };
+        let args = args::Map {
+            n: pass.step.n,
+            a: self.scratch.wide.ptr,
+            b: self.scratch.wide.ptr + 4 * half as u64,
+            out: o.ptr,
+            a_stride: 2 * half as i64,
+            b_stride: 2 * half as i64,
+            out_stride: o.stride,
+            rows_kind,
+            cols: half as i32,
+            act: code(act),
+            by: 0.0,
+        };
+        self.gpu.launch("map_glu", [half.div_ceil(256) as u32, rows as u32, 1], 256, 0, &args)
+    }
+
+    /// The input of a product in the form that its kernel reads; itself where it is that already.
+    fn input(&self, x: View, norm: Option<&NormSpec>, rows: usize, form: Input) -> Result<Ptr> {
+        let (i, k) = (self.at(x), x.cols as usize);
+        if norm.is_none() && form == Input::F32 && i.stride == k as i64 {
+            return Ok(i.ptr);
+        }
+        let group = norm.map_or(k, |n| n.group as usize);
+        let args = args::Prep {
+            x: i.ptr,
+            gain: self.vector(norm.and_then(|n| n.weight)),
+            bias: self.vector(norm.and_then(|n| n.bias)),
+            out: self.scratch.input.ptr,
+            x_stride: i.stride,
+            rows: rows as i32,
+            k: k as i32,
+            group: group as i32,
+            kind: norm.map_or(0, |n| kind(n.kind)),
+            eps: norm.map_or(0.0, |n| n.eps),
+            pad: 0,
+        };
+        let grid = [rows as u32, (k / group) as u32, 1];
+        self.gpu.launch(form.prep(), grid, norm_block(group), 0, &args)?;
+        Ok(self.scratch.input.ptr)
+    }
+
+    fn rope(&self, pass: &Pass, x: View, head_dim: u32, table: usize) -> Result<()> {
+        let (i, rope) = (self.at(x), &self.program.ropes[table]);
+        let half = rope.rot_dims / 2;
+        if half == 0 {
+            return Ok(());
+        }
+        let heads = x.cols / head_dim;
+        let args = args::Rope {
+            n: pass.step.n,
+            x: i.ptr,
+            angles: self.ropes[table].angles.ptr,
+            stride: i.stride,
+            heads: heads as i32,
+            head_dim: head_dim as i32,
+            half: half as i32,
+            interleaved: i32::from(rope.style == RopeStyle::Interleaved),
+        };
+        let grid = [pass.size.rows as u32, (heads * half).div_ceil(128), 1];
+        self.gpu.launch("rope", grid, 128, 0, &args)
+    }
+
+    /// Rope of queries, of keys, and the store of those keys, where they follow each other, in one launch; whether they do.
+    fn rope_store(&self, pass: &Pass, i: usize) -> Result<bool> {
+        let [a, b, c, ..] = &self.program.ops[i..] else { return Ok(false) };
+        let (
+            &Op::Rope { x: q, head_dim: q_dim, table },
+            &Op::Rope { x: k, head_dim, table: k_table },
+            &Op::StoreKv { k: stored, v, kv_layer },
+        ) = (&a.op, &b.op, &c.op)
+        else {
+            return Ok(false);
+        };
+        let half = self.program.ropes[table.0 as usize].rot_dims / 2;
+        let l = self.program.kv[kv_layer as usize];
+        if table != k_table || stored != k || q_dim != head_dim || head_dim != l.head_dim || half == 0 {
+            return Ok(false);
+        }
+        let kernel = match self.kv_type {
+            KvType::F32 => "rope_store_f32",
+            KvType::F16 => "rope_store_f16",
+            KvType::BF16 => "rope_store_bf16",
+        };
+        let (heads, items) = (q.cols / head_dim, head_dim - half);
+        let at = self.at(q);
+        let args = args::RopeStore {
+            store: self.store_args(pass, k, v, kv_layer as usize),
+            q: at.ptr,
+            angles: self.ropes[table.0 as usize].angles.ptr,
+            q_stride: at.stride,
+            heads: heads as i32,
+            half: half as i32,
+            interleaved: i32::from(self.program.ropes[table.0 as usize].style == RopeStyle::Interleaved),
+            pad: 0,
+        };
+        let all = (heads + l.kv_heads) * items + l.kv_heads * l.v_dim;
+        self.gpu.launch(kernel, [pass.size.rows as u32, all.div_ceil(128), 1], 128, 0, &args)?;
+        self.store_copies(pass, &args.store)?;
+        Ok(true)
+    }
+
+    fn store_args(&self, pass: &Pass, k: View, v: View, layer: usize) -> args::Store {
+        let (ka, va) = (self.at(k), self.at(v));
+        let (l, place) = (self.program.kv[layer], self.kv.places[layer]);
+        args::Store {
+            n: pass.step.n,
+            list: pass.step.row,
+            blocks: pass.step.blocks,
+            k: ka.ptr,
+            v: va.ptr,
+            pool: self.kv.buffer.ptr,
+            k_stride: ka.stride,
+            v_stride: va.stride,
+            page: self.kv.page as i64,
+            k_at: place.k as i64,
+            v_at: place.v as i64,
+            kv_heads: l.kv_heads as i32,
+            head_dim: l.head_dim as i32,
+            v_dim: l.v_dim as i32,
+            copies: 0,
+        }
+    }
+
+    fn store_kernel(&self) -> &'static str {
+        match self.kv_type {
+            KvType::F32 => "store_f32",
+            KvType::F16 => "store_f16",
+            KvType::BF16 => "store_bf16",
+        }
+    }
+
+    fn store(&self, pass: &Pass, k: View, v: View, layer: usize) -> Result<()> {
+        let args = self.store_args(pass, k, v, layer);
+        self.gpu.launch(self.store_kernel(), [pass.size.rows as u32, 1, 1], 256, 0, &args)?;
+        self.store_copies(pass, &args)
+    }
+
+    /// The rows that other sequences have too.
+    fn store_copies(&self, pass: &Pass, args: &args::Store) -> Result<()> {
+        let Some((n, list)) = pass.lists.copies else { return Ok(()) };
+        let args = args::Store { n, list, copies: 1, ..*args };
+        self.gpu.launch(self.store_kernel(), [COPIES_MAX as u32, 1, 1], 256, 0, &args)
+    }
+
+    /// Attention of the sequences with many rows on tensor cores; whether there is a kernel for it.
+    fn flash(&self, pass: &Pass, out: View, q: View, spec: &AttendSpec) -> Result<bool> {
+        let group = spec.heads / spec.kv_heads;
+        let kernel = flash_kernel(self.kv_type, spec.head_dim).filter(|_| {
+            spec.head_dim == spec.v_dim
+                && group <= FLASH_ROWS
+                && !self.deterministic
+                && !pass.lists.many.is_empty()
+        });
+        let Some((kernel, tokens)) = kernel else { return Ok(false) };
+        let (o, i) = (self.at(out), self.at(q));
+        let place = self.kv.places[spec.kv_layer as usize];
+        let args = args::Flash {
+            step: pass.step,
+            seqs: pass.lists.seqs,
+            q: i.ptr,
+            out: o.ptr,
+            pool: self.kv.buffer.ptr,
+            q_stride: i.stride,
+            out_stride: o.stride,
+            page: self.kv.page as i64,
+            k_at: place.k as i64,
+            v_at: place.v as i64,
+            heads: spec.heads as i32,
+            kv_heads: spec.kv_heads as i32,
+            window: spec.window.map_or(0, |w| i32::try_from(w).unwrap_or(i32::MAX)),
+            pad: 0,
+            scale: spec.scale,
+            softcap: spec.softcap.unwrap_or(0.0),
+        };
+        let of_tile = (FLASH_ROWS / group) as usize;
+        let tiles: usize = pass.lists.many.iter().map(|rows| rows.div_ceil(of_tile)).sum();
+        let shared = 2 * (FLASH_ROWS + 4 * tokens) * (spec.head_dim + 8);
+        self.gpu.launch(kernel, [tiles as u32, spec.kv_heads, 1], 128, shared, &args)?;
+        Ok(true)
+    }
+
+    fn attend(&self, pass: &Pass, out: View, q: View, spec: &AttendSpec) -> Result<()> {
+        let (o, i) = (self.at(out), self.at(q));
+        let place = self.kv.places[spec.kv_layer as usize];
+        let flash = self.flash(pass, out, q, spec)?;
+        let rows = if flash { pass.lists.few_len } else { pass.size.rows };
+        if rows == 0 {
+            return Ok(());
+        }
+        let size = Size { rows, ..pass.size };
+        let split = attend_split(spec, size, self.gpu.caps.multiprocessors as usize);
+        let wide = spec.head_dim % 8 == 0 && spec.v_dim % 8 == 0;
+        let (kernel, tile) = attend_kernel(self.kv_type, wide, (spec.heads / spec.kv_heads) as usize);
+        let args = args::Attend {
+            step: pass.step,
+            list: if flash { pass.lists.few } else { 0 },
+            q: i.ptr,
+            out: o.ptr,
+            pool: self.kv.buffer.ptr,
+            part: if split { self.scratch.parts.ptr } else { 0 },
+            q_stride: i.stride,
+            out_stride: o.stride,
+            page: self.kv.page as i64,
+            k_at: place.k as i64,
+            v_at: place.v as i64,
+            heads: spec.heads as i32,
+            kv_heads: spec.kv_heads as i32,
+            head_dim: spec.head_dim as i32,
+            v_dim: spec.v_dim as i32,
+            window: spec.window.map_or(0, |w| i32::try_from(w).unwrap_or(i32::MAX)),
+            chunks: pass.size.chunks as i32,
+            scale: spec.scale,
+            softcap: spec.softcap.unwrap_or(0.0),
+        };
+        let pad = |n: u32| n.next_multiple_of(4) as usize;
+        let floats = tile * (pad(spec.head_dim) + CHUNK + 2 * pad(spec.v_dim) + 4);
+        let tiles = (spec.heads / spec.kv_heads).div_ceil(tile as u32);
+        let chunks = if split { pass.size.chunks as u32 } else { 1 };
+        // The third dimension of a grid ends at 65,535.
+        let grid = [chunks, spec.kv_heads * tiles, rows as u32];
+        self.gpu.launch(kernel, grid, 128, 4 * floats as u32, &args)?;
+        if !split {
+            return Ok(());
+        }
+        let block = spec.v_dim.next_multiple_of(32).min(256);
+        self.gpu.launch("attend_join", [spec.heads, rows as u32, 1], block, 0, &args)
+    }
+
+    fn map(
+        &self,
+        pass: &Pass,
+        kernel: &'static str,
+        out: View,
+        a: View,
+        b: Option<View>,
+        act: i32,
+        by: f32,
+    ) -> Result<()> {
+        let (o, i, (rows, rows_kind)) = (self.at(out), self.at(a), self.rows(pass, out));
+        let b = b.map(|b| self.at(b));
+        let args = args::Map {
+            n: pass.step.n,
+            a: i.ptr,
+            b: b.map_or(0, |b| b.ptr),
+            out: o.ptr,
+            a_stride: i.stride,
+            b_stride: b.map_or(0, |b| b.stride),
+            out_stride: o.stride,
+            rows_kind,
+            cols: out.cols as i32,
+            act,
+            by,
+        };
+        self.gpu.launch(kernel, [out.cols.div_ceil(256), rows as u32, 1], 256, 0, &args)
+    }
+
+    fn missing(&self, what: &str) -> Error {
+        self.gpu.error(format!("{what} is not on the GPU; this is a bug, please report it"))
+    }
+}
+
+/// Most rows of a step that may be stored in several sequences at once.
+pub(crate) const COPIES_MAX: usize = 4096;
+
+/// Leaves a step when nobody wants it any more, at most about two layers late.
+struct Brake<'a> {
+    stop: Stop<'a>,
+    layer: Option<u32>,
+    marks: Vec<Event>,
+}
+
+impl Brake<'_> {
+    fn layer(&mut self, gpu: &Arc<Gpu>, layer: Option<u32>) -> Result<()> {
+        if layer == self.layer {
+            return Ok(());
+        }
+        self.layer = layer;
+        let mark = gpu.event(false)?;
+        mark.record()?;
+        self.marks.push(mark);
+        if self.marks.len() > 2 {
+            self.marks.remove(0).wait()?;
+        }
+        if self.stop.0() {
+            gpu.wait()?;
+            return Err(Error::Stopped);
+        }
+        Ok(())
+    }
+}
+
+/// One launch of a product.
+pub(crate) struct ProductLaunch {
+    run: usize,
+    /// First output column.
+    first: usize,
+    shape: Shape,
+    layout: Layout,
+    choice: Choice,
+}
+
+/// A product of a weight, as far as its launches go.
+struct Product {
+    k: usize,
+    glu: bool,
+    rows: usize,
+    deterministic: bool,
+}
+
+impl Product {
+    /// One launch for each run of the weight, or one for both halves of a gate where they are alike.
+    fn launches(&self, runs: &[RunShape], caps: &Caps) -> Vec<ProductLaunch> {
+        let Product { k, rows, deterministic, .. } = *self;
+        let launch = |run: usize, glu: bool| {
+            let r = runs[run];
+            let layout = choose::layout(r.dtype, r.rows, k, caps);
+            let n = if glu { r.rows / 2 } else { r.rows };
+            let shape = Shape { dtype: r.dtype, rows, n, k, glu };
+            let choice = choose::choose(&shape, &layout, caps, deterministic);
+            ProductLaunch { run, first: r.first, shape, layout, choice }
+        };
+        if let ([one], true) = (runs, self.glu) {
+            let layout = choose::layout(one.dtype, one.rows, k, caps);
+            if (one.rows / 2) % layout.group == 0 {
+                return vec![launch(0, true)];
+            }
+        }
+        (0..runs.len()).map(|run| launch(run, false)).collect()
+    }
+}
+
+/// Scratch for all ops of a Program with steps of up to `limits` rows; `runs` are those of each weight.
+pub(crate) fn scratch_bytes(
+    program: &Program,
+    runs: &[Vec<RunShape>],
+    limits: &Limits,
+    caps: &Caps,
+    deterministic: bool,
+) -> ScratchBytes {
+    let mut b = ScratchBytes::default();
+    let mut seen = HashSet::new();
+    for node in &program.ops {
+        match node.op {
+            Op::MatMul { x, weight, glu, .. } => {
+                let limit = match program.rows_of(x) {
+                    Rows::Tokens => limits.rows,
+                    Rows::Outputs => limits.outputs,
+                };
+                let (runs, k) = (&runs[weight.0 as usize], x.cols as usize);
+                if !seen.insert((
+                    runs.iter().map(|r| (r.dtype, r.rows)).collect::<Vec<_>>(),
+                    k,
+                    glu.is_some(),
+                    limit,
+                )) {
+                    continue; // the layers are alike
+                }
+                let all: usize = runs.iter().map(|r| r.rows).sum();
+                let mut rows = 0;
+                while rows < limit {
+                    rows = choose::bucket(rows + 1, limit);
+                    let launches =
+                        Product { k, glu: glu.is_some(), rows, deterministic }.launches(runs, caps);
+                    for l in &launches {
+                        b.input = b.input.max(rows * l.choice.input.row_bytes(k));
+                        b.work = b.work.max(l.choice.work);
+                    }
+                    if glu.is_some() && !launches.iter().all(|l| l.shape.glu) {
+                        b.wide = b.wide.max(4 * rows * all);
+                    }
+                }
+            }
+            Op::Attend { ref spec, .. } => {
+                let longest = chunk_bucket(limits.kv_blocks * BLOCK_TOKENS);
+                let mut chunks = 1;
+                while chunks <= longest {
+                    for rows in 1..=limits.rows.min(8 * caps.multiprocessors as usize) {
+                        let size = Size { rows, outputs: 0, chunks };
+                        if attend_split(spec, size, caps.multiprocessors as usize) {
+                            b.parts = b.parts.max(parts_bytes(spec, size));
+                        }
+                    }
+                    chunks *= 2;
+                }
+            }
+            _ => {}
+        }
+    }
+    b
+}
+
+/// The number of chunks that a context of so many tokens is recorded for.
+pub(crate) fn chunk_bucket(tokens: usize) -> usize {
+    tokens.div_ceil(CHUNK).max(1).next_power_of_two()
+}
+
+fn parts_bytes(spec: &AttendSpec, size: Size) -> usize {
+    4 * size.rows * spec.heads as usize * size.chunks * (spec.v_dim as usize + 2)
+}
+
+/// Whether the chunks of a row go to different blocks: where rows and heads alone do not fill the GPU. It changes no bit.
+fn attend_split(spec: &AttendSpec, size: Size, multiprocessors: usize) -> bool {
+    let blocks = size.rows * spec.kv_heads as usize;
+    size.chunks > 1 && blocks < 8 * multiprocessors && parts_bytes(spec, size) <= PARTS_MAX
+}
+
+/// The attention kernel and the query heads of its tiles.
+fn attend_kernel(kv: KvType, wide: bool, group: usize) -> (&'static str, usize) {
+    let tile = match group {
+        1 => 1,
+        2..=4 => 4,
+        _ => 8,
+    };
+    macro_rules! pick {
+        ($t:literal) => {
+            match (wide, tile) {
+                (true, 1) => concat!("attend_", $t, "_8_1"),
+                (true, 4) => concat!("attend_", $t, "_8_4"),
+                (true, _) => concat!("attend_", $t, "_8_8"),
+                (false, 1) => concat!("attend_", $t, "_1_1"),
+                (false, 4) => concat!("attend_", $t, "_1_4"),
+                (false, _) => concat!("attend_", $t, "_1_8"),
+            }
+        };
+    }
+    let name = match kv {
+        KvType::F32 => pick!("f32"),
+        KvType::F16 => pick!("f16"),
+        KvType::BF16 => pick!("bf16"),
+    };
+    (name, tile)
+}
+
+/// Pairs of a row and a head in a tile of flash.cu.
+const FLASH_ROWS: u32 = 64;
+
+/// The kernel for many rows, and the tokens of its tiles of the cache.
+fn flash_kernel(kv: KvType, head_dim: u32) -> Option<(&'static str, u32)> {
+    macro_rules! pick {
+        ($t:literal) => {
+            match head_dim {
+                64 => Some((concat!("flash_", $t, "_64"), 64)),
+                80 => Some((concat!("flash_", $t, "_80"), 64)),
+                96 => Some((concat!("flash_", $t, "_96"), 64)),
+                128 => Some((concat!("flash_", $t, "_128"), 64)),
+                256 => Some((concat!("flash_", $t, "_256"), 32)),
+                _ => None,
+            }
+        };
+    }
+    match kv {
+        KvType::F32 => None,
+        KvType::F16 => pick!("f16"),
+        KvType::BF16 => pick!("bf16"),
+    }
+}
+
+/// Threads of a block that norms so many columns.
+fn norm_block(group: usize) -> u32 {
+    (group.div_ceil(4).next_multiple_of(32)).clamp(32, 1024) as u32
+}
+
+fn kind(kind: NormKind) -> i32 {
+    match kind {
+        NormKind::Rms => 1,
+        NormKind::Layer => 2,
+    }
+}
+
+fn code(act: Activation) -> i32 {
+    match act {
+        Activation::Silu => 0,
+        Activation::GeluTanh => 1,
+        Activation::GeluErf => 2,
+        Activation::Relu => 3,
+    }
+}

@@ -1,0 +1,10 @@
+//! What keeps a server safe among strangers: TLS, other origins, limits on time and size.
+
+#[path = "../common/mod.rs"]
+#[allow(dead_code, reason = "the other tests use all of it")]
+mod common;
+
+mod cors;
+mod limits;
+mod tls;
+mod wire;
