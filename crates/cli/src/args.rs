@@ -5,6 +5,7 @@
 mod eval;
 mod guess;
 mod guide;
+mod sample;
 mod serve;
 
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use quarrel_runtime::devices::Place;
 pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
 pub(crate) use guess::{DRAFT_MAX, Guess, GuessArgs};
 pub(crate) use guide::GuideArgs;
+pub(crate) use sample::{ChainArgs, Logprobs, parse_bias};
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
 
 use crate::adapter::{self, Lora};
@@ -82,6 +84,8 @@ pub(crate) enum Command {
     Inspect(Inspect),
     /// Turn text into token ids
     Tokenize(Tokenize),
+    /// Turn texts into vectors, and show how alike they are
+    Embed(Box<Embed>),
     /// Say how much memory a model will take, before it is loaded
     Plan(Plan),
     /// Measure how well a model predicts a text
@@ -128,6 +132,13 @@ pub(crate) struct ModelArgs {
     model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
+}
+
+impl FetchArgs {
+    /// The same with a model's name.
+    pub(crate) fn named(self, name: String) -> ModelArgs {
+        ModelArgs { model: Some(name), fetch: self }
+    }
 }
 
 impl ModelArgs {
@@ -296,6 +307,8 @@ pub(crate) struct SampleArgs {
     /// Quality-guided preset: the temperature follows the entropy of each step (--temp scales it), with top-p 0.9
     #[arg(long, help_heading = "Sampling")]
     pub(crate) quality: bool,
+    #[command(flatten)]
+    pub(crate) chain: ChainArgs,
 }
 
 /// Answer one prompt and leave.
@@ -347,6 +360,12 @@ pub(crate) struct Run {
     pub(crate) logprobs: Option<u32>,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
+    /// ... of the model itself, or of what the token was drawn from, after the sampling chain [default: raw]
+    #[arg(long, value_enum, value_name = "WHOSE", requires = "logprobs", help_heading = "Output")]
+    pub(crate) logprobs_of: Option<Logprobs>,
+    /// Show how each token was drawn, with N candidates: what each stage of the chain left, and the draw. With --json as `explain` [default: 5]
+    #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "5", value_parser = clap::value_parser!(u32).range(0..=100), conflicts_with = "best_of", help_heading = "Output")]
+    pub(crate) explain: Option<u32>,
 }
 
 /// Talk with a model.
@@ -513,6 +532,50 @@ pub(crate) struct Tokenize {
     /// Print one JSON object: ids
     #[arg(long, help_heading = "Output")]
     pub(crate) json: bool,
+}
+
+/// Turn texts into vectors.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "An encoder (all-minilm) is made for this; of a decoder the hidden states after its last norm are pooled. What the \
+                  model's files say of pooling is the default."
+)]
+pub(crate) struct Embed {
+    /// The model, in any form that --model takes elsewhere
+    #[arg(value_name = "MODEL")]
+    pub(crate) target: String,
+    /// The texts; without them the lines of --file or of piped stdin
+    #[arg(value_name = "TEXT", conflicts_with = "file")]
+    pub(crate) texts: Vec<String>,
+    /// Read texts from a file, one a line (- is stdin)
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// How the hidden states of a text become one vector [default: the model's, or mean]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub(crate) pooling: Option<Pool>,
+    /// Leave the vectors as long as they are, instead of length 1
+    #[arg(long)]
+    pub(crate) no_normalize: bool,
+    /// Leave out the end of a text that is longer than the model takes, and say so
+    #[arg(long)]
+    pub(crate) truncate: bool,
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+    #[command(flatten)]
+    pub(crate) engine: EngineArgs,
+    /// Print one JSON object: model, dimensions, pooling, embeddings, similarity
+    #[arg(long, help_heading = "Output")]
+    pub(crate) json: bool,
+}
+
+/// A way of pooling.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Pool {
+    Mean,
+    Cls,
+    Last,
+    /// A vector for each token
+    None,
 }
 
 /// Say how much memory a model will take.

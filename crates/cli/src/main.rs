@@ -7,6 +7,7 @@ mod bytes;
 mod commands;
 mod config;
 mod data;
+mod explain;
 mod failure;
 mod input;
 mod instructions;

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use quarrel_engine::{
-    Event, EvictionStats, FinishReason, Guide, GuideStats, Handle, Request, RequestStats, Speculate,
+    Event, EvictionStats, FinishReason, Guide, GuideStats, Handle, LogprobsOf, Request, RequestStats,
+    Speculate, Trace,
 };
 use quarrel_runtime::memory::Use;
 use quarrel_runtime::{EngineOptions, Talk, TextStream, process};
@@ -137,6 +138,38 @@ pub(crate) struct Ask<'a> {
     pub(crate) guide: Option<Box<Guide>>,
     pub(crate) leading: Leading,
     pub(crate) logprobs: Option<u32>,
+    pub(crate) logprobs_of: LogprobsOf,
+    /// Tell how each token was drawn, with so many candidates.
+    pub(crate) explain: Option<u32>,
+}
+
+impl<'a> Ask<'a> {
+    /// With nothing out of the ordinary.
+    pub(crate) fn new(prompt: Vec<u32>, settings: &'a Settings) -> Ask<'a> {
+        Ask {
+            prompt,
+            settings,
+            evict: EvictArgs::default(),
+            guide: None,
+            leading: Leading::Keep,
+            logprobs: None,
+            logprobs_of: LogprobsOf::default(),
+            explain: None,
+        }
+    }
+}
+
+/// What comes while an answer is made.
+pub(crate) enum Piece<'a> {
+    Text(&'a str),
+    Trace(&'a Trace),
+}
+
+impl Piece<'_> {
+    /// The text, if it is one.
+    pub(crate) fn text(&self) -> &str {
+        if let Piece::Text(text) = self { text } else { "" }
+    }
 }
 
 /// An answer that is over.
@@ -170,10 +203,15 @@ impl Running {
         &self,
         tokenizer: &Tokenizer,
         ask: Ask<'_>,
-        mut show: impl FnMut(&str) -> Result<()>,
+        mut show: impl FnMut(Piece<'_>) -> Result<()>,
     ) -> Result<Answer> {
+        let (best_of, best_of_by) = ask.settings.best_of();
         let request = Request {
-            sampling: ask.settings.sampling(),
+            sampling: ask.settings.sampling_for(tokenizer)?,
+            best_of,
+            best_of_by,
+            logprobs_of: ask.logprobs_of,
+            explain: ask.explain,
             max_tokens: ask.settings.max_tokens,
             stop_ids: tokenizer.end_of_generation().to_vec(),
             logprobs: ask.logprobs.map(|n| n as u8), // the flag allows what the engine does
@@ -189,9 +227,9 @@ impl Running {
         let id = stream.id();
         let mut texts = TextStream::new(ask.leading, Control::Hide, ask.settings.stop.clone());
         let (mut text, mut tokens, mut logprobs, mut end) = (String::new(), 0, Vec::new(), None);
-        let mut give = |piece: String, text: &mut String| {
+        let give = |piece: String, text: &mut String, show: &mut dyn FnMut(Piece<'_>) -> Result<()>| {
             text.push_str(&piece);
-            show(&piece)
+            show(Piece::Text(&piece))
         };
         for event in stream {
             if end.is_none() && answering.stopped() {
@@ -199,12 +237,15 @@ impl Running {
                 self.handle.cancel(id);
             }
             match event {
-                Event::Token { id: token, logprob, top, .. } if end.is_none() => {
+                Event::Token { id: token, logprob, top, trace, .. } if end.is_none() => {
                     tokens += 1;
+                    if let Some(trace) = trace {
+                        show(Piece::Trace(&trace))?;
+                    }
                     if ask.logprobs.is_some() {
                         logprobs.push(token_logprobs(tokenizer, token, logprob, &top)?);
                     }
-                    give(texts.push(tokenizer, token)?, &mut text)?;
+                    give(texts.push(tokenizer, token)?, &mut text, &mut show)?;
                     if texts.stopped().is_some() {
                         end = Some(End::Stop);
                         self.handle.cancel(id);
@@ -216,7 +257,7 @@ impl Running {
                 | Event::Evicted { .. } => {}
                 Event::Failed(e) => return Err(self.explain(e)),
                 Event::Done { reason, stats } => {
-                    give(texts.finish(), &mut text)?;
+                    give(texts.finish(), &mut text, &mut show)?;
                     let end = end.unwrap_or(match reason {
                         FinishReason::Stop => End::Stop,
                         FinishReason::Length => End::Length,

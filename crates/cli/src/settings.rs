@@ -1,11 +1,12 @@
 //! How answers are sampled: defaults, then what came with the model, then what the person says.
 
-use anyhow::{Result, bail};
-use quarrel_engine::{DynamicTemperature, Sampling};
+use anyhow::{Context, Result, anyhow, bail};
+use quarrel_engine::{BestBy, BriefBias, DynamicTemperature, Sampling, Stage};
 use quarrel_runtime::ModelParams;
+use quarrel_text::Tokenizer;
 use serde_json::{Map, Value, json};
 
-use crate::args::SampleArgs;
+use crate::args::{SampleArgs, parse_bias};
 use crate::failure::Usage;
 use crate::render;
 
@@ -21,6 +22,14 @@ pub(crate) struct Settings {
     frequency_penalty: f32,
     /// How many last tokens the penalties look at; all if not said.
     penalty_window: Option<u32>,
+    /// The stages that are off by default, and their order; the fields above are not read in it.
+    chain: Sampling,
+    /// The range of a dynamic temperature, and its exponent.
+    dynatemp: (f32, f32),
+    /// The texts that DRY's repeats do not go over, if they were named.
+    breakers: Option<Vec<String>>,
+    best_of: Option<u32>,
+    best_of_by: BestBy,
     quality: bool,
     pub(crate) seed: Option<u64>,
     pub(crate) max_tokens: Option<u32>,
@@ -28,7 +37,7 @@ pub(crate) struct Settings {
 }
 
 /// The names that `set` takes, as the flags have them.
-pub(crate) const NAMES: [&str; 11] = [
+pub(crate) const NAMES: [&str; 31] = [
     "temp",
     "top-k",
     "top-p",
@@ -40,7 +49,44 @@ pub(crate) const NAMES: [&str; 11] = [
     "max-tokens",
     "stop",
     "quality",
+    "samplers",
+    "typical-p",
+    "top-n-sigma",
+    "xtc-probability",
+    "xtc-threshold",
+    "dry-multiplier",
+    "dry-base",
+    "dry-allowed-length",
+    "dry-window",
+    "dry-breakers",
+    "penalty-window",
+    "penalty-half-life",
+    "dynatemp-range",
+    "dynatemp-exponent",
+    "edt-theta",
+    "adaptive",
+    "mirostat",
+    "mirostat-tau",
+    "mirostat-eta",
+    "best-of",
 ];
+
+/// A number of the chain by its name.
+fn number<'a>(chain: &'a mut Sampling, name: &str) -> Option<&'a mut f32> {
+    Some(match name {
+        "typical-p" => &mut chain.typical_p,
+        "top-n-sigma" => &mut chain.top_n_sigma,
+        "xtc-probability" => &mut chain.xtc_probability,
+        "xtc-threshold" => &mut chain.xtc_threshold,
+        "dry-multiplier" => &mut chain.dry_multiplier,
+        "dry-base" => &mut chain.dry_base,
+        "edt-theta" => &mut chain.edt_theta,
+        "adaptive" => &mut chain.adaptive,
+        "mirostat-tau" => &mut chain.mirostat_tau,
+        "mirostat-eta" => &mut chain.mirostat_eta,
+        _ => return None,
+    })
+}
 
 impl Default for Settings {
     fn default() -> Self {
@@ -54,6 +100,11 @@ impl Default for Settings {
             presence_penalty: s.presence_penalty,
             frequency_penalty: s.frequency_penalty,
             penalty_window: None,
+            chain: Sampling::default(),
+            dynatemp: (0.0, 1.0),
+            breakers: None,
+            best_of: None,
+            best_of_by: BestBy::default(),
             quality: false,
             seed: None,
             max_tokens: None,
@@ -66,8 +117,9 @@ impl Settings {
     /// What `run` begins with: one question gets the same answer each time, unless a flag asks for sampling. The best token
     /// alone makes small models repeat themselves without end; a light penalty prevents most of that.
     pub(crate) fn one_shot(args: &SampleArgs) -> Settings {
-        let SampleArgs { temp, top_k, top_p, min_p, seed, quality, .. } = args;
+        let SampleArgs { temp, top_k, top_p, min_p, seed, quality, chain, .. } = args;
         if *quality
+            || chain.draws()
             || temp.is_some()
             || top_k.is_some()
             || top_p.is_some()
@@ -86,12 +138,12 @@ impl Settings {
         if args.quality {
             s.set_quality(true);
         }
-        s.take_flags(args);
+        s.take_flags(args).map_err(|e| Usage(format!("{e:#}")))?;
         s.sampling().check().map_err(|e| Usage(e.to_string()))?;
         Ok(s)
     }
 
-    fn take_flags(&mut self, args: &SampleArgs) {
+    fn take_flags(&mut self, args: &SampleArgs) -> Result<()> {
         let SampleArgs {
             max_tokens,
             temp,
@@ -104,7 +156,16 @@ impl Settings {
             seed,
             stop,
             quality: _,
+            chain,
         } = args;
+        // First, for an order and Mirostat turn defaults off.
+        for (name, value) in chain.pairs() {
+            self.change(name, &value)?;
+        }
+        if !chain.dry_breaker.is_empty() {
+            self.breakers = Some(chain.dry_breaker.clone());
+        }
+        self.best_of_by = chain.best_of_by.map_or(self.best_of_by, Into::into);
         self.temp = temp.unwrap_or(self.temp);
         self.top_k = top_k.unwrap_or(self.top_k);
         self.top_p = top_p.unwrap_or(self.top_p);
@@ -115,6 +176,33 @@ impl Settings {
         self.seed = seed.or(self.seed);
         self.max_tokens = max_tokens.or(self.max_tokens);
         self.stop.extend(stop.iter().cloned());
+        Ok(())
+    }
+
+    /// Turns what excludes an order, or Mirostat, off.
+    fn make_room(&mut self, samplers: Option<&[Stage]>, mirostat: bool) {
+        let mut s = self.sampling();
+        s.make_room(samplers, mirostat);
+        (self.temp, self.top_k, self.top_p, self.min_p) = (s.temperature, s.top_k, s.top_p, s.min_p);
+        (self.repeat_penalty, self.presence_penalty) = (s.repetition_penalty, s.presence_penalty);
+        self.frequency_penalty = s.frequency_penalty;
+        if s.dynamic_temperature.is_none() {
+            (self.quality, self.dynatemp.0) = (false, 0.0);
+        }
+        let d = Sampling::default();
+        self.chain = Sampling {
+            temperature: d.temperature,
+            top_k: d.top_k,
+            top_p: d.top_p,
+            min_p: d.min_p,
+            repetition_penalty: d.repetition_penalty,
+            presence_penalty: d.presence_penalty,
+            frequency_penalty: d.frequency_penalty,
+            penalty_window: None,
+            dynamic_temperature: None,
+            seed: None,
+            ..s
+        };
     }
 
     /// The preset, with its own nucleus; --temp scales its range of temperatures.
@@ -132,6 +220,8 @@ impl Settings {
         (self.temp, self.top_k, self.top_p, self.min_p) = (s.temperature, s.top_k, s.top_p, s.min_p);
         (self.repeat_penalty, self.penalty_window) = (s.repetition_penalty, s.penalty_window);
         (self.presence_penalty, self.frequency_penalty) = (s.presence_penalty, s.frequency_penalty);
+        (self.chain.typical_p, self.chain.mirostat) = (s.typical_p, s.mirostat);
+        (self.chain.mirostat_tau, self.chain.mirostat_eta) = (s.mirostat_tau, s.mirostat_eta);
         (self.seed, self.max_tokens) = (s.seed, params.max_tokens.or(self.max_tokens));
         self.stop.extend(params.stop.iter().cloned());
         if !params.unused.is_empty() {
@@ -146,39 +236,124 @@ impl Settings {
             max: d.max * self.temp,
             exponent: d.exponent,
         };
-        let blind = self.penalty_window == Some(0); // penalties over no tokens are none
-        Sampling {
+        let (range, exponent) = self.dynatemp;
+        let around =
+            DynamicTemperature { min: (self.temp - range).max(0.0), max: self.temp + range, exponent };
+        let quality = Sampling::quality().dynamic_temperature.filter(|_| self.quality).map(scaled);
+        let mut s = Sampling {
             temperature: self.temp,
             top_k: self.top_k,
             top_p: self.top_p,
             min_p: self.min_p,
-            repetition_penalty: if blind { 1.0 } else { self.repeat_penalty },
-            presence_penalty: if blind { 0.0 } else { self.presence_penalty },
-            frequency_penalty: if blind { 0.0 } else { self.frequency_penalty },
-            penalty_window: self.penalty_window.filter(|_| !blind),
+            repetition_penalty: self.repeat_penalty,
+            presence_penalty: self.presence_penalty,
+            frequency_penalty: self.frequency_penalty,
+            penalty_window: self.penalty_window,
             seed: self.seed,
-            dynamic_temperature: Sampling::quality().dynamic_temperature.filter(|_| self.quality).map(scaled),
-            ..Sampling::default()
+            dynamic_temperature: if range > 0.0 { Some(around) } else { quality },
+            ..self.chain.clone()
+        };
+        // Over no tokens there are no penalties.
+        if s.penalty_window == Some(0) {
+            s.turn_off(Stage::Penalties);
+            s.penalty_window = None;
         }
+        if s.dry_window == Some(0) {
+            s.turn_off(Stage::Dry);
+            s.dry_window = None;
+        }
+        s
+    }
+
+    /// The same, with the tokens of this model that repeats do not go over.
+    pub(crate) fn sampling_for(&self, tokenizer: &Tokenizer) -> Result<Sampling> {
+        let mut s = self.sampling();
+        if s.dry_multiplier != 0.0 {
+            s.dry_breakers =
+                quarrel_runtime::breakers(tokenizer, self.breakers.as_deref()).context("--dry-breaker")?;
+        }
+        Ok(s)
+    }
+
+    /// How many answers to make, and what the best of them is.
+    pub(crate) fn best_of(&self) -> (Option<u32>, BestBy) {
+        (self.best_of, self.best_of_by)
     }
 
     /// Changes one by the name of its flag; on an error nothing is changed.
     pub(crate) fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        let mut new = self.clone();
+        new.change(name, value)?;
+        new.sampling().check()?;
+        *self = new;
+        Ok(())
+    }
+
+    /// The same, unchecked: several may fit only together.
+    fn change(&mut self, name: &str, value: &str) -> Result<()> {
         fn parse<T: std::str::FromStr>(name: &str, value: &str) -> Result<T> {
             value.parse().map_err(|_| anyhow::anyhow!("{name}: {value:?} is not a number that it can be"))
         }
-        let mut new = self.clone();
+        let new = self;
         let unset = matches!(value, "" | "none" | "default");
-        match name.trim_start_matches('-') {
+        let name = name.trim_start_matches('-').replace('_', "-");
+        let name = name.as_str();
+        if let Some(v) = number(&mut new.chain, name) {
+            *v = match unset {
+                true => number(&mut Sampling::default(), name).map_or(0.0, |v| *v),
+                false => parse(name, value)?,
+            };
+            return Ok(());
+        }
+        // -1 is all of the text.
+        let window = |value: &str| match parse::<i64>(name, value) {
+            _ if unset => Ok(None),
+            Ok(-1) => Ok(None),
+            Ok(n) => {
+                u32::try_from(n).map(Some).map_err(|_| anyhow!("{name} is -1 (all) or a number of tokens"))
+            }
+            Err(e) => Err(e),
+        };
+        match name {
+            "samplers" => {
+                let names = value.split([';', ',']).filter(|n| !n.trim().is_empty());
+                let order = if unset { None } else { Some(Stage::list(names)?) };
+                new.make_room(order.as_deref(), false);
+                new.chain.samplers = order;
+            }
+            "mirostat" => {
+                let version: u8 = if unset { 0 } else { parse(name, value)? };
+                new.make_room(None, version != 0);
+                new.chain.mirostat = version;
+            }
+            "dry-allowed-length" => {
+                new.chain.dry_allowed_length = if unset { 2 } else { parse(name, value)? }
+            }
+            "dry-window" => new.chain.dry_window = window(value)?,
+            "dry-breakers" => {
+                new.breakers = if unset { None } else { Some(value.split(' ').map(str::to_owned).collect()) };
+            }
+            "penalty-window" | "repeat-last-n" => new.penalty_window = window(value)?,
+            "penalty-half-life" => {
+                new.chain.penalty_half_life = if unset { None } else { Some(parse(name, value)?) };
+            }
+            "dynatemp-range" => new.dynatemp.0 = if unset { 0.0 } else { parse(name, value)? },
+            "dynatemp-exponent" => new.dynatemp.1 = if unset { 1.0 } else { parse(name, value)? },
+            "logit-bias" if unset => (new.chain.logit_bias, new.chain.brief_bias) = Default::default(),
+            "logit-bias" => match parse_bias(value).map_err(|e| anyhow!(e))? {
+                (id, bias, Some(tokens)) => new.chain.brief_bias.push(BriefBias { id, bias, tokens }),
+                (id, bias, None) => new.chain.logit_bias.push((id, bias)),
+            },
+            "best-of" => new.best_of = if unset { None } else { Some(parse(name, value)?) },
             "temp" | "temperature" => new.temp = parse(name, value)?,
-            "top-k" | "topk" | "top_k" => new.top_k = parse(name, value)?,
-            "top-p" | "topp" | "top_p" => new.top_p = parse(name, value)?,
-            "min-p" | "minp" | "min_p" => new.min_p = parse(name, value)?,
-            "repeat-penalty" | "repeat_penalty" => new.repeat_penalty = parse(name, value)?,
-            "presence-penalty" | "presence_penalty" => new.presence_penalty = parse(name, value)?,
-            "frequency-penalty" | "frequency_penalty" => new.frequency_penalty = parse(name, value)?,
+            "top-k" | "topk" => new.top_k = parse(name, value)?,
+            "top-p" | "topp" => new.top_p = parse(name, value)?,
+            "min-p" | "minp" => new.min_p = parse(name, value)?,
+            "repeat-penalty" => new.repeat_penalty = parse(name, value)?,
+            "presence-penalty" => new.presence_penalty = parse(name, value)?,
+            "frequency-penalty" => new.frequency_penalty = parse(name, value)?,
             "seed" => new.seed = if unset || value == "random" { None } else { Some(parse(name, value)?) },
-            "max-tokens" | "max_tokens" | "n" => {
+            "max-tokens" | "n" => {
                 new.max_tokens =
                     if unset { None } else { Some(parse::<std::num::NonZeroU32>(name, value)?.get()) };
             }
@@ -190,12 +365,10 @@ impl Settings {
             },
             _ => bail!("nothing is called {name:?}; {} can be set", NAMES.join(", ")),
         }
-        new.sampling().check()?;
-        *self = new;
         Ok(())
     }
 
-    /// Names and values, in the order of [`NAMES`].
+    /// Names and values, in the order of [`NAMES`]; of the stages that are off by default only what was changed.
     pub(crate) fn values(&self) -> Map<String, Value> {
         let f = |v: f32| json!((f64::from(v) * 1e6).round() / 1e6); // 0.8, not 0.800000011920929
         let values = [
@@ -211,7 +384,30 @@ impl Settings {
             json!(self.stop),
             json!(self.quality),
         ];
-        NAMES.iter().map(|n| n.to_string()).zip(values).collect()
+        let mut all: Map<String, Value> = NAMES.iter().map(|n| n.to_string()).zip(values).collect();
+        let (mut chain, mut default, usual) = (self.chain.clone(), Sampling::default(), Settings::default());
+        for name in NAMES {
+            if let (Some(v), Some(d)) = (number(&mut chain, name), number(&mut default, name))
+                && v != d
+            {
+                all.insert(name.into(), f(*v));
+            }
+        }
+        let order = chain.samplers.as_ref().map(|o| o.iter().map(|s| s.name()).collect::<Vec<_>>().join(";"));
+        let others = [
+            ("samplers", json!(order), Value::Null),
+            ("mirostat", json!(chain.mirostat), json!(0)),
+            ("dry-allowed-length", json!(chain.dry_allowed_length), json!(default.dry_allowed_length)),
+            ("dry-window", json!(chain.dry_window), Value::Null),
+            ("dry-breakers", json!(self.breakers.as_ref().map(|b| b.join(" "))), Value::Null),
+            ("penalty-window", json!(self.penalty_window), Value::Null),
+            ("penalty-half-life", json!(chain.penalty_half_life), Value::Null),
+            ("dynatemp-range", f(self.dynatemp.0), f(usual.dynatemp.0)),
+            ("dynatemp-exponent", f(self.dynatemp.1), f(usual.dynatemp.1)),
+            ("best-of", json!(self.best_of), Value::Null),
+        ];
+        all.extend(others.into_iter().filter(|(_, v, d)| v != d).map(|(n, v, _)| (n.to_owned(), v)));
+        all
     }
 
     /// The settings that [`Settings::values`] gave.
@@ -220,17 +416,21 @@ impl Settings {
         if values.get("quality") == Some(&Value::Bool(true)) {
             new.set_quality(true); // first, for it sets others
         }
-        for (name, value) in values.iter().filter(|(n, _)| *n != "quality") {
+        // These turn others off, so they come before them.
+        let early = |name: &str| ["samplers", "mirostat"].contains(&name);
+        let (first, then): (Vec<_>, Vec<_>) = values.iter().partition(|(n, _)| early(n));
+        for (name, value) in first.into_iter().chain(then).filter(|(n, _)| *n != "quality") {
             match value {
-                Value::Null => new.set(name, "none")?,
+                Value::Null => new.change(name, "none")?,
                 Value::Array(list) => {
                     new.stop = list.iter().filter_map(Value::as_str).map(str::to_owned).collect();
                 }
-                Value::String(s) => new.set(name, s)?,
-                other => new.set(name, &other.to_string())?,
+                Value::String(s) => new.change(name, s)?,
+                other => new.change(name, &other.to_string())?,
             }
         }
-        new.penalty_window = self.penalty_window;
+        new.sampling().check()?;
+        new.penalty_window = new.penalty_window.or(self.penalty_window);
         *self = new;
         Ok(())
     }
@@ -255,7 +455,8 @@ mod tests {
         s.take_flags(&flags(|a| {
             a.temp = Some(0.0);
             a.stop = vec!["c".into()];
-        }));
+        }))
+        .unwrap();
         assert_eq!((s.temp, s.top_k, s.top_p), (0.0, 7, 0.95));
         assert_eq!(s.stop, ["a", "b", "c"]);
         assert_eq!(s.penalty_window, None);
@@ -308,6 +509,57 @@ mod tests {
         let mut back = Settings::default();
         back.take_values(&s.values()).unwrap();
         assert_eq!(back, s);
-        assert_eq!(s.values().keys().collect::<Vec<_>>(), NAMES);
+        assert_eq!(s.values().keys().collect::<Vec<_>>(), NAMES[..11]);
+        for (name, value) in [
+            ("samplers", "dry;top_k;xtc;temperature"),
+            ("xtc-probability", "0.25"),
+            ("top-k", "12"),
+            ("dry-multiplier", "0.5"),
+            ("dry-breakers", "a ."),
+            ("dry-window", "99"),
+            ("dynatemp-range", "0.3"),
+        ] {
+            s.set(name, value).unwrap();
+        }
+        back.take_values(&s.values()).unwrap();
+        assert_eq!(back, s);
+    }
+
+    #[test]
+    fn an_order_and_mirostat_make_room_and_flags_do_not_give_way() {
+        let chain = |list: &[&str]| {
+            use clap::Parser as _;
+            let words = ["quarrel", "run", "x"].iter().chain(list).copied();
+            match crate::args::Cli::try_parse_from(words).unwrap().command {
+                crate::args::Command::Run(run) => run.sample,
+                _ => unreachable!("run was asked for"),
+            }
+        };
+        let settings = |list: &[&str]| {
+            let mut s = Settings::default();
+            s.take_flags(&chain(list)).unwrap();
+            s.sampling()
+        };
+        let s = settings(&["--mirostat", "2", "--mirostat-tau", "3"]);
+        s.check().unwrap();
+        assert_eq!((s.mirostat, s.mirostat_tau, s.top_k, s.top_p, s.temperature), (2, 3.0, 0, 1.0, 0.8));
+        let e = settings(&["--mirostat", "2", "--top-k", "9"]).check().unwrap_err().to_string();
+        assert!(e.starts_with("mirostat and top_k"), "{e}");
+        let s = settings(&["--samplers", "top_k;temperature", "--top-k", "9", "--logit-bias", "1=-inf:4"]);
+        assert!(s.check().unwrap_err().to_string().starts_with("logit_bias and samplers"));
+        let s = settings(&[
+            "--samplers",
+            "penalties,top_k,temp",
+            "--penalty-half-life",
+            "20",
+            "--repeat-last-n",
+            "-1",
+        ]);
+        s.check().unwrap();
+        assert_eq!(
+            (s.top_k, s.top_p, s.min_p, s.penalty_half_life, s.penalty_window),
+            (40, 1.0, 0.0, Some(20), None)
+        );
+        assert!(Settings::default().take_flags(&chain(&["--samplers", "tfs_z"])).is_err());
     }
 }

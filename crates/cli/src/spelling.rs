@@ -20,7 +20,7 @@ impl Flags {
         let mut flags = Flags { long: HashMap::new(), short: HashMap::new() };
         let globals = root.get_arguments().filter(|a| a.is_global_set());
         for arg in command.get_arguments().chain(globals) {
-            let value = arg.get_action().takes_values();
+            let value = arg.get_action().takes_values() && !arg.is_require_equals_set();
             let aliases = arg.get_all_aliases().unwrap_or_default();
             for name in arg.get_long().into_iter().chain(aliases) {
                 flags.long.insert(name.into(), value);

@@ -1,12 +1,16 @@
 //! Tiny encoders with random weights against the hidden states that `transformers` computed for them in float32, from
-//! safetensors and from GGUF (`goldens/make_embed.py` made them).
+//! safetensors and from GGUF (`goldens/make_embed.py` made them); and all-MiniLM-L6-v2, from text to vectors.
+//!
+//! Its weights are too large to commit: `cargo xtask fixtures` fetches them, and without them that test fails.
 
 use quarrel_conform::compare;
 use quarrel_cpu::{Cpu, CpuOptions, KvType};
+use quarrel_engine::{EmbedRequest, Engine, LoadOptions};
 use quarrel_formats::Source;
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{Device, Limits, Readout, SeqStep, StepInputs};
 use quarrel_model::decoder::{Options, decoder};
+use quarrel_text::{Ends, Special, Tokenizer};
 use std::path::{Path, PathBuf};
 
 #[derive(serde::Deserialize)]
@@ -83,4 +87,44 @@ fn cpu_equals_transformers() {
     };
     check(&cpu(KvType::F32), 2e-5);
     check(&cpu(KvType::F16), 1e-2);
+}
+
+#[derive(serde::Deserialize)]
+struct Text {
+    text: String,
+    ids: Vec<u32>,
+}
+
+#[test]
+fn minilm_embeds_texts_as_transformers_does() {
+    let fixtures = std::env::var_os("QUARREL_FIXTURES")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/fixtures"), PathBuf::from);
+    let dir = fixtures.join("all-MiniLM-L6-v2");
+    assert!(dir.exists(), "{} is missing: run `cargo xtask fixtures` first", dir.display());
+    let texts: Vec<Text> =
+        serde_json::from_str(&std::fs::read_to_string(goldens().join("minilm.json")).unwrap()).unwrap();
+    let bytes = std::fs::read(goldens().join("minilm.bin")).unwrap();
+    let want: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+    let config = std::fs::read(dir.join("tokenizer_config.json")).ok();
+    let json = std::fs::read(dir.join("tokenizer.json")).unwrap();
+    let tokenizer = Tokenizer::from_json(&json, config.as_deref()).unwrap();
+    let source = Source::open(&dir).unwrap();
+    let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap();
+    let model = Engine::load(&source, Box::new(cpu), &LoadOptions::default(), |_| {}, |_| {}).unwrap();
+    let embed = |text: &Text| {
+        let ids = tokenizer.encode(&text.text, Special::Plain, Ends::Model).unwrap();
+        assert_eq!(ids, text.ids, "{:?}", text.text);
+        model.handle.embed(EmbedRequest::new(ids)).unwrap()
+    };
+    let open: Vec<_> = texts.iter().map(embed).collect();
+    let together: Vec<Vec<f32>> = open.into_iter().map(|e| e.wait().unwrap().vectors.remove(0)).collect();
+    let mut seen = 0;
+    for ((text, got), want) in texts.iter().zip(&together).zip(want.chunks_exact(384)) {
+        let cosine: f64 = got.iter().zip(want).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+        assert!(1.0 - cosine < 1e-6, "{:?}: cosine {cosine}", text.text);
+        let alone = embed(text).wait().unwrap().vectors.remove(0);
+        assert!(alone.iter().zip(got).all(|(a, b)| a.to_bits() == b.to_bits()), "{:?}", text.text);
+        seen += 1;
+    }
+    assert_eq!(seen, 7);
 }

@@ -8,7 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
-        mpsc::Receiver,
+        mpsc::{Receiver, RecvTimeoutError},
     },
     time::Duration,
 };
@@ -91,6 +91,15 @@ pub struct Embedded {
 }
 
 impl Embedded {
+    /// Waits for it so long at most.
+    pub fn wait_for(&self, patience: Duration) -> Option<Result<Embedding>> {
+        match self.answer.recv_timeout(patience) {
+            Ok(answer) => Some(answer),
+            Err(RecvTimeoutError::Timeout) if !self.shared.pulse.is_stuck() => None,
+            Err(_) => Some(Err(self.shared.why_down())),
+        }
+    }
+
     /// Waits for it.
     pub fn wait(self) -> Result<Embedding> {
         self.shared.wait(&self.answer)?

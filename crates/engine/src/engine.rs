@@ -655,6 +655,10 @@ impl Worker {
             let rows = ahead.map_or(chunk.rows.len(), |a| a.tree.nodes().len());
             let states = &self.states[row * dim..(row + rows) * dim];
             let act = self.clients.get_mut(&s.request).and_then(|c| c.hidden(chunk.rows.start, states));
+            if matches!(act, Some(Act::Finish)) {
+                self.stats.embedded_texts += 1;
+                self.stats.embedded_tokens += s.tokens.len() as u64;
+            }
             acts.extend(act.map(|act| (s.request, act)));
             row += rows;
         }

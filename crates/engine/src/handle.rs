@@ -139,7 +139,7 @@ impl Shared {
         self.down.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn why_down(&self) -> Error {
+    pub(crate) fn why_down(&self) -> Error {
         self.is_down().unwrap_or(Error::Down)
     }
 

@@ -42,7 +42,7 @@ pub use guide::{
     WatchBox,
 };
 pub use handle::{Handle, ScoreRequest, Scores, Stream};
-pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded};
+pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded, identity};
 pub use request::{
     Beams, BestBy, Class, EXPLAIN_MAX, LOGPROBS_MAX, LogprobsOf, Request, Retention, WIDTH_MAX,
 };

@@ -67,6 +67,10 @@ pub struct EngineStats {
     pub rows: u64,
     /// See [`Self::rows`].
     pub prompt_rows: u64,
+    /// Texts that were embedded, and their tokens.
+    pub embedded_texts: u64,
+    /// See [`Self::embedded_texts`].
+    pub embedded_tokens: u64,
     /// Rows of the last step, and how many it could have had.
     pub last_rows: usize,
     /// See [`Self::last_rows`].

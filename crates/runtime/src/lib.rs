@@ -6,7 +6,10 @@
 #![forbid(unsafe_code)]
 
 mod answer;
+mod breakers;
 pub mod devices;
+pub mod embed;
+mod explain;
 mod file;
 mod guide;
 mod load;
@@ -18,6 +21,9 @@ pub mod process;
 pub mod prompt;
 
 pub use answer::TextStream;
+pub use breakers::{DRY_BREAKERS, breakers};
+pub use embed::Embeddings;
+pub use explain::{token_text, trace_json};
 pub use guide::GuideOptions;
 pub use load::{EngineOptions, Running};
 pub use obey::obey;

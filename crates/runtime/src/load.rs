@@ -9,7 +9,7 @@ use quarrel_model::ModelSpec;
 
 use crate::devices::Place;
 use crate::memory::{self, Planner, Use};
-use crate::{Opened, Talk};
+use crate::{Embeddings, Opened, Talk};
 
 /// How a model is held and computed; what is not said is chosen.
 #[derive(Debug, Clone, Default)]
@@ -32,6 +32,8 @@ pub struct EngineOptions {
     pub host_cache: u64,
     /// Where the prefix cache survives the process.
     pub disk_cache: Option<DiskCache>,
+    /// Keep the hidden states, so that a decoder makes embeddings too.
+    pub embeddings: bool,
     /// The model's own first layers take the place of a draft model.
     pub exit_layers: Option<u32>,
 }
@@ -44,6 +46,8 @@ pub struct Running {
     pub spec: ModelSpec,
     /// Context that the model was trained for, in tokens.
     pub trained: usize,
+    /// How it makes embeddings.
+    pub embeddings: Embeddings,
     /// How long it took to load.
     pub load: Duration,
 }
@@ -89,7 +93,8 @@ impl Opened {
             (talk.note)(&format!("{} threads on {cores} processors are slower than {cores}", info.threads));
         }
         (talk.detail)(&format!("device {} ({}), {} threads", info.name, info.description, info.threads));
-        let load = LoadOptions { context: Some(context), ..LoadOptions::default() };
+        let load =
+            LoadOptions { context: Some(context), hidden: options.embeddings, ..LoadOptions::default() };
         let configure = |c: &mut EngineConfig| {
             *c = sizes.config;
             c.target_itl = options.target_itl;
@@ -104,7 +109,8 @@ impl Opened {
             quarrel_hub::human_bytes(handle.info().device_bytes as u64),
             started.elapsed().as_secs_f64()
         ));
-        Ok(Running { handle, spec: loaded.spec, trained, load: started.elapsed() })
+        let embeddings = self.embeddings(context)?;
+        Ok(Running { handle, spec: loaded.spec, trained, embeddings, load: started.elapsed() })
     }
 
     /// A draft model's tokens must be this one's.

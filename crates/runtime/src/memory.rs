@@ -72,7 +72,8 @@ impl Planner {
     /// Reads the header; the process as it is now counts as the program.
     pub fn new(opened: &Opened, args: &EngineOptions) -> Result<Planner> {
         let spec = quarrel_model::spec(&opened.source)?;
-        let program = decoder::decoder(&spec, &decoder::Options::default());
+        let options = decoder::Options { hidden: args.embeddings, ..decoder::Options::default() };
+        let program = decoder::decoder(&spec, &options);
         let stored: Vec<Vec<Stored>> = weights::headers(&opened.source, &spec, &program)?
             .into_iter()
             .map(|w| w.into_iter().map(|(dtype, bytes, mapped)| Stored { dtype, bytes, mapped }).collect())
@@ -188,6 +189,14 @@ pub fn sizes(
         .or(own.map(|c| c.min(trained)))
         .unwrap_or(trained.min(CONTEXT_DEFAULT_MAX))
         .max(2);
+    // A table of positions has no more of them.
+    let context = match planner.program.positions() {
+        Some(most) if context > most => {
+            (talk.note)(&format!("{} has a context of {most} tokens and no more", opened.local.name));
+            most
+        }
+        _ => context,
+    };
     let mut config = EngineConfig::new(context);
     config.max_running = usage.batch;
     config.guesses = usage.guesses;
@@ -200,6 +209,11 @@ pub fn sizes(
         (talk.note)(note);
     }
     config.step_tokens = config.step_tokens.min(context).max(usage.batch + 1);
+    // An encoder's texts are whole in a step; short ones share it.
+    config.whole = planner.program.looks_ahead();
+    if config.whole {
+        config.step_tokens = EngineConfig::new(context).step_tokens.max(context).max(usage.batch + 1);
+    }
     if usage.batch > 1 {
         let full = context.saturating_mul(usage.batch);
         let tokens = match usage.pool {
@@ -336,7 +350,7 @@ mod tests {
     #[test]
     fn a_type_of_the_cache_that_was_asked_for_is_kept() {
         assert_eq!(kv_types(None, &Chosen::Cpu), [KvType::F16, KvType::Q8_0, KvType::Q4_0]);
-        assert_eq!(kv_types(Some(KvType::F32)), [KvType::F32, KvType::F16]);
+        assert_eq!(kv_types(Some(KvType::F32), &Chosen::Cpu), [KvType::F32, KvType::F16]);
         for kv in [KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Q4_0] {
             assert_eq!(kv_types(Some(kv), &Chosen::Cpu), [kv]);
         }

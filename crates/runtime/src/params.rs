@@ -32,6 +32,10 @@ enum Name {
     TopK,
     TopP,
     MinP,
+    TypicalP,
+    Mirostat,
+    MirostatTau,
+    MirostatEta,
     Repetition,
     Presence,
     Frequency,
@@ -82,6 +86,10 @@ impl ModelParams {
             "top_k" => (Name::TopK, count),
             "top_p" => (Name::TopP, number),
             "min_p" => (Name::MinP, number),
+            "typical_p" => (Name::TypicalP, number),
+            "mirostat" => (Name::Mirostat, count.filter(|v| *v <= 2.0)),
+            "mirostat_tau" => (Name::MirostatTau, number),
+            "mirostat_eta" => (Name::MirostatEta, number),
             "repeat_penalty" => (Name::Repetition, number),
             "presence_penalty" => (Name::Presence, number),
             "frequency_penalty" => (Name::Frequency, number),
@@ -116,12 +124,17 @@ impl ModelParams {
                 Name::TopK => s.top_k = *v as u32,
                 Name::TopP => s.top_p = *v as f32,
                 Name::MinP => s.min_p = *v as f32,
+                Name::TypicalP => s.typical_p = *v as f32,
+                Name::Mirostat => s.mirostat = *v as u8,
+                Name::MirostatTau => s.mirostat_tau = *v as f32,
+                Name::MirostatEta => s.mirostat_eta = *v as f32,
                 Name::Repetition => s.repetition_penalty = *v as f32,
                 Name::Presence => s.presence_penalty = *v as f32,
                 Name::Frequency => s.frequency_penalty = *v as f32,
                 Name::Window => s.penalty_window = if *v < 0.0 { None } else { Some(*v as u32) },
             }
         }
+        s.make_room(None, s.mirostat != 0);
         s.seed = self.seed.or(s.seed);
     }
 }
@@ -135,13 +148,22 @@ mod tests {
     fn what_came_with_a_model_goes_over_the_defaults() {
         let params = json!({
             "temperature": 0.3, "top_k": 7, "stop": ["a", "b"], "num_ctx": 4096, "repeat_last_n": -1, "seed": 5,
-            "num_predict": 9, "mirostat": 1, "top_p": "high",
+            "num_predict": 9, "mirostat": 3, "top_p": "high",
         });
         let params = ModelParams::of(params.as_object().unwrap());
         let mut s = usual();
         params.apply(&mut s);
         assert_eq!((s.temperature, s.top_k, s.top_p, s.penalty_window), (0.3, 7, 0.95, None));
         assert_eq!((s.seed, params.max_tokens, params.stop.join("")), (Some(5), Some(9), "ab".into()));
-        assert_eq!(params.unused, ["mirostat 1", "top_p \"high\""]);
+        let mirostat = json!({"mirostat": 2, "mirostat_tau": 4.0});
+        let mut other = usual();
+        ModelParams::of(mirostat.as_object().unwrap()).apply(&mut other);
+        assert_eq!(
+            (other.mirostat, other.mirostat_tau, other.top_k),
+            (2, 4.0, 0),
+            "it takes the place of top-k"
+        );
+        other.check().unwrap();
+        assert_eq!(params.unused, ["mirostat 3", "top_p \"high\""]);
     }
 }

@@ -27,17 +27,36 @@ pub fn encode_chat(tokenizer: &Tokenizer, template: &ChatTemplate, messages: &[V
     encode_prompt(tokenizer, &render(tokenizer, template, &input)?)
 }
 
-/// What users, tools and operators say is text: names of control tokens in it are not those tokens.
+/// What users, tools and operators say is text: names of control tokens in it are not those tokens. What the assistant says
+/// may be written with them, but not the arguments of its calls.
 pub fn quote(tokenizer: &Tokenizer, messages: &mut Value) {
-    for message in messages.as_array_mut().into_iter().flatten() {
-        if message["role"] == "assistant" {
-            continue; // its calls are written with such tokens
+    for message in messages.as_array_mut().into_iter().flatten().filter_map(Value::as_object_mut) {
+        let assistant = message.get("role").is_some_and(|r| r == "assistant");
+        for (_, value) in message.iter_mut().filter(|(k, _)| !assistant || *k == "tool_calls") {
+            quote_all(tokenizer, value);
         }
-        if let Some(Value::String(content)) = message.get_mut("content")
-            && let Cow::Owned(quoted) = tokenizer.quote(content)
-        {
-            *content = quoted;
+    }
+}
+
+/// All texts in a value: definitions of tools, for one.
+pub fn quote_all(tokenizer: &Tokenizer, value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            if let Cow::Owned(quoted) = tokenizer.quote(text) {
+                *text = quoted;
+            }
         }
+        Value::Array(list) => list.iter_mut().for_each(|v| quote_all(tokenizer, v)),
+        Value::Object(map) => {
+            let named = |key: &String| matches!(tokenizer.quote(key), Cow::Owned(_));
+            if map.keys().any(named) {
+                let quoted =
+                    std::mem::take(map).into_iter().map(|(k, v)| (tokenizer.quote(&k).into_owned(), v));
+                *map = quoted.collect();
+            }
+            map.values_mut().for_each(|v| quote_all(tokenizer, v));
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }
 

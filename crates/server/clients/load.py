@@ -1,7 +1,7 @@
 """Streams side by side against a server on this machine: python load.py BASE_URL MODEL STREAMS SECONDS [MAX_TOKENS].
 
 Each stream asks, reads the answer, and asks again; every eighth client leaves in the middle. Prints tokens in a second, the
-times to the first token and between tokens, how evenly the streams were served, and the memory before and after.
+times to the first token and between tokens, how evenly the streams were served, and the memory before, each minute and after.
 """
 
 import asyncio
@@ -68,11 +68,22 @@ def at(values, q):
     return sorted(values)[min(len(values) - 1, int(q * len(values)))] * 1e3 if values else float("nan")
 
 
+async def watch(start):
+    """The memory each minute: a line that stays level."""
+    while True:
+        await asyncio.sleep(60)
+        resident = await asyncio.to_thread(metric, "quarrel_process_resident_bytes")
+        blocks = await asyncio.to_thread(metric, "quarrel_kv_blocks_used")
+        print(f"{time.monotonic() - start:.0f} s: {resident / 1e6:.0f} MB, {blocks:.0f} blocks, {sum(served)} tokens", flush=True)
+
+
 async def main():
     before = metric("quarrel_process_resident_bytes")
     start = time.monotonic()
+    watching = asyncio.create_task(watch(start))
     asked = sum(await asyncio.gather(*(client(i, start + seconds) for i in range(streams))))
     took = time.monotonic() - start
+    watching.cancel()
     await asyncio.sleep(1)
     print(f"{streams} streams, {took:.0f} s: {asked} requests, {left} of them left early, {len(errors)} errors")
     print(f"{sum(served) / took:.0f} tokens/s; first token p50 {at(first, .5):.0f} ms, p99 {at(first, .99):.0f} ms; "

@@ -30,6 +30,11 @@ await run("tools", async () => {
   const call = a.choices[0].message.tool_calls[0];
   check(call.function.name === "add" && Number.isInteger(JSON.parse(call.function.arguments).a), JSON.stringify(a));
 });
+await run("embeddings", async () => {
+  const a = await client.embeddings.create({ model: "minilm", input: ["The cat sat on the mat.", "A kitten lay on a rug.", "Interest rates rose again."] });
+  const v = a.data.map((d) => d.embedding), dot = (x, y) => x.reduce((s, n, i) => s + n * y[i], 0);
+  check(Math.abs(dot(v[0], v[0]) - 1) < 1e-4 && dot(v[0], v[1]) > dot(v[0], v[2]) && a.usage.total_tokens > 10, JSON.stringify(a.usage));
+});
 await run("errors", async () => {
   const e = await client.chat.completions.create({ model: "nothing", messages }).catch((e) => e);
   check(e instanceof OpenAI.NotFoundError && e.code === "model_not_found", String(e));

@@ -8,6 +8,7 @@ from openai import OpenAI
 
 base, model = sys.argv[1], sys.argv[2]
 key = sys.argv[3] if len(sys.argv) > 3 else "none"
+embedder = "minilm"  # served beside it
 client = OpenAI(base_url=base + "/v1", api_key=key, max_retries=0, timeout=120)
 ask = [{"role": "user", "content": "What is the capital of France? Answer in one word."}]
 weather = {
@@ -230,6 +231,23 @@ def errors():
     e = raises(openai.BadRequestError, lambda: client.chat.completions.create(model=model, messages=long))
     assert e.body["code"] == "context_length_exceeded", e.body
     raises(openai.BadRequestError, lambda: client.chat.completions.create(model=model, messages=ask, temperature=-1))
+
+
+@case
+def embeddings():
+    texts = ["The cat sat on the mat.", "A kitten lay on a rug.", "Interest rates rose again."]
+    a = client.embeddings.create(model=embedder, input=texts)  # the client asks for base64 by itself
+    b = client.embeddings.create(model=embedder, input=texts[0], encoding_format="float")
+    vectors = [d.embedding for d in a.data]
+    assert [d.index for d in a.data] == [0, 1, 2] and a.usage.total_tokens == a.usage.prompt_tokens > 10
+    assert all(abs(x - y) < 1e-6 for x, y in zip(vectors[0], b.data[0].embedding))
+    dot = lambda x, y: sum(p * q for p, q in zip(x, y))
+    assert abs(dot(vectors[0], vectors[0]) - 1) < 1e-4
+    assert dot(vectors[0], vectors[1]) > dot(vectors[0], vectors[2])
+    e = raises(openai.BadRequestError, lambda: client.embeddings.create(model=embedder, input="a", dimensions=7))
+    assert e.param == "dimensions", e
+    e = raises(openai.BadRequestError, lambda: client.embeddings.create(model=embedder, input=[]))
+    assert e.param == "input", e
 
 
 @case

@@ -5,16 +5,17 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Router};
 use quarrel_store::presets::Presets;
 use quarrel_store::{ApiKey, Lookup, Scope, Store};
 use serde_json::{Map, Value, json};
 use subtle::ConstantTimeEq as _;
+use tokio::sync::watch;
 use utoipa::OpenApi;
 use utoipa::openapi::OpenApi as Document;
 use utoipa_axum::router::OpenApiRouter;
@@ -27,8 +28,10 @@ use crate::error::{ApiError, Failure};
 use crate::ids;
 use crate::metrics::HttpCounts;
 use crate::models::Models;
+use crate::resume::Streams;
 use crate::routes::{
-    anthropic, chat, completions, conversations, health, models, ollama, presets, responses, tokens,
+    anthropic, chat, completions, conversations, embeddings, explain, health, models, ollama, presets,
+    rerank, responses, streams, tokens, ws,
 };
 use crate::{ServeConfig, arrival, page, store};
 
@@ -58,9 +61,12 @@ pub(crate) struct Shared {
     pub(crate) models: Arc<Models>,
     pub(crate) counts: HttpCounts,
     pub(crate) compat: Option<Compat>,
-    draining: AtomicBool,
+    /// Streams that may be come back to.
+    pub(crate) streams: Streams,
+    draining: watch::Sender<bool>,
     warmed: AtomicBool,
     connections: Arc<AtomicUsize>,
+    sockets: Arc<AtomicUsize>,
     keys: Vec<String>,
     /// Whether the store has keys, from which time on every request needs one.
     stored_keys: AtomicBool,
@@ -95,21 +101,28 @@ impl App {
             presets: config.presets.clone(),
             rates: Mutex::default(),
             counts: HttpCounts::default(),
-            draining: AtomicBool::new(false),
+            streams: Streams::new(config.resume_window),
+            draining: watch::Sender::new(false),
             warmed: AtomicBool::new(false),
             connections: Arc::default(),
             origins: config.origins.clone(),
             body_time: config.times.body,
+            sockets: Arc::default(),
         })))
     }
 
     /// Whether new work is refused because the server shuts down.
     pub(crate) fn draining(&self) -> bool {
-        self.draining.load(Ordering::Acquire)
+        *self.draining.borrow()
     }
 
     pub(crate) fn drain(&self) {
-        self.draining.store(true, Ordering::Release);
+        self.draining.send_replace(true);
+    }
+
+    /// Hears when the server shuts down.
+    pub(crate) fn drained(&self) -> watch::Receiver<bool> {
+        self.draining.subscribe()
     }
 
     /// Whether a token was made.
@@ -131,9 +144,19 @@ impl App {
         }
     }
 
+    /// Whether requests need a key.
+    fn needs_key(&self) -> bool {
+        !self.keys.is_empty() || self.stored_keys.load(Ordering::Acquire)
+    }
+
     /// Open connections.
     pub(crate) fn connections(&self) -> usize {
         self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The counter of open WebSockets.
+    pub(crate) fn sockets(&self) -> Arc<AtomicUsize> {
+        self.sockets.clone()
     }
 
     /// The counter of open connections.
@@ -143,11 +166,14 @@ impl App {
 }
 
 #[derive(OpenApi)]
-#[openapi(info(
-    title = "Longbow Quarrel",
-    description = "Language models served by `quarrel serve`. Unknown fields are refused with their names.",
-    license(name = "Apache-2.0", identifier = "Apache-2.0")
-))]
+#[openapi(
+    info(
+        title = "Longbow Quarrel",
+        description = "Language models served by `quarrel serve`. Unknown fields are refused with their names.",
+        license(name = "Apache-2.0", identifier = "Apache-2.0")
+    ),
+    components(schemas(ws::SocketRequest, ws::SocketEvent))
+)]
 struct Api;
 
 fn routes() -> OpenApiRouter<App> {
@@ -159,8 +185,16 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(responses::input_items))
         .routes(routes!(anthropic::messages))
         .routes(routes!(anthropic::count_tokens))
+        .routes(routes!(streams::chat))
+        .routes(routes!(streams::completion))
+        .routes(routes!(streams::message))
+        .routes(routes!(ws::open))
         .routes(routes!(ollama::chat))
         .routes(routes!(ollama::generate))
+        .routes(routes!(embeddings::embeddings))
+        .routes(routes!(rerank::rerank))
+        .routes(routes!(ollama::embed::embed_texts))
+        .routes(routes!(ollama::embed::embed_prompt))
         .routes(routes!(ollama::about::tags))
         .routes(routes!(ollama::about::show))
         .routes(routes!(ollama::about::ps))
@@ -176,6 +210,7 @@ fn routes() -> OpenApiRouter<App> {
         .routes(routes!(conversations::delete_from))
         .routes(routes!(conversations::export))
         .routes(routes!(presets::list))
+        .routes(routes!(explain::explain))
         .routes(routes!(tokens::tokenize))
         .routes(routes!(tokens::detokenize))
         .routes(routes!(tokens::apply_template))
@@ -223,7 +258,7 @@ fn merged(document: &Document) -> Value {
 pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
     let (router, document) = routes().split_for_parts();
     let document = Bytes::from(merged(&document).to_string());
-    router
+    let router = router
         .route("/openapi.json", axum::routing::get(async move || json_bytes(document.clone())))
         .route("/", axum::routing::get(page::index))
         .route("/{file}", axum::routing::get(page::asset))
@@ -233,7 +268,10 @@ pub(crate) fn router(app: App, body_bytes_max: usize) -> Router {
         .layer(DefaultBodyLimit::max(body_bytes_max))
         .layer(middleware::from_fn_with_state(app.clone(), observe))
         .layer(middleware::from_fn_with_state(app.clone(), cors::share))
-        .with_state(app)
+        .with_state(app);
+    // A WebSocket's requests go through the router itself.
+    let api = ws::Api { router: router.clone(), bytes_max: body_bytes_max };
+    router.layer(Extension(api))
 }
 
 /// JSON that is written already.
@@ -263,8 +301,12 @@ async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Resu
         if app.draining() && request.method() == Method::POST {
             return Err(ApiError::unavailable("the server is shutting down"));
         }
-        let caller = caller(&app, request.method().clone(), path.to_owned(), key_of(&request)).await?;
-        request.extensions_mut().insert(caller);
+        let key = key_of(&request);
+        // Browsers cannot send a key with a WebSocket: it comes in the first frame.
+        if key.is_some() || path != ws::PATH || !app.needs_key() {
+            let caller = admit(&app, request.method().clone(), path.to_owned(), key).await?;
+            request.extensions_mut().insert(caller);
+        }
     }
     Ok(next.run(request).await)
 }
@@ -289,9 +331,15 @@ fn key_of(request: &Request) -> Option<String> {
     bearer.or_else(|| text(HeaderName::from_static("x-api-key"))).map(str::to_owned)
 }
 
-async fn caller(app: &App, method: Method, path: String, given: Option<String>) -> Result<Caller, ApiError> {
+/// Who calls with a key, if it may.
+pub(crate) async fn admit(
+    app: &App,
+    method: Method,
+    path: String,
+    given: Option<String>,
+) -> Result<Caller, ApiError> {
     let stored = app.stored_keys.load(Ordering::Acquire);
-    if app.keys.is_empty() && !stored {
+    if !app.needs_key() {
         return Ok(Caller { key: "".into(), owner: "local".into(), account: None });
     }
     let given =

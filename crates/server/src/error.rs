@@ -152,12 +152,16 @@ impl From<EngineError> for ApiError {
         let message = e.to_string();
         match e {
             EngineError::Field { field, .. } => ApiError::field(field, message),
+            EngineError::Together { a, .. } => ApiError::field(a, message),
+            EngineError::Order { .. } => ApiError::field("samplers", message),
             EngineError::PromptTooLong { .. } => {
                 ApiError { param: Some("messages".into()), ..ApiError::bad(message) }
                     .code("context_length_exceeded")
             }
             EngineError::Token { what, .. } => ApiError::field(what, message),
             EngineError::Width { .. } => ApiError::field("n", message),
+            EngineError::Unsuited { .. } => ApiError::field("model", message),
+            EngineError::Hidden { .. } => ApiError::server(message).code("bad_hidden_states"),
             EngineError::Adapter { .. } => {
                 ApiError { param: Some("adapter".into()), ..ApiError::not_found(message) }
             }
@@ -169,6 +173,8 @@ impl From<EngineError> for ApiError {
             EngineError::Down | EngineError::Stuck(_) | EngineError::Panicked(_) => {
                 ApiError::unavailable(message)
             }
+            // The request's own doing.
+            EngineError::Logits { stage: "logit_bias", .. } => ApiError::field("logit_bias", message),
             EngineError::Logits { .. } => ApiError::server(message).code("bad_logits"),
             _ => ApiError::server(message),
         }

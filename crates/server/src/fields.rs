@@ -4,8 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quarrel_engine::{Class, DynamicTemperature, Eviction, Request, Retention, Sampling, Speculate};
-use quarrel_store::presets::{Preset, Presets};
+use quarrel_engine::{Class, Eviction, Request, Retention, Sampling, Speculate};
 use quarrel_text::GrammarSpec;
 use serde::Deserialize;
 use serde_json::Value;
@@ -13,12 +12,11 @@ use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::guidance::Guidance;
+use crate::sampling::{Best, Bias, DynamicTemp, Logprobs};
 
 /// Most stop strings, and bytes of each.
 const STOPS_MAX: usize = 16;
 const STOP_BYTES_MAX: usize = 1024;
-/// Most entries of `logit_bias`.
-const BIAS_MAX: usize = 1024;
 /// Most answers of one request.
 const CHOICES_MAX: u32 = 128;
 
@@ -48,23 +46,6 @@ pub(crate) struct StreamOptions {
     pub(crate) include_usage: bool,
 }
 
-/// Temperature that follows the entropy of each step.
-#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct DynamicTemp {
-    /// Where the model is sure.
-    min: f32,
-    /// Where it is as unsure as can be.
-    max: f32,
-    /// Bends the curve between them; 1 is a line.
-    #[serde(default = "one")]
-    exponent: f32,
-}
-
-fn one() -> f32 {
-    1.0
-}
-
 /// How urgent a request is.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
@@ -72,6 +53,16 @@ pub(crate) enum Priority {
     Interactive,
     Batch,
     Background,
+}
+
+impl From<Priority> for Class {
+    fn from(priority: Priority) -> Class {
+        match priority {
+            Priority::Interactive => Class::Interactive,
+            Priority::Batch => Class::Batch,
+            Priority::Background => Class::Background,
+        }
+    }
 }
 
 /// How tokens are guessed ahead; the answer is the same.
@@ -145,9 +136,12 @@ impl ResponseFormat {
 }
 
 /// Other names of fields.
-pub(crate) const ALIASES: [(&str, &str); 4] = [
+pub(crate) const ALIASES: [(&str, &str); 7] = [
     ("repeat_penalty", "repetition_penalty"),
     ("repeat_last_n", "penalty_window"),
+    ("dry_penalty_last_n", "dry_window"),
+    ("typ_p", "typical_p"),
+    ("top_nsigma", "top_n_sigma"),
     ("guided_regex", "regex"),
     ("guided_grammar", "grammar"),
 ];
@@ -166,6 +160,20 @@ pub(crate) struct Fields {
     pub(crate) top_k: Option<u32>,
     /// Keep tokens of at least this share of the best one's probability; 0 keeps all.
     pub(crate) min_p: Option<f32>,
+    /// Keep the smallest set with this mass of the tokens whose surprise is nearest to the expected one; 1 keeps all.
+    pub(crate) typical_p: Option<f32>,
+    /// Keep tokens whose logit is at most this many standard deviations below the best; 0 keeps all.
+    pub(crate) top_n_sigma: Option<f32>,
+    /// How often XTC drops the top choices; 0 is never.
+    pub(crate) xtc_probability: Option<f32>,
+    /// Of the tokens of at least this probability XTC leaves the least likely; 0.1 if not given.
+    pub(crate) xtc_threshold: Option<f32>,
+    /// 1 or 2: Mirostat, which takes the place of the other truncations; 0 is off.
+    pub(crate) mirostat: Option<u8>,
+    /// The surprise that Mirostat aims at, in bits; 5 if not given.
+    pub(crate) mirostat_tau: Option<f32>,
+    /// How fast Mirostat learns; 0.1 if not given.
+    pub(crate) mirostat_eta: Option<f32>,
     /// Divides the logits of tokens that were there; 1 is off.
     pub(crate) repetition_penalty: Option<f32>,
     /// Subtracted from the logits of tokens that the answer has; 0 is off.
@@ -174,18 +182,44 @@ pub(crate) struct Fields {
     pub(crate) frequency_penalty: Option<f32>,
     /// The penalties look at this many last tokens; without it at all.
     pub(crate) penalty_window: Option<u32>,
+    /// The penalties on a token are halved with each so many tokens since it was there; without it never.
+    pub(crate) penalty_half_life: Option<u32>,
+    /// DRY's penalty on a token that makes a repeat longer; 0 is off.
+    pub(crate) dry_multiplier: Option<f32>,
+    /// It grows by this factor with each token of the repeat; 1.75 if not given.
+    pub(crate) dry_base: Option<f32>,
+    /// ... from repeats of this length on; 2 if not given.
+    pub(crate) dry_allowed_length: Option<u32>,
+    /// DRY looks at this many last tokens; -1 is all, 0 none.
+    pub(crate) dry_window: Option<i64>,
+    /// No repeat goes over a token with one of these texts in it; line break, colon, quotation mark and asterisk if not given.
+    pub(crate) dry_sequence_breakers: Option<Vec<String>>,
     /// Temperature by entropy, instead of `temperature`.
     pub(crate) dynamic_temperature: Option<DynamicTemp>,
+    /// llama.cpp's way to say it: so much below and above `temperature`; 0 is off.
+    pub(crate) dynatemp_range: Option<f32>,
+    /// ... and what bends the curve between them.
+    pub(crate) dynatemp_exponent: Option<f32>,
+    /// EDT: `temperature` is lowered the more, the surer the model is; 0 is off.
+    pub(crate) edt_theta: Option<f32>,
+    /// How much repeats and doubt in the answer may change temperature and penalties, up to 1; 0 is off.
+    pub(crate) adaptive: Option<f32>,
+    /// The stages in their order; those that are not named are off.
+    pub(crate) samplers: Option<OneOrMany>,
     /// Added to the logits, by token id.
-    pub(crate) logit_bias: Option<BTreeMap<String, f32>>,
+    pub(crate) logit_bias: Option<BTreeMap<String, Bias>>,
     /// The same seed gives the same answer.
     pub(crate) seed: Option<i64>,
     /// The answer ends where one of these would begin.
     pub(crate) stop: Option<OneOrMany>,
     /// Answers to make; they share what is computed of the prompt.
     pub(crate) n: Option<u32>,
-    /// Make so many and give the `n` of the highest mean log-probability.
+    /// Make so many and give the `n` best.
     pub(crate) best_of: Option<u32>,
+    /// What is best: the highest mean log-probability, if not given.
+    pub(crate) best_of_by: Option<Best>,
+    /// Whose log-probabilities are given: those of the model, if not given.
+    pub(crate) logprobs_of: Option<Logprobs>,
     /// Go on where the model wants to end, up to `max_tokens`.
     pub(crate) ignore_eos: Option<bool>,
     /// Send the answer as it comes, as server-sent events.
@@ -222,6 +256,9 @@ pub(crate) struct Fields {
     pub(crate) banned_regexes: Option<Vec<String>>,
     /// What steers the answer beside the sampler.
     pub(crate) guidance: Option<Guidance>,
+    /// Candidates to tell of with each token; the route for that sets it.
+    #[serde(skip)]
+    pub(crate) explain: Option<u32>,
 }
 
 impl Fields {
@@ -240,27 +277,6 @@ impl Fields {
             }
             None => Ok(stops),
         }
-    }
-
-    /// Fills what is not set from the named settings; gives these.
-    pub(crate) fn take_preset(&mut self, presets: &Presets) -> Result<Option<Preset>, ApiError> {
-        let Some(name) = &self.preset else { return Ok(None) };
-        let p = presets.find(name).map_err(|e| ApiError::field("preset", e.to_string()))?.clone();
-        // A temperature of the request's own is not overruled by a dynamic one.
-        if self.temperature.is_none() && self.dynamic_temperature.is_none() {
-            self.dynamic_temperature =
-                p.dynamic_temperature.map(|d| DynamicTemp { min: d.min, max: d.max, exponent: d.exponent });
-        }
-        self.temperature = self.temperature.or(p.temperature);
-        self.top_p = self.top_p.or(p.top_p);
-        self.top_k = self.top_k.or(p.top_k);
-        self.min_p = self.min_p.or(p.min_p);
-        self.repetition_penalty = self.repetition_penalty.or(p.repetition_penalty);
-        self.presence_penalty = self.presence_penalty.or(p.presence_penalty);
-        self.frequency_penalty = self.frequency_penalty.or(p.frequency_penalty);
-        self.seed = self.seed.or(p.seed.map(|s| s as i64));
-        self.max_tokens = self.max_tokens.or(p.max_tokens);
-        Ok(Some(p))
     }
 
     /// What the answer must obey, if anything.
@@ -286,46 +302,6 @@ impl Fields {
         }
     }
 
-    /// How to draw, over the defaults of the model.
-    fn sampling(&self, base: &Sampling) -> Result<Sampling, ApiError> {
-        let bias = self.logit_bias.iter().flatten();
-        let bias: Result<Vec<_>, _> = bias.map(|(id, b)| id.parse::<u32>().map(|id| (id, *b))).collect();
-        let bias = bias.map_err(|_| {
-            ApiError::field("logit_bias", "logit_bias: keys are token ids, such as \"50256\"")
-        })?;
-        if bias.len() > BIAS_MAX {
-            let message = format!("logit_bias: {} entries; at most {BIAS_MAX} are allowed", bias.len());
-            return Err(ApiError::field("logit_bias", message));
-        }
-        let dynamic = self.dynamic_temperature;
-        let dynamic = dynamic.map(|d| DynamicTemperature { min: d.min, max: d.max, exponent: d.exponent });
-        let blind = self.penalty_window == Some(0); // penalties over no tokens are none
-        Ok(Sampling {
-            temperature: self.temperature.unwrap_or(base.temperature),
-            top_k: self.top_k.unwrap_or(base.top_k),
-            top_p: self.top_p.unwrap_or(base.top_p),
-            min_p: self.min_p.unwrap_or(base.min_p),
-            repetition_penalty: match blind {
-                true => 1.0,
-                false => self.repetition_penalty.unwrap_or(base.repetition_penalty),
-            },
-            presence_penalty: if blind {
-                0.0
-            } else {
-                self.presence_penalty.unwrap_or(base.presence_penalty)
-            },
-            frequency_penalty: if blind {
-                0.0
-            } else {
-                self.frequency_penalty.unwrap_or(base.frequency_penalty)
-            },
-            penalty_window: self.penalty_window.or(base.penalty_window).filter(|_| !blind),
-            logit_bias: bias,
-            seed: self.seed.map(|s| s as u64),
-            dynamic_temperature: dynamic,
-        })
-    }
-
     /// The engine's request.
     pub(crate) fn request(
         &self,
@@ -346,11 +322,9 @@ impl Fields {
             ignore_eos: self.ignore_eos.unwrap_or(false),
             n: self.n.unwrap_or(1),
             best_of: self.best_of,
-            class: match priority {
-                Priority::Interactive => Class::Interactive,
-                Priority::Batch => Class::Batch,
-                Priority::Background => Class::Background,
-            },
+            best_of_by: self.best_of_by.map(Into::into).unwrap_or_default(),
+            logprobs_of: self.logprobs_of.map(Into::into).unwrap_or_default(),
+            class: priority.into(),
             key: key.clone(),
             deadline: self.deadline_ms.map(Duration::from_millis),
             adapter: self.adapter.clone(),
@@ -372,6 +346,7 @@ impl Fields {
                 Evict::Snapkv => Eviction::SNAP_KV,
             },
             kv_tokens: self.kv_tokens,
+            explain: self.explain,
             ..Request::new(prompt)
         })
     }

@@ -249,7 +249,9 @@ impl Generating {
         c.over = true;
         let text = c.text.finish();
         let mut events = c.events(text);
-        events.extend(c.parser.iter_mut().flat_map(OutputParser::finish));
+        let cut = c.text.stopped().is_none()
+            && matches!(finish, Finish::Length | Finish::Deadline | Finish::Aborted);
+        events.extend(c.parser.iter_mut().flat_map(|p| p.finish(cut)));
         let finish = match finish {
             _ if c.text.stopped().is_some() => Finish::Stop,
             Finish::Stop if c.parser.as_ref().is_some_and(|p| p.calls() > 0) => Finish::ToolCalls,

@@ -8,6 +8,7 @@ mod body;
 mod charge;
 mod cors;
 mod dialect;
+mod embed;
 mod error;
 mod fields;
 mod generate;
@@ -20,7 +21,9 @@ mod models;
 mod page;
 mod prompt;
 pub mod reference;
+mod resume;
 mod routes;
+mod sampling;
 mod sse;
 mod store;
 mod timed;
@@ -32,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use quarrel_engine::{Request, Sampling};
+use quarrel_engine::{EmbedRequest, Request, Sampling};
 use quarrel_runtime::Talk;
 use quarrel_store::Store;
 use quarrel_store::presets::Presets;
@@ -75,6 +78,8 @@ pub struct ServeConfig {
     pub tls: Option<Arc<Tls>>,
     /// Whose web pages may call, beside the server's own.
     pub origins: Origins,
+    /// A stream that asked for it may be come back to for so long.
+    pub resume_window: Duration,
     /// Metrics by another server's names too.
     pub compat: Option<Compat>,
     /// Who hears of models.
@@ -195,6 +200,10 @@ async fn warm_up(app: App, talk: Talk) {
     let made = async {
         let lease = app.models.lease(None).await?;
         let token = lease.tokenizer().bos().unwrap_or(0);
+        if !lease.handle().info().generates {
+            let embedded = lease.handle().embed(EmbedRequest::new(vec![token]))?;
+            return prompt::blocking(move || Ok(drop(embedded.wait()?))).await;
+        }
         let request =
             Request { sampling: Sampling::greedy(), max_tokens: Some(1), ..Request::new(vec![token]) };
         let mut stream = lease.handle().submit(request)?;

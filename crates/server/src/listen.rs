@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -13,14 +12,14 @@ use axum::body::Body;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt as _;
 
 use crate::app::App;
+use crate::metrics::Counted;
 use crate::timed::Timed;
 use crate::tls::Tls;
 
@@ -62,14 +61,12 @@ pub(crate) struct Bounds {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Remote(pub(crate) SocketAddr);
 
-/// Counts a connection while it lives.
-struct Open(Arc<AtomicUsize>);
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
+/// A connection's place among all; whoever holds one holds the connection. In the extensions of its requests, so that a
+/// WebSocket has it when the request is over.
+#[derive(Clone)]
+struct Held(
+    #[allow(dead_code, reason = "given back when it is dropped")] Arc<(OwnedSemaphorePermit, Counted)>,
+);
 
 /// What all connections share.
 struct Shared {
@@ -90,8 +87,7 @@ pub(crate) async fn serve(
     stop: impl Future<Output = ()>,
 ) -> bool {
     let places = Arc::new(Semaphore::new(bounds.connections));
-    let graceful = GracefulShutdown::new();
-    let (stopping, stopped) = watch::channel(false);
+    let stopped = watch::Sender::new(false);
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(bounds.times.head).max_buf_size(64 << 10);
     let open = app.connection_counter();
@@ -116,32 +112,33 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        open.fetch_add(1, Ordering::Relaxed);
-        let counted = Open(open.clone());
+        let Ok(place) = place else { break }; // the semaphore is never closed
+        let held = Held(Arc::new((place, Counted::new(open.clone()))));
         let _ = stream.set_nodelay(true); // only speed
-        let (shared, watcher, mut stopped) = (shared.clone(), graceful.watcher(), stopped.clone());
+        let (shared, mut stopping) = (shared.clone(), stopped.subscribe());
         tokio::spawn(async move {
             match &shared.tls {
-                None => shared.connection(stream, remote, watcher).await,
+                None => shared.connection(stream, remote, held, stopping).await,
                 Some(tls) => {
                     // One that has asked for nothing yet need not be waited for.
                     let shaken = tokio::select! {
                         biased;
-                        _ = stopped.changed() => None,
+                        _ = stopping.wait_for(|s| *s) => None,
                         shaken = tokio::time::timeout(shared.times.handshake, shake(tls, stream)) => shaken.ok().flatten(),
                     };
                     match shaken {
-                        Some(stream) => shared.connection(stream, remote, watcher).await,
+                        Some(stream) => shared.connection(stream, remote, held, stopping).await,
                         None => shared.app.counts.handshake_failed(),
                     }
                 }
             }
-            drop((place, counted));
         });
     }
     drop(listener);
-    stopping.send_replace(true);
-    tokio::time::timeout(bounds.drain, graceful.shutdown()).await.is_ok()
+    stopped.send_replace(true);
+    // When all places are free, all connections are over, those that became WebSockets too.
+    let all = u32::try_from(bounds.connections).unwrap_or(u32::MAX);
+    tokio::time::timeout(bounds.drain, places.acquire_many(all)).await.is_ok()
 }
 
 impl Shared {
@@ -150,11 +147,13 @@ impl Shared {
         &self,
         stream: S,
         remote: SocketAddr,
-        watcher: Watcher,
+        held: Held,
+        mut stopping: watch::Receiver<bool>,
     ) {
-        let router = self.router.clone();
+        let (router, of_requests) = (self.router.clone(), held.clone());
         let service = hyper::service::service_fn(move |mut request: hyper::Request<Incoming>| {
             let router = router.clone();
+            request.extensions_mut().insert(of_requests.clone());
             request.extensions_mut().insert(Remote(remote));
             async move {
                 Ok::<_, Infallible>(
@@ -163,11 +162,21 @@ impl Shared {
             }
         });
         let stream = TokioIo::new(Timed::new(stream, self.times.write));
-        let connection = self.builder.serve_connection(stream, service);
+        let connection = self.builder.serve_connection(stream, service).with_upgrades();
+        tokio::pin!(connection);
+        let told = async { drop(stopping.wait_for(|s| *s).await) };
+        let ended = tokio::select! {
+            ended = connection.as_mut() => ended,
+            () = told => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        };
         // A connection that breaks is the client's affair.
-        if let Err(e) = watcher.watch(connection).await {
+        if let Err(e) = ended {
             tracing::debug!(error = %e, remote = %remote, "a connection broke");
         }
+        drop(held);
     }
 }
 

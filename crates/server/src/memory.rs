@@ -2,17 +2,20 @@
 //! the answer behind them. What was left out is told; a summary of it is made in the background.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use quarrel_engine::{Class, Request, Sampling};
 use quarrel_runtime::prompt::{encode_chat, message};
 use quarrel_store::bm25::Bm25;
 use quarrel_store::context::{Entry, KnownSummary, Part, Plan, Policy, SummaryWanted, plan};
-use quarrel_store::{Conversation, NewMessage, Place, Role, Store, Summary};
+use quarrel_store::fusion::{rank_by_cosine, reciprocal_rank_fusion};
+use quarrel_store::{Conversation, Message, NewMessage, Place, Role, Store, Summary};
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{Ends, Special, Tokenizer};
 use serde_json::{Value, json};
 
 use crate::app::{App, Caller};
+use crate::embed::{self, Ask, Text};
 use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::generate::{Generating, TextOptions};
@@ -25,6 +28,10 @@ use crate::store::now;
 const AROUND: u32 = 8;
 /// Turns that a search may bring back.
 const HITS_MAX: usize = 8;
+/// Messages that are less like the question than this say nothing about it.
+const LEAST_COSINE: f64 = 0.2;
+/// Messages whose vectors are made at once.
+const VECTORS_AT_ONCE: u32 = 64;
 
 /// A conversation that a request goes on with.
 pub(crate) struct Remembered {
@@ -78,6 +85,7 @@ pub(crate) async fn recall(
     max_tokens: Option<u32>,
 ) -> Result<(Lease, Vec<Value>, Remembered), ApiError> {
     let (app, store, owner) = (app.clone(), app.store()?, caller.owner.clone());
+    let embedder = embedder(&app).await;
     blocking(move || {
         let before = store.conversation(&owner, &id)?;
         let is_system = |m: &Value| matches!(m["role"].as_str(), Some("system" | "developer"));
@@ -93,8 +101,13 @@ pub(crate) async fn recall(
         let whole = store.conversation(&owner, &id)?;
         let system = system.into_iter().filter_map(|m| m["content"].as_str().map(str::to_owned));
         let system: Vec<String> = system.collect();
-        let (prompt, plan) = window(&whole, &system.join("\n\n"), &lease, max_tokens)?;
-        let told = json!({ "id": id, "left_out": plan.left_out, "prompt_tokens_planned": plan.tokens });
+        let meaning =
+            embedder.as_ref().map(|e| Meaning { embedder: e, store: &store, owner: &owner, id: &id });
+        let (prompt, plan) = window(&whole, &system.join("\n\n"), &lease, max_tokens, meaning)?;
+        let retrieval = if embedder.is_some() { "words and meaning" } else { "words" };
+        let told = json!({
+            "id": id, "left_out": plan.left_out, "prompt_tokens_planned": plan.tokens, "retrieval": retrieval,
+        });
         let last = whole.messages.last().map(|m| m.id.clone()).unwrap_or_default();
         let model = lease.id.clone();
         let wanted = plan.summary_wanted;
@@ -103,12 +116,94 @@ pub(crate) async fn recall(
     .await
 }
 
+/// The model that finds old turns by what they mean, if there is one. Without it they are found by their words, so that a
+/// conversation goes on whatever is wrong with it.
+async fn embedder(app: &App) -> Option<Lease> {
+    let id = app.models.embedding_model()?.to_owned();
+    match app.models.lease(Some(&id)).await {
+        Ok(lease) => Some(lease),
+        Err(e) => {
+            tracing::warn!(error = e.message, "old turns are found by words alone");
+            None
+        }
+    }
+}
+
+/// Finds messages of a conversation by what they mean.
+struct Meaning<'a> {
+    embedder: &'a Lease,
+    store: &'a Store,
+    owner: &'a str,
+    id: &'a str,
+}
+
+impl Meaning<'_> {
+    /// Places in `left` by their likeness to a question, the best first. Messages whose vector is not made yet are not among
+    /// them.
+    fn rank(&self, question: &str, left: &[&Message]) -> Vec<usize> {
+        let rank = || -> Result<Vec<usize>, ApiError> {
+            let have = self.store.vectors(self.owner, self.id, self.embedder.identity())?;
+            if have.is_empty() || question.is_empty() {
+                return Ok(Vec::new());
+            }
+            let question = vectors(self.embedder, vec![question.to_owned()], self.owner, Class::Interactive)?;
+            let none: &[f32] = &[];
+            let candidates = left.iter().map(|m| have.get(&m.id).map_or(none, Vec::as_slice));
+            let found = question.first().map(|q| rank_by_cosine(q, candidates, LEAST_COSINE));
+            Ok(found.unwrap_or_default().into_iter().map(|(i, _)| i).collect())
+        };
+        rank().unwrap_or_else(|e| {
+            tracing::warn!(error = e.message, "old turns are found by words alone");
+            Vec::new()
+        })
+    }
+}
+
+/// Vectors of texts, of long ones that of their beginning; for the server's own use, so nobody's quota pays. Blocks.
+fn vectors(
+    embedder: &Lease,
+    texts: Vec<String>,
+    owner: &str,
+    class: Class,
+) -> Result<Vec<Vec<f32>>, ApiError> {
+    let texts = texts.into_iter().map(Text::Words).collect();
+    let caller = Caller { key: owner.into(), owner: owner.into(), account: None };
+    let ask = Ask { truncate: true, class, ..Ask::new(texts, "messages") };
+    Ok(embed::run(embedder, ask, &caller, &AtomicBool::new(false))?.vectors)
+}
+
+/// Makes the vectors that the messages of a conversation do not have yet, of this model, when it has nothing else to do.
+async fn index(app: App, owner: Arc<str>, id: String) -> Result<(), ApiError> {
+    let (store, Some(mut embedder)) = (app.store()?, embedder(&app).await) else { return Ok(()) };
+    loop {
+        let (store, owner, id) = (store.clone(), owner.clone(), id.clone());
+        let (lease, more) = blocking(move || {
+            let open = store.without_vectors(&owner, &id, embedder.identity(), VECTORS_AT_ONCE)?;
+            if open.is_empty() {
+                return Ok((embedder, false));
+            }
+            let (ids, texts): (Vec<String>, Vec<String>) = open.into_iter().unzip();
+            let made = vectors(&embedder, texts, &owner, Class::Background)?;
+            let made: Vec<_> = ids.into_iter().zip(made).collect();
+            // Those of messages that are gone meanwhile are not kept; if none is, there is nothing left to do.
+            let kept = store.set_vectors(&owner, &id, embedder.identity(), &made)?;
+            Ok((embedder, kept > 0))
+        })
+        .await?;
+        if !more {
+            return Ok(());
+        }
+        embedder = lease;
+    }
+}
+
 /// What of a conversation goes into the window, as messages for the template.
 fn window(
     c: &Conversation,
     system: &str,
     live: &Live,
     max_tokens: Option<u32>,
+    meaning: Option<Meaning<'_>>,
 ) -> Result<(Vec<Value>, Plan), ApiError> {
     let tokenizer = live.tokenizer();
     let context = live.handle().info().context as u32;
@@ -128,6 +223,9 @@ fn window(
         let question = c.messages.iter().rfind(|m| m.body.role == Role::User);
         let question = question.map(|m| m.body.plain_text()).unwrap_or_default();
         let found = Bm25::new(texts.iter().map(String::as_str)).search(&question);
+        let by_words: Vec<usize> = found.into_iter().map(|(i, _)| i).collect();
+        let by_meaning = meaning.map(|m| m.rank(&question, &left)).unwrap_or_default();
+        let found = reciprocal_rank_fusion(&[&by_words, &by_meaning]);
         let hits: Vec<&str> = found.iter().take(HITS_MAX).map(|(i, _)| left[*i].id.as_str()).collect();
         chosen = plan(system_tokens, &entries, summary, &hits, &policy)?;
     }
@@ -185,11 +283,19 @@ impl Remembered {
         }
         let mut new = NewMessage::text(Role::Assistant, answer.content.clone());
         new.reasoning = Some(answer.reasoning.clone()).filter(|r| !r.is_empty());
-        new.tool_calls = Some(answer.calls_json()).filter(|_| !answer.calls.is_empty());
+        new.tool_calls = Some(answer.calls_json()).filter(|_| !answer.whole_calls().is_empty());
         new.model = Some(self.model.clone());
         new.tokens = Some(tokens as u32 + AROUND);
         let (store, owner, id, last) = (&self.store, &self.owner, &self.id, &self.last);
         tokio::task::block_in_place(|| store.append(owner, id, Place::After(last), &[new], now()))?;
+        if self.app.models.embedding_model().is_some() {
+            let (app, owner, id) = (self.app.clone(), self.owner.clone(), self.id.clone());
+            tokio::spawn(async move {
+                if let Err(e) = index(app, owner, id).await {
+                    tracing::warn!(error = e.message, "vectors of a conversation were not made");
+                }
+            });
+        }
         if let Some(wanted) = self.wanted.take() {
             let (app, owner) = (self.app.clone(), self.owner.clone());
             let (id, model) = (self.id.clone(), self.model.clone());

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use quarrel_engine::{Class, EngineStats, Histogram};
@@ -237,6 +237,8 @@ pub const ENGINE: &[Metric] = &[
         "Those that came true.",
         |s| n(s.accepted_tokens),
     ),
+    metric("quarrel_embedded_texts_total", Kind::Counter, "Texts embedded.", |s| n(s.embedded_texts)),
+    metric("quarrel_embedded_tokens_total", Kind::Counter, "Their tokens.", |s| n(s.embedded_tokens)),
     metric("quarrel_steps_total", Kind::Counter, "Steps of the engine.", |s| n(s.steps)),
     metric("quarrel_device_errors_total", Kind::Counter, "Times that the device failed in a step.", |s| {
         n(s.device_errors)
@@ -263,10 +265,36 @@ pub const SERVER: &[(&str, Kind, &str, &str)] = &[
     ("quarrel_http_connections", Kind::Gauge, "Open connections.", ""),
     ("quarrel_tls_handshakes_failed_total", Kind::Counter, "Connections on which TLS was not agreed on.", ""),
     ("quarrel_tls_reloads_failed_total", Kind::Counter, "Times that a changed certificate was no good.", ""),
+    ("quarrel_websockets", Kind::Gauge, "Open WebSockets.", ""),
+    ("quarrel_streams_held", Kind::Gauge, "Streams that may be come back to (`X-Quarrel-Resume`).", ""),
+    ("quarrel_streams_held_bytes", Kind::Gauge, "Bytes of their events.", ""),
+    ("quarrel_streams_resumed_total", Kind::Counter, "Times that a client came back to a stream.", ""),
+    (
+        "quarrel_streams_abandoned_total",
+        Kind::Counter,
+        "Streams that were ended because nobody came back in time.",
+        "",
+    ),
     ("quarrel_models_loaded", Kind::Gauge, "Models in memory.", ""),
     ("quarrel_process_resident_bytes", Kind::Gauge, "Resident memory of the process.", ""),
     ("quarrel_build_info", Kind::Gauge, "1, with the version.", "version"),
 ];
+
+/// Counts something while it lives.
+pub(crate) struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    pub(crate) fn new(count: Arc<AtomicUsize>) -> Counted {
+        count.fetch_add(1, Ordering::Relaxed);
+        Counted(count)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
 
 /// Counts of the server itself.
 #[derive(Default)]
@@ -367,6 +395,7 @@ pub(crate) fn render(app: &App) -> String {
             }
         }
     }
+    let streams = app.streams.counts();
     let counts = app.counts.inner.lock().unwrap_or_else(PoisonError::into_inner);
     for (name, kind, help, _) in SERVER {
         page.head(name, *kind, help);
@@ -398,6 +427,11 @@ pub(crate) fn render(app: &App) -> String {
             "quarrel_tls_reloads_failed_total" => {
                 page.value(name, "", app.counts.reloads_failed.load(Ordering::Relaxed) as f64);
             }
+            "quarrel_websockets" => page.value(name, "", app.sockets().load(Ordering::Relaxed) as f64),
+            "quarrel_streams_held" => page.value(name, "", streams.held as f64),
+            "quarrel_streams_held_bytes" => page.value(name, "", streams.bytes as f64),
+            "quarrel_streams_resumed_total" => page.value(name, "", streams.resumed as f64),
+            "quarrel_streams_abandoned_total" => page.value(name, "", streams.abandoned as f64),
             "quarrel_models_loaded" => page.value(name, "", models.len() as f64),
             "quarrel_process_resident_bytes" => {
                 page.value(name, "", process::rss_bytes().unwrap_or(0) as f64);

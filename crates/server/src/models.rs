@@ -39,6 +39,8 @@ pub struct ModelSettings {
     pub keep_alive: Option<Duration>,
     /// Most models in memory; the one unused for longest makes room.
     pub loaded_max: usize,
+    /// The id of the model for embeddings where a request names none; it is in memory beside `loaded_max` others.
+    pub embedding_model: Option<String>,
 }
 
 /// A model in memory.
@@ -50,6 +52,8 @@ pub(crate) struct Live {
     pub(crate) style: Option<ChatStyle>,
     /// Made when the first grammar is asked for.
     grammars: OnceLock<Result<GrammarFactory, quarrel_text::Error>>,
+    /// Found out when it is first asked for.
+    identity: OnceLock<String>,
     /// Seconds since 1970.
     pub(crate) loaded_at: u64,
     /// Milliseconds since the start of the server.
@@ -75,6 +79,14 @@ impl Live {
     pub(crate) fn grammars(&self) -> Result<&GrammarFactory, ApiError> {
         let made = self.grammars.get_or_init(|| GrammarFactory::new(self.opened.tokenizer.clone()));
         made.as_ref().map_err(|e| ApiError::bad(e.to_string()))
+    }
+
+    /// What tells it from all other models, whatever it is called. Reads parts of its file the first time.
+    pub(crate) fn identity(&self) -> &str {
+        self.identity.get_or_init(|| {
+            let hash = quarrel_engine::identity(&self.opened.source);
+            hash.iter().map(|b| format!("{b:02x}")).collect()
+        })
     }
 
     /// Requests that use it now.
@@ -203,7 +215,9 @@ impl Models {
         if let Some(live) = slot.live() {
             return Ok(Lease::new(live));
         }
-        self.make_room().await;
+        if Some(&slot.source.id) != self.settings.embedding_model.as_ref() {
+            self.make_room().await;
+        }
         let live = self.open(slot).await?;
         slot.set(Some(live.clone()));
         Ok(Lease::new(live))
@@ -221,7 +235,8 @@ impl Models {
                 guesses: settings.guesses,
                 pool: settings.pool,
             };
-            let running = opened.load(&settings.engine, usage, None, 0, talk, |_| {})?;
+            let engine = EngineOptions { embeddings: true, ..settings.engine };
+            let running = opened.load(&engine, usage, None, 0, talk, |_| {})?;
             let loaded_at = unix_seconds();
             let (last_used, in_flight) = (AtomicU64::default(), AtomicUsize::default());
             let style = opened.template.as_ref().map(ChatStyle::of);
@@ -232,6 +247,7 @@ impl Models {
                 running,
                 style,
                 grammars,
+                identity: OnceLock::new(),
                 loaded_at,
                 last_used,
                 in_flight,
@@ -261,8 +277,9 @@ impl Models {
     /// Unloads the model unused for longest until another has its place.
     async fn make_room(&self) {
         loop {
-            let loaded: Vec<_> =
-                self.slots.iter().filter_map(|s| s.live().map(|live| (s.clone(), live))).collect();
+            let others =
+                self.slots.iter().filter(|s| Some(&s.source.id) != self.settings.embedding_model.as_ref());
+            let loaded: Vec<_> = others.filter_map(|s| s.live().map(|live| (s.clone(), live))).collect();
             if loaded.len() < self.settings.loaded_max {
                 return;
             }
@@ -293,6 +310,11 @@ impl Models {
         let was = live.is_some();
         drop_live(live).await;
         Ok(was)
+    }
+
+    /// The id of the model for embeddings.
+    pub(crate) fn embedding_model(&self) -> Option<&str> {
+        self.settings.embedding_model.as_deref()
     }
 
     /// A model that nobody used for so long is unloaded.

@@ -1,8 +1,8 @@
 //! From a request's words to the engine's request: the conversation rendered and tokenized, grammars compiled, and how the
 //! answer is to be read.
 
-use quarrel_engine::{Request, Sampling};
-use quarrel_runtime::prompt::{encode_prompt, message, quote, render};
+use quarrel_engine::Request;
+use quarrel_runtime::prompt::{encode_prompt, message, quote, quote_all, render};
 use quarrel_text::grammar::Reasoning;
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::tool_calls::{Arguments, control_token, tool_grammar};
@@ -17,6 +17,7 @@ use crate::error::ApiError;
 use crate::fields::Fields;
 use crate::generate::{Generating, TextOptions};
 use crate::models::{Lease, Live};
+use crate::sampling;
 
 /// Most messages of a conversation.
 const MESSAGES_MAX: usize = 4096;
@@ -251,6 +252,7 @@ pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, Api
     chat.extra.extend(extra);
     let extra = Value::Object(chat.extra);
     quote(live.tokenizer(), &mut chat.messages);
+    chat.tools.iter_mut().for_each(|t| quote_all(live.tokenizer(), t));
     let input = RenderInput {
         messages: Some(&chat.messages),
         tools: chat.tools.as_ref(),
@@ -274,13 +276,6 @@ pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, Api
     Ok(Rendered { text, tools, choice, parallel, reasoning: (style.reasoning, end, budget) })
 }
 
-/// The sampling that a request changes: what came with the model over the house's defaults.
-fn base(live: &Live) -> Sampling {
-    let mut s = quarrel_runtime::usual();
-    live.opened.params.apply(&mut s);
-    s
-}
-
 /// The engine's request, and how its answers become text.
 pub(crate) fn request(
     live: &Live,
@@ -292,7 +287,8 @@ pub(crate) fn request(
     if prompt.ids.is_empty() {
         return Err(ApiError::bad("the prompt is empty, and this model has no token to begin with"));
     }
-    let mut request = fields.request(prompt.ids, &base(live), &caller.key)?;
+    let mut request = fields.request(prompt.ids, &sampling::base(live), &caller.key)?;
+    fields.resolve_breakers(live.tokenizer(), &mut request.sampling)?;
     request.logprobs = logprobs;
     request.max_tokens = request.max_tokens.or(live.opened.params.max_tokens);
     let mut stop = fields.stops()?;

@@ -4,17 +4,21 @@
 use std::convert::Infallible;
 use std::time::Duration;
 
+use axum::BoxError;
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use futures_util::stream;
+use futures_util::stream::{self, Stream};
 use serde_json::Value;
 
 use crate::error::ApiError;
 use crate::generate::{Generating, Step};
+use crate::resume::Keep;
 
 /// A comment after so much silence, so that nobody between takes the connection for dead.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// That comment.
+pub(crate) const PING: Bytes = Bytes::from_static(b": ping\n\n");
 
 /// One event.
 #[derive(Debug, Clone)]
@@ -35,7 +39,10 @@ impl Sent {
         Sent { name: Some(name), data: value.to_string() }
     }
 
-    fn bytes(&self, number: u64) -> Bytes {
+    fn bytes(&self, wire: Wire, number: u64) -> Bytes {
+        if wire == Wire::Lines {
+            return format!("{}\n", self.data).into();
+        }
         let mut out = format!("id: {number}\n");
         if let Some(name) = self.name {
             out += &format!("event: {name}\n");
@@ -75,64 +82,100 @@ pub(crate) trait Protocol: Send + 'static {
     fn error(&mut self, error: &ApiError, out: &mut Vec<Sent>);
 }
 
-/// The answer as an event stream. Dropping the response aborts the request.
-pub(crate) fn response<P: Protocol>(generating: Generating, mut protocol: P) -> Response {
-    let mut first = Vec::new();
-    protocol.begin(&mut first);
-    let state = (generating, protocol, first, 0u64, false);
-    let events =
-        stream::unfold(state, |(mut generating, mut protocol, mut ready, mut number, mut over)| async move {
-            while ready.is_empty() {
-                if over {
-                    return None;
-                }
-                let step = match tokio::time::timeout(KEEP_ALIVE, generating.next()).await {
-                    Err(_) if P::WIRE == Wire::Lines => continue, // there every line is part of the answer
-                    Err(_) => {
-                        if let Some(ping) = protocol.ping() {
-                            ready.push(ping);
-                            continue;
-                        }
-                        let ping = Bytes::from_static(b": ping\n\n");
-                        return Some((
-                            Ok::<_, Infallible>(ping),
-                            (generating, protocol, ready, number, over),
-                        ));
-                    }
-                    Ok(step) => step,
-                };
-                let result = match step {
-                    None => {
-                        over = true;
-                        Ok(())
-                    }
-                    Some(Ok(step)) => {
-                        over = matches!(step, Step::Done(_));
-                        protocol.step(&generating, step, &mut ready)
-                    }
-                    Some(Err(e)) => Err(e),
-                };
-                if let Err(e) = result {
-                    over = true;
-                    protocol.error(&e, &mut ready);
-                }
+/// What comes next of an answer.
+pub(crate) enum Next {
+    /// Events, each as it goes over the wire.
+    Events(Vec<Bytes>),
+    /// Nothing came for a while.
+    Quiet,
+    /// No more comes.
+    Over,
+}
+
+/// The events of a request, numbered. Dropping it aborts the request.
+pub(crate) struct Source<P> {
+    generating: Generating,
+    protocol: P,
+    begun: bool,
+    over: bool,
+    number: u64,
+}
+
+impl<P: Protocol> Source<P> {
+    pub(crate) fn new(generating: Generating, protocol: P) -> Source<P> {
+        Source { generating, protocol, begun: false, over: false, number: 0 }
+    }
+
+    /// The next events, or that there was a silence.
+    pub(crate) async fn next(&mut self) -> Next {
+        let mut ready = Vec::new();
+        if !std::mem::replace(&mut self.begun, true) {
+            self.protocol.begin(&mut ready);
+        }
+        while ready.is_empty() {
+            if self.over {
+                return Next::Over;
             }
-            let mut bytes = Vec::new();
-            for event in ready.drain(..) {
-                match P::WIRE {
-                    Wire::Events => bytes.extend_from_slice(&event.bytes(number)),
-                    Wire::Lines => {
-                        bytes.extend_from_slice(event.data.as_bytes());
-                        bytes.push(b'\n');
-                    }
+            let step = match tokio::time::timeout(KEEP_ALIVE, self.generating.next()).await {
+                Err(_) if P::WIRE == Wire::Lines => continue, // there every line is part of the answer
+                Err(_) => {
+                    let Some(ping) = self.protocol.ping() else { return Next::Quiet };
+                    ready.push(ping);
+                    continue;
                 }
-                number += 1;
+                Ok(step) => step,
+            };
+            let result = match step {
+                None => {
+                    self.over = true;
+                    Ok(())
+                }
+                Some(Ok(step)) => {
+                    self.over = matches!(step, Step::Done(_));
+                    self.protocol.step(&self.generating, step, &mut ready)
+                }
+                Some(Err(e)) => Err(e),
+            };
+            if let Err(e) = result {
+                self.over = true;
+                self.protocol.error(&e, &mut ready);
             }
-            Some((Ok(bytes.into()), (generating, protocol, ready, number, over)))
-        });
+        }
+        let first = self.number;
+        self.number += ready.len() as u64;
+        Next::Events(ready.iter().zip(first..).map(|(event, n)| event.bytes(P::WIRE, n)).collect())
+    }
+}
+
+/// The answer as an event stream. Dropping the response aborts the request, unless it is kept for one who comes back.
+pub(crate) fn response<P: Protocol>(
+    keep: Option<Keep>,
+    generating: Generating,
+    protocol: P,
+) -> Result<Response, ApiError> {
+    let source = Source::new(generating, protocol);
+    if let Some(keep) = keep {
+        return keep.start(source);
+    }
+    let events = stream::unfold(source, |mut source| async {
+        let bytes = match source.next().await {
+            Next::Events(events) => events.concat().into(),
+            Next::Quiet => PING,
+            Next::Over => return None,
+        };
+        Some((Ok::<_, Infallible>(bytes), source))
+    });
+    Ok(answer(P::WIRE, events))
+}
+
+/// The response around a stream of events.
+pub(crate) fn answer<E: Into<BoxError>>(
+    wire: Wire,
+    events: impl Stream<Item = Result<Bytes, E>> + Send + 'static,
+) -> Response {
     let mut response = Body::from_stream(events).into_response();
     let headers = response.headers_mut();
-    let kind = match P::WIRE {
+    let kind = match wire {
         Wire::Events => "text/event-stream; charset=utf-8",
         Wire::Lines => "application/x-ndjson",
     };

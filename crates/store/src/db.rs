@@ -19,7 +19,7 @@ use crate::{Error, Result, UnixMs};
 /// `Qrrl`: in the header of the file, so that nobody's else database is changed.
 const APPLICATION_ID: i64 = 0x5172_726c;
 /// Each brings the schema from the version of its index to the next one. Never edited once released, only added to.
-const MIGRATIONS: &[&str] = &[include_str!("schema.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("schema.sql"), include_str!("vectors.sql")];
 const BUSY_MS: u64 = 10_000;
 /// The smallest page that SQLite has.
 const PAGE_BYTES_MIN: u64 = 512;
@@ -369,19 +369,19 @@ mod tests {
         let bad = [MIGRATIONS, &["CREATE TABLE first (a INT)", "CREATE TABLE second (a) STRICT"]].concat();
         let e = migrate(&mut c, &store.path, &bad);
         assert!(e.is_err());
-        assert_eq!(version(&c), 1);
+        assert_eq!(version(&c), MIGRATIONS.len() as i64);
         let good =
             [MIGRATIONS, &["CREATE TABLE extra (a INT) STRICT", "INSERT INTO extra VALUES (1)"]].concat();
         for _ in 0..2 {
             migrate(&mut c, &store.path, &good).unwrap();
-            assert_eq!(version(&c), 3);
+            assert_eq!(version(&c), MIGRATIONS.len() as i64 + 2);
             assert_eq!(c.query_row("SELECT count(*) FROM extra", [], |r| r.get::<_, i64>(0)).unwrap(), 1);
         }
         let tables = c.query_row("SELECT count(*) FROM sqlite_schema WHERE name = 'first'", [], |r| r.get(0));
         assert_eq!(tables, Ok(0));
         drop(c);
         let e = Store::open(dir.path(), Limits::default()).unwrap_err();
-        assert!(matches!(e, Error::Newer { found: 3, known: 1, .. }), "{e:?}");
+        assert!(matches!(e, Error::Newer { found: 4, known: 2, .. }), "{e:?}");
     }
 
     #[test]

@@ -19,6 +19,7 @@ mod messages;
 pub mod presets;
 mod responses;
 mod time;
+mod vectors;
 mod words;
 
 pub use conversations::{Conversation, ConversationInfo, ListPage, ListQuery, NewConversation, Summary};

@@ -62,6 +62,33 @@ pub struct Preset {
     /// Keep tokens of at least this share of the best one's probability; 0 keeps all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_p: Option<f32>,
+    /// Keep the smallest set with this mass of the tokens whose surprise is nearest to the expected one; 1 keeps all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub typical_p: Option<f32>,
+    /// Keep tokens whose logit is at most this many standard deviations below the best; 0 keeps all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub top_n_sigma: Option<f32>,
+    /// How often XTC drops the top choices; 0 is never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xtc_probability: Option<f32>,
+    /// Of the tokens of at least this probability XTC leaves the least likely.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xtc_threshold: Option<f32>,
+    /// 1 or 2: Mirostat; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirostat: Option<u8>,
+    /// The surprise that Mirostat aims at, in bits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirostat_tau: Option<f32>,
+    /// How fast Mirostat learns.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mirostat_eta: Option<f32>,
+    /// EDT: the temperature is lowered the more, the surer the model is; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub edt_theta: Option<f32>,
+    /// How much repeats and doubt in the answer may change temperature and penalties; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<f32>,
     /// CTRL's penalty on tokens of prompt and answer; 1 is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repetition_penalty: Option<f32>,
@@ -71,6 +98,24 @@ pub struct Preset {
     /// OpenAI's penalty per time that the answer has a token; 0 is off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frequency_penalty: Option<f32>,
+    /// The penalties look at this many last tokens.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub penalty_window: Option<u32>,
+    /// The penalties on a token are halved with each so many tokens since it was there.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub penalty_half_life: Option<u32>,
+    /// DRY's penalty on a token that makes a repeat longer; 0 is off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dry_multiplier: Option<f32>,
+    /// It grows by this factor with each token of the repeat.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dry_base: Option<f32>,
+    /// ... from repeats of this length on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dry_allowed_length: Option<u32>,
+    /// The stages of the sampling chain in their order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub samplers: Option<Vec<String>>,
     /// The same seed gives the same tokens.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub seed: Option<u64>,
@@ -96,6 +141,20 @@ impl Preset {
         field("repetition_penalty", repetition, "must be above 0, at most 100; 1 is off")?;
         field("presence_penalty", within(self.presence_penalty, -2.0, 2.0), "must be -2 to 2; 0 is off")?;
         field("frequency_penalty", within(self.frequency_penalty, -2.0, 2.0), "must be -2 to 2; 0 is off")?;
+        field("typical_p", above_0(self.typical_p, 1.0), "must be above 0, at most 1 (off)")?;
+        field("top_n_sigma", within(self.top_n_sigma, 0.0, 100.0), "must be 0 (off) to 100")?;
+        field("xtc_probability", within(self.xtc_probability, 0.0, 1.0), "must be 0 (off) to 1")?;
+        field("xtc_threshold", within(self.xtc_threshold, 0.0, 1.0), "must be 0 to 1")?;
+        field("mirostat", self.mirostat.is_none_or(|m| m <= 2), "must be 0 (off), 1 or 2")?;
+        field("mirostat_tau", above_0(self.mirostat_tau, 32.0), "must be above 0, at most 32")?;
+        field("mirostat_eta", above_0(self.mirostat_eta, 1.0), "must be above 0, at most 1")?;
+        field("edt_theta", within(self.edt_theta, 0.0, 10.0), "must be 0 (off) to 10")?;
+        field("adaptive", within(self.adaptive, 0.0, 1.0), "must be 0 (off) to 1")?;
+        field("penalty_window", self.penalty_window != Some(0), "must be 1 or more")?;
+        field("penalty_half_life", self.penalty_half_life != Some(0), "must be 1 or more")?;
+        field("dry_multiplier", within(self.dry_multiplier, 0.0, 100.0), "must be 0 (off) to 100")?;
+        field("dry_base", within(self.dry_base, 1.0, 100.0), "must be 1 to 100")?;
+        field("dry_allowed_length", self.dry_allowed_length != Some(0), "must be 1 or more")?;
         field("max_tokens", self.max_tokens != Some(0), "must be 1 or more")?;
         if let Some(d) = self.dynamic_temperature {
             field("dynamic_temperature.min", within(Some(d.min), 0.0, 100.0), "must be 0 to 100")?;
@@ -114,13 +173,14 @@ impl Preset {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Presets {
     by_name: BTreeMap<String, Preset>,
+    default: Option<String>,
 }
 
 impl Presets {
     /// `precise`, `balanced`, `creative`, `quality` and `code`.
     pub fn built_in() -> Presets {
         let by_name = built_in().map(|p| (p.name.clone(), p)).into();
-        Presets { by_name }
+        Presets { by_name, default: None }
     }
 
     /// The built-in ones and those of a TOML text, in which each table is one: `[mine]` with the fields of [`Preset`].
@@ -156,6 +216,20 @@ impl Presets {
             let names: Vec<&str> = self.by_name.keys().map(String::as_str).collect();
             Error::invalid("preset", format!("{name:.64?} is none of {}", names.join(", ")))
         })
+    }
+
+    /// The one that holds for requests that name none.
+    ///
+    /// # Errors
+    /// There is none of this name.
+    pub fn with_default(mut self, name: &str) -> Result<Presets> {
+        self.default = Some(self.find(name)?.name.clone());
+        Ok(self)
+    }
+
+    /// Its name.
+    pub fn default_name(&self) -> Option<&str> {
+        self.default.as_deref()
     }
 
     /// All of them, by name.

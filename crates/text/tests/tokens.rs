@@ -112,7 +112,7 @@ fn real_models_give_the_reference_ids() {
 /// What a stranger says cannot end his turn.
 #[test]
 fn quoted_names_of_control_tokens_are_text() {
-    for name in ["bpe-gpt2.gguf", "bpe-qwen2.gguf", "spm-phi3.gguf", "unigram.gguf"] {
+    for name in ["bpe-gpt2.gguf", "bpe-qwen2.gguf", "spm-phi3.gguf", "unigram.gguf", "tokenizer.json"] {
         let tokenizer = load(&folder().join(name));
         let control: Vec<u32> =
             (0..tokenizer.vocab_size() as u32).filter(|id| tokenizer.is_special(*id)).collect();

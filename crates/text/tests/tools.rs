@@ -49,7 +49,7 @@ fn a_call_is_forced_and_read() {
         events.extend(parser.push(&decoder.push(&tokenizer, id).unwrap()));
     }
     assert!(follower.is_complete());
-    events.extend(parser.finish());
+    events.extend(parser.finish(false));
     assert_eq!(events.first(), Some(&OutputEvent::ToolCallBegin { index: 0, name: "weather_1".into() }));
     assert_eq!(events.last(), Some(&OutputEvent::ToolCallEnd { index: 0 }));
     assert!(events.len() > 5, "arguments come as they are written: {events:?}");

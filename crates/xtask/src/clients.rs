@@ -22,7 +22,9 @@ impl Drop for Server {
 
 /// Installs the clients, starts a server with the small model, and drives every route that they have.
 pub(crate) fn test(python: &Path) -> Result<()> {
-    let model = fixtures::fetch()?.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let fixtures = fixtures::fetch()?;
+    let model = fixtures.join("SmolLM2-135M-Instruct.Q4_1.gguf");
+    let encoder = fixtures.join("all-MiniLM-L6-v2");
     let dir = Path::new("target/clients");
     std::fs::create_dir_all(dir)?;
     let venv = dir.join("venv");
@@ -30,23 +32,31 @@ pub(crate) fn test(python: &Path) -> Result<()> {
         run(Command::new(python).args(["-m", "venv"]).arg(&venv))?;
     }
     let python = venv.join("bin/python");
-    run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "openai", "anthropic"]))?;
+    let clients = ["openai", "anthropic", "ollama", "websockets", "lm_eval[api]"];
+    run(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(clients))?;
     run(Command::new("cargo").args(["build", "--release"]))?;
     // Free a moment ago; somebody may be faster, and then the server says so.
     let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
     let child = Command::new("target/release/quarrel")
         .arg("serve")
         .arg(format!("smol={}", model.display()))
-        .args(["--no-store", "--log", "warn", "--port", &port.to_string()])
+        .args(["--embedding-model", &format!("minilm={}", encoder.display())])
+        .arg("--data")
+        .arg(dir.join("data"))
+        .args(["--log", "warn", "--port", &port.to_string()])
         .spawn()
         .context("cannot start target/release/quarrel")?;
     let mut server = Server(child);
     let base = format!("http://127.0.0.1:{port}");
     wait(&mut server, port)?;
     let scripts = Path::new("crates/server/clients");
-    for script in ["openai_client.py", "anthropic_client.py"] {
+    for script in ["openai_client.py", "anthropic_client.py", "ollama_client.py", "streams_client.py"] {
         run(Command::new(&python).arg(scripts.join(script)).args([&base, "smol"]))?;
     }
+    run(Command::new(&python)
+        .arg(scripts.join("lm_eval/run.py"))
+        .args([&base, "smol", "target/release/quarrel"])
+        .arg(&model))?;
     if Command::new("npm").arg("--version").output().is_err() {
         eprintln!("npm is not installed; the JavaScript client did not run");
         return Ok(());

@@ -5,10 +5,11 @@ use quarrel_hub::{Hub, Options, Outcome, Progress};
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-/// Catalog name and the file name under which the tests look for it.
+/// Catalog name and the name under which the tests look for it: of a file, or of a checkpoint's directory.
 const MODELS: &[(&str, &str)] = &[
     ("smollm2:135m-instruct-q4_1", "SmolLM2-135M-Instruct.Q4_1.gguf"),
     ("gemma3:270m", "gemma-3-270m-q4_k_m.gguf"),
+    ("all-minilm", "all-MiniLM-L6-v2"),
 ];
 
 /// Resolves every model, links it into `target/fixtures` and gives that folder.

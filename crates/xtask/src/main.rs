@@ -44,7 +44,9 @@ enum Task {
         #[arg(default_value_t = 60)]
         seconds: u64,
     },
-    /// Drive a server with the official clients (openai, anthropic; Python and JavaScript); needs Python, npm if there.
+    /// Drive a server with the official clients (openai, anthropic, ollama; Python and JavaScript), WebSockets and lm-eval.
+    ///
+    /// Needs Python and a network to install them from, and npm if there.
     TestClients {
         /// The Python to make an environment with.
         #[arg(long, default_value = "python3")]

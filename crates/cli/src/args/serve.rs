@@ -17,6 +17,9 @@ pub(crate) struct Serve {
     /// The model to serve if none is named: a path, NAME[:TAG], hf:ORG/REPO[:FILE] or wheel:PACKAGE==VERSION[:FILE] [default: the catalog's]
     #[arg(short, long, env = "QUARREL_MODEL", hide_env_values = true, help_heading = "Model")]
     pub(crate) model: Option<String>,
+    /// A model for embeddings, kept in memory beside the others; requests for vectors that name no model get it, and it finds old turns of stored conversations
+    #[arg(long, value_name = "MODEL", help_heading = "Server")]
+    pub(crate) embedding_model: Option<String>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
     #[command(flatten)]
@@ -57,6 +60,9 @@ pub(crate) struct Serve {
     /// Store nothing
     #[arg(long, conflicts_with = "data", help_heading = "Server")]
     pub(crate) no_store: bool,
+    /// The preset for requests that name none: how to draw, a system prompt
+    #[arg(long, value_name = "NAME", help_heading = "Server")]
+    pub(crate) preset: Option<String>,
     /// A TOML file with presets of your own
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     pub(crate) presets: Option<PathBuf>,
@@ -111,6 +117,9 @@ pub(crate) struct Serve {
     /// How long requests may go on after SIGTERM, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Server")]
     pub(crate) drain: u32,
+    /// How long a stream that asks for it (X-Quarrel-Resume: 1) goes on without its client, in seconds; 0 is never
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = clap::value_parser!(u32).range(0..=3600), help_heading = "Server")]
+    pub(crate) resume_window: u32,
     /// Serve metrics by another server's names too
     #[arg(long, value_enum, value_name = "NAMES", help_heading = "Server")]
     pub(crate) metrics_compat: Option<MetricsCompat>,

@@ -190,7 +190,8 @@ impl Conversation<'_> {
         }
         let (name, value) = rest.split_once(['=', ' ']).unwrap_or((rest, ""));
         if value.trim().is_empty() && NAMES.contains(&name) && name != "quality" {
-            return Ok(self.out.line(&format!("{name} {}", self.settings.values()[name]))?);
+            let value = self.settings.values().get(name).map_or("default".into(), |v| v.to_string());
+            return Ok(self.out.line(&format!("{name} {value}"))?);
         }
         self.settings.set(name.trim(), value.trim())
     }
@@ -252,14 +253,14 @@ impl Conversation<'_> {
         });
         let guide = self.guide.options(negative.transpose()?).guide(&self.opened.tokenizer)?;
         let (evict, leading) = (self.evict, Leading::Strip);
-        let ask = Ask { prompt, settings: &settings, evict, guide, leading, logprobs: None };
+        let ask = Ask { evict, guide, leading, ..Ask::new(prompt, &settings) };
         let out = &mut self.out;
-        let answer =
-            self.running.answer(&self.opened.tokenizer, ask, |text| Ok(out.text(text)?)).map_err(|e| {
-                match self.messages.len() {
-                    0..=2 => e,
-                    _ => anyhow!("{e}; /clear forgets the conversation"),
-                }
+        let answer = self
+            .running
+            .answer(&self.opened.tokenizer, ask, |piece| Ok(out.text(piece.text())?))
+            .map_err(|e| match self.messages.len() {
+                0..=2 => e,
+                _ => anyhow!("{e}; /clear forgets the conversation"),
             })?;
         self.out.end_line()?;
         match answer.end {

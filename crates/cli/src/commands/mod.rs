@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod config;
 mod docs;
+mod embed;
 mod eval;
 mod inspect;
 mod keys;
@@ -40,6 +41,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Rm(args) => rm::run(args),
         Command::Inspect(args) => inspect::run(args),
         Command::Tokenize(args) => tokenize::run(args),
+        Command::Embed(args) => embed::run(*args),
         Command::Plan(args) => plan::run(args),
         Command::Perplexity(args) => perplexity::run(args),
         Command::Eval(args) => eval::run(args),

@@ -5,16 +5,16 @@ use std::path::Path;
 use anyhow::{Result, bail};
 use quarrel_hub::Hub;
 use quarrel_text::stream_decoder::Leading;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use quarrel_runtime::prompt as chat_format;
 
 use crate::args::Run;
 use crate::failure::{Interrupted, Usage};
 use crate::render::{self, Out};
-use crate::session::{self, Answer, Ask, End, Opened, Running, evicted_json, guided_json};
+use crate::session::{self, Answer, Ask, End, Opened, Piece, Running, evicted_json, guided_json};
 use crate::settings::Settings;
-use crate::{input, interrupt};
+use crate::{explain, input, interrupt};
 
 pub(crate) fn run(args: Run) -> Result<()> {
     let prompt = prompt(&args)?;
@@ -30,18 +30,39 @@ pub(crate) fn run(args: Run) -> Result<()> {
     let guide = args.guide.options(negative).guide(&opened.tokenizer)?;
     let lora = args.adapter.lora.as_ref();
     let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.guide, &args.model, lora)?;
-    render::detail(format!("sampling {}", serde_json::Value::from(settings.values())));
-    let (settings, evict, logprobs) = (&settings, args.evict, args.logprobs);
-    let ask = Ask { prompt: ids, settings, evict, guide, leading, logprobs };
+    render::detail(format!("sampling {}", Value::from(settings.values())));
+    let ask = Ask {
+        evict: args.evict,
+        guide,
+        leading,
+        logprobs: args.logprobs,
+        logprobs_of: args.logprobs_of.map(Into::into).unwrap_or_default(),
+        explain: args.explain,
+        ..Ask::new(ids, &settings)
+    };
     let mut out = Out::new();
-    let live = !args.json && !args.no_stream;
-    let answer =
-        running.answer(&opened.tokenizer, ask, |text| if live { Ok(out.text(text)?) } else { Ok(()) })?;
-    finish(&args, &running, &answer, &mut out)
+    let live = !args.json && !args.no_stream && args.explain.is_none();
+    let mut explained = Vec::new();
+    let answer = running.answer(&opened.tokenizer, ask, |piece| match piece {
+        Piece::Text(text) if live => Ok(out.text(text)?),
+        Piece::Text(_) => Ok(()),
+        Piece::Trace(trace) if args.json => {
+            explained.push(quarrel_runtime::trace_json(&opened.tokenizer, trace));
+            Ok(())
+        }
+        Piece::Trace(trace) => Ok(out.text(&explain::view(&opened.tokenizer, trace))?),
+    })?;
+    finish(&args, &running, &answer, explained, &mut out)
 }
 
 /// What is left to say when the answer is over.
-fn finish(args: &Run, running: &Running, answer: &Answer, out: &mut Out) -> Result<()> {
+fn finish(
+    args: &Run,
+    running: &Running,
+    answer: &Answer,
+    explained: Vec<Value>,
+    out: &mut Out,
+) -> Result<()> {
     let interrupted = answer.end == End::Interrupted;
     if args.json && !interrupted {
         let mut object = json!({
@@ -56,9 +77,12 @@ fn finish(args: &Run, running: &Running, answer: &Answer, out: &mut Out) -> Resu
         if args.logprobs.is_some() {
             object["logprobs"] = answer.logprobs.clone().into();
         }
+        if args.explain.is_some() {
+            object["explain"] = explained.into();
+        }
         return out.json(&object);
     }
-    if args.no_stream {
+    if args.no_stream || args.explain.is_some() {
         out.text(&answer.text)?;
     }
     out.end_line()?;

@@ -37,9 +37,10 @@ pub(crate) fn run(args: Serve) -> Result<()> {
     if keys.is_empty() && !args.host.is_loopback() {
         render::note(format!("{} can be reached from other machines, and no --api-key is set", args.host));
     }
+    let (models, embedding_model) = sources(&args)?;
     let config = ServeConfig {
         address: (args.host, args.port).into(),
-        models: sources(&args)?,
+        models,
         settings: ModelSettings {
             engine,
             parallel: args.parallel.into(),
@@ -47,6 +48,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
             guesses: DRAFT_MAX.into(),
             keep_alive: args.keep_alive.map(|m| Duration::from_secs(60 * u64::from(m))),
             loaded_max: args.models_max.into(),
+            embedding_model,
         },
         keys,
         store: store(&args)?,
@@ -62,6 +64,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         drain: seconds(args.drain),
         tls: tls(&args)?,
         origins: args.cors_origin.iter().cloned().collect(),
+        resume_window: seconds(args.resume_window),
         compat: args.metrics_compat.map(|MetricsCompat::Vllm| Compat::Vllm),
         talk: TALK,
     };
@@ -95,6 +98,14 @@ fn store(args: &Serve) -> Result<Option<Arc<Store>>> {
 }
 
 fn presets(args: &Serve) -> Result<Presets> {
+    let all = all_presets(args)?;
+    match &args.preset {
+        Some(name) => all.with_default(name).context("--preset"),
+        None => Ok(all),
+    }
+}
+
+fn all_presets(args: &Serve) -> Result<Presets> {
     let Some(path) = &args.presets else { return Ok(Presets::built_in()) };
     let presets = Presets::with_toml(&input::text_file(path)?).with_context(|| path.display().to_string())?;
     if let Some(p) = presets.list().find(|p| p.template.is_some()) {
@@ -108,7 +119,7 @@ fn presets(args: &Serve) -> Result<Presets> {
 }
 
 /// The models by the names that requests call them by; they are looked for when they are loaded.
-fn sources(args: &Serve) -> Result<Vec<ModelSource>> {
+fn sources(args: &Serve) -> Result<(Vec<ModelSource>, Option<String>)> {
     let mut names = args.models.clone();
     if names.is_empty() {
         names.push(match args.model.clone() {
@@ -118,11 +129,18 @@ fn sources(args: &Serve) -> Result<Vec<ModelSource>> {
     }
     let mut ids = HashSet::new();
     let mut sources = Vec::new();
-    for (at, name) in names.iter().enumerate() {
+    let mut embedding = None;
+    for (at, name) in names.iter().chain(&args.embedding_model).enumerate() {
         let (id, model) = match name.split_once('=') {
             Some((id, model)) if !id.is_empty() && !id.contains(['/', ':']) => (id.to_owned(), model),
             _ => (short_id(name), name.as_str()),
         };
+        if at == names.len() {
+            embedding = Some(id.clone());
+            if args.models.contains(name) {
+                break; // served anyway
+            }
+        }
         if !ids.insert(id.clone()) {
             bail!("two models are called {id:?}; give one another name: NAME={model}");
         }
@@ -133,7 +151,7 @@ fn sources(args: &Serve) -> Result<Vec<ModelSource>> {
         }
         sources.push(ModelSource { id, resolve: Arc::new(move || resolve(&model, fetch)) });
     }
-    Ok(sources)
+    Ok((sources, embedding))
 }
 
 fn resolve(model: &str, fetch: FetchArgs) -> Result<quarrel_hub::LocalModel> {

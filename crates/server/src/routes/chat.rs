@@ -15,6 +15,8 @@ use crate::fields::{ALIASES, Fields};
 use crate::generate::{Finish, Generating, Step, Summary, Token, token_text};
 use crate::memory::{self, Remembered};
 use crate::prompt::{self, ChatPrompt, Effort};
+use crate::resume::Resume;
+use crate::routes::streams::CHAT;
 use crate::sse::{self, Protocol, Sent};
 use crate::usage::{Timings, Usage};
 use crate::{body, ids, models};
@@ -130,6 +132,7 @@ pub(crate) const FINGERPRINT: &str = concat!("quarrel-", env!("CARGO_PKG_VERSION
 /// Answer a conversation.
 #[utoipa::path(
     post, path = "/v1/chat/completions", tag = "OpenAI", request_body = ChatRequest,
+    params(("x-quarrel-resume" = Option<String>, Header, description = "`1`: a stream that can be come back to")),
     responses(
         (status = 200, body = ChatCompletion, description = "The answer; with `stream`, `text/event-stream` of chunks and `[DONE]`"),
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)
@@ -138,6 +141,7 @@ pub(crate) const FINGERPRINT: &str = concat!("quarrel-", env!("CARGO_PKG_VERSION
 pub(crate) async fn chat(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let (mut fields, mut chat): (Fields, ChatBody) = body::parts(body::object(&bytes)?, &ALIASES)?;
@@ -163,12 +167,13 @@ pub(crate) async fn chat(
     let model = lease.id.clone();
     let shape =
         Shape { id: ids::new("chatcmpl-"), created: models::unix_seconds(), model, logprobs: top.is_some() };
+    let keep = resume.keep(&app, &caller, CHAT, &shape.id);
     let generating = prompt::chat(lease, ask(chat)?, fields.clone(), top, caller).await?;
     if fields.stream.unwrap_or(false) {
         let usage = fields.stream_options.unwrap_or_default().include_usage;
         let n = fields.n.unwrap_or(1);
         let answer = Gathered::default();
-        return Ok(sse::response(generating, Chunks { shape, usage, n, metadata, remembered, answer }));
+        return sse::response(keep, generating, Chunks { shape, usage, n, metadata, remembered, answer });
     }
     whole(generating, shape, metadata, remembered).await
 }
@@ -227,17 +232,24 @@ pub(crate) struct Gathered {
     /// How many tokens.
     pub(crate) count: usize,
     pub(crate) finish: Option<Finish>,
+    /// The last call is not whole.
+    pub(crate) cut: bool,
 }
 
 impl Gathered {
+    /// The calls that are whole.
+    pub(crate) fn whole_calls(&self) -> &[(String, String, String)] {
+        &self.calls[..self.calls.len() - usize::from(self.cut && !self.calls.is_empty())]
+    }
+
     fn is_empty(&self) -> bool {
         self.content.is_empty() && self.reasoning.is_empty() && self.calls.is_empty()
     }
 
-    /// OpenAI's form of the calls.
+    /// OpenAI's form of the calls that are whole.
     pub(crate) fn calls_json(&self) -> Value {
         let call = |(id, name, arguments): &(String, String, String)| json!({ "id": id, "type": "function", "function": { "name": name, "arguments": arguments } });
-        self.calls.iter().map(call).collect()
+        self.whole_calls().iter().map(call).collect()
     }
 
     /// Takes what has come.
@@ -255,6 +267,7 @@ impl Gathered {
                     }
                 }
                 OutputEvent::ToolCallEnd { .. } => {}
+                OutputEvent::ToolCallCut { .. } => self.cut = true,
                 OutputEvent::ToolCallBroken { index, text } => {
                     self.calls.truncate(index);
                     self.content += &text;
@@ -401,7 +414,8 @@ impl Chunks {
             OutputEvent::ToolCallArguments { index, delta } => {
                 json!({ "tool_calls": [{ "index": index, "function": { "arguments": delta } }] })
             }
-            OutputEvent::ToolCallEnd { .. } => return None,
+            // The finish reason says that a call is cut.
+            OutputEvent::ToolCallEnd { .. } | OutputEvent::ToolCallCut { .. } => return None,
             // The call cannot be taken back; its text shows what happened.
             OutputEvent::ToolCallBroken { text, .. } => json!({ "content": text }),
         })

@@ -20,7 +20,9 @@ use crate::fields::{ALIASES, Fields};
 use crate::generate::{Finish, Generating, Step, Summary, Token, token_text};
 use crate::models::Lease;
 use crate::prompt::{self, Encoded, blocking};
+use crate::resume::Resume;
 use crate::routes::chat::{FINGERPRINT, Gathered, gather};
+use crate::routes::streams::COMPLETIONS;
 use crate::sse::{self, Protocol, Sent};
 use crate::usage::{Timings, Usage};
 use crate::{body, ids, models};
@@ -116,6 +118,7 @@ impl Logprobs {
 /// Go on with a text.
 #[utoipa::path(
     post, path = "/v1/completions", tag = "OpenAI", request_body = CompletionRequest,
+    params(("x-quarrel-resume" = Option<String>, Header, description = "`1`: a stream that can be come back to")),
     responses(
         (status = 200, body = Completion, description = "The answer; with `stream`, `text/event-stream` of chunks and `[DONE]`"),
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)
@@ -124,6 +127,7 @@ impl Logprobs {
 pub(crate) async fn completions(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let (mut fields, own): (Fields, CompletionBody) = body::parts(body::object(&bytes)?, &ALIASES)?;
@@ -142,14 +146,13 @@ pub(crate) async fn completions(
     if stream {
         let [prompt] = <[_; 1]>::try_from(prompts)
             .map_err(|_| ApiError::field("prompt", "prompt: one prompt can be streamed, not several"))?;
+        let (id, created) = (ids::new("cmpl-"), models::unix_seconds());
+        let keep = resume.keep(&app, &caller, COMPLETIONS, &id);
         let generating = prompt::plain(lease, prompt, fields.clone(), own.logprobs, caller).await?;
         let usage = fields.stream_options.unwrap_or_default().include_usage;
         let logs = (0..fields.n.unwrap_or(1)).map(|_| Logprobs::default()).collect();
-        let (id, created) = (ids::new("cmpl-"), models::unix_seconds());
-        return Ok(sse::response(
-            generating,
-            Chunks { id, created, model, usage, logprobs: own.logprobs, logs },
-        ));
+        let chunks = Chunks { id, created, model, usage, logprobs: own.logprobs, logs };
+        return sse::response(keep, generating, chunks);
     }
     // All are submitted at once, so that they share steps and prefixes; the answers are awaited in order.
     let mut running = VecDeque::new();

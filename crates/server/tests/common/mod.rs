@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::Duration;
 
@@ -27,6 +27,15 @@ const TEMPLATE: &str = "{% if tools %}{{ tools | tojson }}\n{% endif %}{% for m 
     {% if m.role == 'tool' %}.{% endif %}\n{% endfor %}{% if add_generation_prompt %}assistant: \
     {% if reasoning_effort == 'low' %}<think>{% endif %}{% endif %}";
 
+/// What the encoder beside it is called.
+pub(crate) const ENCODER: &str = "bert";
+
+/// A golden encoder, whose vocabulary has letters and a few words.
+fn encoder() -> LocalModel {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conform/goldens/embed/bert");
+    local(dir.join("model.safetensors"))
+}
+
 fn model(dir: &Path) -> LocalModel {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conform/goldens/tiny/smollm2/model.gguf");
     let source = Source::open(&tiny).unwrap();
@@ -41,6 +50,10 @@ fn model(dir: &Path) -> LocalModel {
         .collect();
     let path = dir.join("tiny.gguf");
     gguf::write(&mut fs::File::create(&path).unwrap(), &metadata, &tensors).unwrap();
+    local(path)
+}
+
+fn local(path: PathBuf) -> LocalModel {
     LocalModel {
         size: fs::metadata(&path).unwrap().len(),
         name: path.display().to_string(),
@@ -78,7 +91,10 @@ pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static)
         let local = model(dir.path());
         let mut config = ServeConfig {
             address: (Ipv4Addr::LOCALHOST, 0).into(),
-            models: vec![ModelSource { id: MODEL.into(), resolve: Arc::new(move || Ok(local.clone())) }],
+            models: vec![
+                ModelSource { id: MODEL.into(), resolve: Arc::new(move || Ok(local.clone())) },
+                ModelSource { id: ENCODER.into(), resolve: Arc::new(|| Ok(encoder())) },
+            ],
             settings: ModelSettings {
                 engine: EngineOptions { ctx: Some(CONTEXT), threads: Some(1), ..EngineOptions::default() },
                 parallel: 4,
@@ -86,6 +102,7 @@ pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static)
                 guesses: 4,
                 keep_alive: None,
                 loaded_max: 1,
+                embedding_model: Some(ENCODER.into()),
             },
             keys: Vec::new(),
             store: Some(Arc::new(Store::open(&dir.path().join("store"), Limits::default()).unwrap())),
@@ -96,6 +113,7 @@ pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static)
             drain: Duration::from_secs(1),
             tls: None,
             origins: Origins::default(),
+            resume_window: Duration::from_secs(60),
             compat: None,
             talk: Talk { note: |_| {}, detail: |_| {} },
         };
@@ -164,6 +182,24 @@ pub(crate) fn call(
         status: response.status().as_u16(),
         headers: response.headers().iter().map(|(n, v)| (n.to_string(), text(v))).collect(),
         text: response.body_mut().read_to_string().unwrap(),
+    }
+}
+
+/// A metric of a server, all its labels together.
+pub(crate) fn metric(at: SocketAddr, name: &str) -> f64 {
+    let page = call(at, "GET", "/metrics", None, None).text;
+    let of = |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{']));
+    let values =
+        page.lines().filter(|l| of(l)).map(|l| l.rsplit(' ').next().unwrap().parse::<f64>().unwrap());
+    values.sum()
+}
+
+/// Looks until something is so.
+pub(crate) fn wait_until(what: &str, mut is: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !is() {
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -101,7 +101,8 @@ fn errors_are_in_ollamas_form() {
     for (path, more, status, words) in [
         ("/api/chat", json!({ "foo": 1 }), 400, "foo: this field is not known"),
         ("/api/chat", json!({ "model": "other" }), 404, "\"other\""),
-        ("/api/chat", json!({ "options": { "mirostat": 1 } }), 400, "options.mirostat"),
+        ("/api/chat", json!({ "options": { "mirostat": 3 } }), 400, "options.mirostat"),
+        ("/api/chat", json!({ "options": { "tfs_z": 1 } }), 400, "options.tfs_z"),
         ("/api/chat", json!({ "options": { "num_ctx": 100_000 } }), 400, "options.num_ctx"),
         ("/api/chat", json!({ "options": { "temperature": -1 } }), 400, "options.temperature"),
         ("/api/chat", json!({ "options": { "repeat_penalty": -1 } }), 400, "options.repeat_penalty"),

@@ -6,9 +6,13 @@ use std::sync::OnceLock;
 
 use serde::de::IgnoredAny;
 use serde_json::Value;
-use tokenizers::Tokenizer as Hf;
+use tokenizers::normalizers::{NormalizerWrapper, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::Split;
+use tokenizers::{SplitDelimiterBehavior, Tokenizer as Hf};
 
 use super::bpe::spell;
+use super::special::QUOTE;
 use super::vocab::{SpecialIds, TokenType};
 use crate::{Error, Result};
 
@@ -19,8 +23,10 @@ const MAX_ID: u32 = 1 << 24;
 /// The two encoders: one that knows special tokens in the text and one that takes them as text.
 #[derive(Debug)]
 pub(super) struct Json {
+    /// Takes the marks of quoted names out, behind the search for special tokens.
     parse: Hf,
     plain: OnceLock<Hf>,
+    normalizer: Option<NormalizerWrapper>,
 }
 
 /// How token spellings become bytes.
@@ -70,7 +76,9 @@ impl Json {
         let mut tokens = tokens(&hf, spelling)?;
         tokens.strip_leading_space = strips_leading_space(&decoder);
         tokens.special = roles(&hf, config)?;
-        Ok((Self { parse: hf, plain: OnceLock::new() }, tokens))
+        let normalizer = hf.get_normalizer().cloned();
+        take_marks_out(&mut hf)?;
+        Ok((Self { parse: hf, plain: OnceLock::new(), normalizer }, tokens))
     }
 
     /// Ids of `text`, with the file's own tokens around it if `template`.
@@ -81,12 +89,32 @@ impl Json {
             self.plain.get_or_init(|| {
                 let mut hf = self.parse.clone();
                 hf.set_encode_special_tokens(true);
+                let _ = hf.with_normalizer(self.normalizer.clone()); // as it was loaded
                 hf
             })
         };
         let encoding = guarded("encoding", || hf.encode_fast(text, template)).map_err(Error::Encode)?;
         Ok(encoding.get_ids().to_vec())
     }
+}
+
+/// Has the encoder take [`QUOTE`] out of a text where it no longer looks for special tokens. Those that it looks for in the
+/// normalized text need it to stay longer: it then cuts words at it.
+fn take_marks_out(hf: &mut Hf) -> Result<()> {
+    let wrong = |e: tokenizers::Error| bad(format!("its encoder cannot be extended: {e}"));
+    let late = hf.get_added_tokens_decoder().values().any(|t| t.special && t.normalized);
+    if late {
+        let cut = Split::new(QUOTE.to_string(), SplitDelimiterBehavior::Removed, false).map_err(wrong)?;
+        let rest = hf.get_pre_tokenizer().cloned();
+        let all = std::iter::once(cut.into()).chain(rest).collect();
+        hf.with_pre_tokenizer(Some(PreTokenizers::new(all)));
+    } else {
+        let mark = Replace::new(QUOTE.to_string(), "").map_err(wrong)?;
+        let rest = hf.get_normalizer().cloned();
+        let all = std::iter::once(mark.into()).chain(rest).collect();
+        hf.with_normalizer(Some(Normalizers::new(all))).map_err(wrong)?;
+    }
+    Ok(())
 }
 
 /// All decoders of a possibly nested sequence.

@@ -323,16 +323,13 @@ impl Tokenizer {
     }
 
     /// A text from a stranger, to be put into a template whose result is encoded with [`Special::Parse`]: names of control
-    /// tokens in it are marked, and [`Self::encode`] takes the marks away and leaves the names as text. A `tokenizer.json`'s
-    /// own encoder does not know the marks; for it the text stays as it is.
+    /// tokens in it are marked, and [`Self::encode`] takes the marks away and leaves the names as text.
     pub fn quote<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        if matches!(self.engine, Engine::Json(_)) {
-            return Cow::Borrowed(text);
-        }
         let control = self.control.get_or_init(|| {
             let is_control =
                 |id: u32| matches!(self.types[id as usize], TokenType::Control | TokenType::Unknown);
-            let ids = self.strips.iter().copied().filter(|&(id, _)| is_control(id)).collect();
+            let named = |id: &u32| is_control(*id) && self.texts.get(*id).is_some_and(|t| !t.is_empty());
+            let ids = (0..self.texts.len() as u32).filter(named).map(|id| (id, Strip::default())).collect();
             // An automaton of fewer tokens than `encode` has; where that one cannot be made, no text is encoded at all.
             Partition::new(&self.texts, ids).unwrap_or_default()
         });

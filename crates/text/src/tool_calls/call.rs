@@ -29,8 +29,8 @@ pub(super) struct Calls {
 #[derive(Clone, Debug)]
 pub(super) struct Open {
     pub(super) index: usize,
-    name: String,
-    text: String,
+    pub(super) name: String,
+    pub(super) text: String,
 }
 
 /// The calls, and the events of this push.

@@ -33,6 +33,11 @@ pub enum OutputEvent {
         /// Which call.
         index: usize,
     },
+    /// The answer was cut inside of the call, by a bound on its tokens: what came of it is all there is. It never ends.
+    ToolCallCut {
+        /// Which call.
+        index: usize,
+    },
     /// A call that had begun is none: its JSON is broken, or the text ended inside it. It never ends. Only with
     /// [`Arguments::Streamed`].
     ToolCallBroken {
@@ -125,8 +130,9 @@ impl OutputParser {
         std::mem::take(&mut self.events)
     }
 
-    /// The end of the answer: what waited is told.
-    pub fn finish(&mut self) -> Vec<OutputEvent> {
+    /// The end of the answer: what waited is told. An answer that was `cut` by a bound may end inside of a call; that is no
+    /// broken one, and its marks are no content.
+    pub fn finish(&mut self, cut: bool) -> Vec<OutputEvent> {
         while !self.held.is_empty() {
             self.settle(true);
         }
@@ -134,9 +140,10 @@ impl OutputParser {
             Mode::Body(body) => {
                 let mut sink = Sink { calls: &mut self.calls, events: &mut self.events };
                 if !body.finish(&mut sink) {
-                    self.give_back();
+                    if cut { self.cut() } else { self.give_back() }
                 }
             }
+            Mode::Header if cut => self.raw.clear(),
             Mode::Header => self.give_back(),
             Mode::Text if !self.strip => {
                 let space = std::mem::take(&mut self.space);
@@ -311,6 +318,24 @@ impl OutputParser {
         match self.events.last_mut() {
             Some(OutputEvent::Content(last)) => last.push_str(text),
             _ => self.events.push(OutputEvent::Content(text.into())),
+        }
+    }
+
+    /// The answer ends inside of what was read as a call. Without a name it is one only if its mark cannot be anything else.
+    fn cut(&mut self) {
+        let perhaps_text =
+            |raw: &str| ["{", "`", "<code>"].iter().any(|mark| raw.trim_start().starts_with(mark));
+        if let Some(open) = self.calls.open.take() {
+            self.raw.clear();
+            if self.calls.arguments == Arguments::Whole {
+                self.events.push(OutputEvent::ToolCallBegin { index: open.index, name: open.name });
+                self.events.push(OutputEvent::ToolCallArguments { index: open.index, delta: open.text });
+            }
+            self.events.push(OutputEvent::ToolCallCut { index: open.index });
+        } else if !self.after_call && perhaps_text(&self.raw) {
+            self.give_back();
+        } else {
+            self.raw.clear();
         }
     }
 

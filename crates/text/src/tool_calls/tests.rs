@@ -28,14 +28,18 @@ fn parser(format: ToolFormat, prompt: Prompt, arguments: Arguments) -> OutputPar
     OutputParser::new(format, ReasoningMarks::detect(family), prompt, tools(), arguments)
 }
 
-/// The events in short: `R reasoning`, `C content`, `0 name arguments`, `! broken`.
-fn read(mut parser: OutputParser, pieces: &[&str]) -> Vec<String> {
+/// The events in short: `R reasoning`, `C content`, `0 name arguments`, `! broken`, `~ name arguments that are cut`.
+fn read(parser: OutputParser, pieces: &[&str]) -> Vec<String> {
+    read_to(false, parser, pieces)
+}
+
+fn read_to(cut: bool, mut parser: OutputParser, pieces: &[&str]) -> Vec<String> {
     let mut events = Vec::new();
     for piece in pieces {
         events.extend(parser.push(piece));
     }
-    events.extend(parser.finish());
-    assert!(parser.finish().is_empty());
+    events.extend(parser.finish(cut));
+    assert!(parser.finish(false).is_empty());
     let mut out: Vec<String> = Vec::new();
     let mut open: Option<(usize, String, String)> = None;
     for event in events {
@@ -64,6 +68,11 @@ fn read(mut parser: OutputParser, pieces: &[&str]) -> Vec<String> {
                 assert!(object.is_object());
                 out.push(format!("{i} {name} {object}"));
             }
+            OutputEvent::ToolCallCut { index } => {
+                let (i, name, arguments) = open.take().unwrap();
+                assert_eq!(i, index);
+                out.push(format!("~ {name} {arguments}"));
+            }
             OutputEvent::ToolCallBroken { index, text } => {
                 assert_eq!(open.take().unwrap().0, index);
                 out.push(format!("! {text}"));
@@ -72,6 +81,34 @@ fn read(mut parser: OutputParser, pieces: &[&str]) -> Vec<String> {
     }
     assert!(open.is_none(), "a call is left open");
     out
+}
+
+/// A bound that cuts an answer inside of a call makes no content of it: it is told as far as it came.
+#[test]
+fn a_call_that_is_cut_is_no_content() {
+    let mut cut = 0;
+    for (format, text, _) in goldens() {
+        if ["{", "```", "<code>"]
+            .iter()
+            .any(|mark| text.contains(&format!("{mark}\n")) || text.starts_with(mark))
+        {
+            continue; // may be text for all that is known
+        }
+        for arguments in [Arguments::Streamed, Arguments::Whole] {
+            for (at, _) in text.char_indices() {
+                let events = read_to(true, parser(format, Prompt::Silent, arguments), &[&text[..at]]);
+                for event in &events {
+                    let content = event.starts_with("C ") || event.starts_with("! ");
+                    assert!(
+                        !content || !(event.contains("get_w") || event.contains("Paris\"")),
+                        "{format:?} {at} {events:?}"
+                    );
+                }
+                cut += usize::from(events.last().is_some_and(|e| e.starts_with("~ get_weather {")));
+            }
+        }
+    }
+    assert!(cut > 500, "{cut}");
 }
 
 pub(super) fn read_whole(format: ToolFormat, text: &str) -> Vec<String> {

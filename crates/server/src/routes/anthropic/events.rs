@@ -19,6 +19,7 @@ enum Open {
 
 /// The state of a stream.
 pub(super) struct Events {
+    id: String,
     model: String,
     input: usize,
     /// Reasoning is not given.
@@ -35,8 +36,8 @@ fn sent(name: &'static str, mut value: Value) -> Sent {
 }
 
 impl Events {
-    pub(super) fn new(model: String, input: usize, hidden: bool) -> Events {
-        Events { model, input, hidden, index: 0, open: None, finish: None }
+    pub(super) fn new(id: String, model: String, input: usize, hidden: bool) -> Events {
+        Events { id, model, input, hidden, index: 0, open: None, finish: None }
     }
 
     fn delta(&self, delta: Value, out: &mut Vec<Sent>) {
@@ -88,7 +89,7 @@ impl Events {
             OutputEvent::ToolCallArguments { delta, .. } => {
                 self.delta(json!({ "type": "input_json_delta", "partial_json": delta }), out);
             }
-            OutputEvent::ToolCallEnd { .. } => self.close(out),
+            OutputEvent::ToolCallEnd { .. } | OutputEvent::ToolCallCut { .. } => self.close(out),
             // The call cannot be taken back; its text shows what happened.
             OutputEvent::ToolCallBroken { text, .. } => self.text(text, out),
         }
@@ -102,7 +103,7 @@ impl Protocol for Events {
 
     fn begin(&mut self, out: &mut Vec<Sent>) {
         let message = AnthropicMessage {
-            id: ids::new("msg_"),
+            id: self.id.clone(),
             r#type: "message",
             role: "assistant",
             model: self.model.clone(),
@@ -141,7 +142,7 @@ mod tests {
     use super::*;
 
     fn names(events: Vec<OutputEvent>, hidden: bool) -> Vec<String> {
-        let mut state = Events::new("m".into(), 3, hidden);
+        let mut state = Events::new("i".into(), "m".into(), 3, hidden);
         let mut out = Vec::new();
         events.into_iter().for_each(|e| state.event(e, &mut out));
         state.close(&mut out);

@@ -16,7 +16,9 @@ use crate::dialect::AnthropicError;
 use crate::error::ApiError;
 use crate::fields::{Fields, OneOrMany};
 use crate::generate::{Finish, Generating, Summary};
+use crate::resume::Resume;
 use crate::routes::chat::gather;
+use crate::routes::streams::MESSAGES;
 use crate::{body, ids, prompt, sse};
 
 use ask::{Asked, Talk};
@@ -119,6 +121,7 @@ const NAMES: [(&str, &str); 2] = [("stop", "stop_sequences"), ("response_format"
 /// Answer a conversation, by Anthropic's API.
 #[utoipa::path(
     post, path = "/v1/messages", tag = "Anthropic", request_body = MessagesRequest,
+    params(("x-quarrel-resume" = Option<String>, Header, description = "`1`: a stream that can be come back to")),
     responses(
         (status = 200, body = AnthropicMessage, description = "The answer; with `stream`, `text/event-stream` of `message_start` to `message_stop`"),
         (status = "4XX", body = AnthropicError), (status = "5XX", body = AnthropicError)
@@ -127,13 +130,14 @@ const NAMES: [(&str, &str); 2] = [("stop", "stop_sequences"), ("response_format"
 pub(crate) async fn messages(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let mut object = body::object(&bytes)?;
     drop_nulls(&mut object);
     let (talk, own): (Talk, Settings) = body::parts(object, &[])?;
     let Asked { model, prompt, format, hidden } = talk.ask(Some(own.max_tokens))?;
-    let fields = Fields {
+    let mut fields = Fields {
         max_tokens: Some(own.max_tokens),
         temperature: own.temperature,
         top_p: own.top_p,
@@ -143,15 +147,18 @@ pub(crate) async fn messages(
         user: own.metadata.and_then(|m| m.user_id),
         ..Fields::default()
     };
+    fields.take_preset(&app.presets)?;
     let lease = app.models.lease(model.as_deref()).await?;
     let model = lease.id.clone();
+    let id = ids::new("msg_");
+    let keep = resume.keep(&app, &caller, MESSAGES, &id);
     let generating = prompt::chat(lease, prompt, fields, None, caller).await;
     let generating = generating.map_err(|e| e.renamed(&NAMES))?;
     if own.stream.unwrap_or(false) {
         let input = generating.prompt_tokens();
-        return Ok(sse::response(generating, Events::new(model, input, hidden)));
+        return sse::response(keep, generating, Events::new(id, model, input, hidden));
     }
-    whole(generating, model, hidden).await
+    whole(generating, id, model, hidden).await
 }
 
 /// Why the answer ended, and the stop sequence that ended it.
@@ -172,7 +179,12 @@ fn stop_reason(
     }
 }
 
-async fn whole(mut generating: Generating, model: String, hidden: bool) -> Result<Response, ApiError> {
+async fn whole(
+    mut generating: Generating,
+    id: String,
+    model: String,
+    hidden: bool,
+) -> Result<Response, ApiError> {
     let (answers, summary) = gather(&mut generating).await?;
     let answer = answers.into_iter().next().unwrap_or_default();
     let (stop_reason, stop_sequence) = stop_reason(answer.finish, &summary)?;
@@ -185,12 +197,11 @@ async fn whole(mut generating: Generating, model: String, hidden: bool) -> Resul
         content.push(json!({ "type": "text", "text": answer.content, "citations": null }));
     }
     for (_, name, arguments) in answer.calls {
-        // Whole calls are JSON objects.
-        let input: Value = serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}));
+        let input = members(&arguments);
         content.push(json!({ "type": "tool_use", "id": ids::new("toolu_"), "name": name, "input": input }));
     }
     Ok(Json(AnthropicMessage {
-        id: ids::new("msg_"),
+        id,
         r#type: "message",
         role: "assistant",
         model,
@@ -231,5 +242,57 @@ fn drop_nulls(body: &mut serde_json::Map<String, Value>) {
     let contents = messages.into_iter().flatten().filter_map(|m| m.get_mut("content")?.as_array_mut());
     for block in contents.flatten().filter_map(Value::as_object_mut) {
         block.retain(|_, value| !value.is_null());
+    }
+}
+
+/// A call's arguments; of those that were cut, the members that are whole. `stop_reason` says which of both they are.
+fn members(arguments: &str) -> Value {
+    if let Ok(whole) = serde_json::from_str(arguments) {
+        return whole;
+    }
+    // Behind each member that is whole, at any depth: where it ends, and what closes all that is open there.
+    let (mut best, mut open) = (None, Vec::new());
+    let (mut text, mut escaped) = (false, false);
+    for (at, c) in arguments.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if text => escaped = true,
+            '"' => text = !text,
+            _ if text => {}
+            '{' => open.push('}'),
+            '[' => open.push(']'),
+            '}' | ']' => {
+                open.pop();
+                best = Some((at + 1, open.clone()));
+            }
+            ',' => best = Some((at, open.clone())),
+            _ => {}
+        }
+    }
+    let repaired =
+        best.map(|(end, open)| arguments[..end].to_owned() + &open.iter().rev().collect::<String>());
+    repaired.and_then(|r| serde_json::from_str(&r).ok()).unwrap_or_else(|| json!({}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_of_a_cut_call_are_those_that_are_whole() {
+        for (cut, members_are) in [
+            ("", "{}"),
+            ("{", "{}"),
+            (r#"{"a"#, "{}"),
+            (r#"{"a": "x, }"#, "{}"),
+            (r#"{"a": 12"#, "{}"),
+            (r#"{"a": 12, "b": "y"#, r#"{"a":12}"#),
+            (r#"{"a": {"b": [1, 2"#, r#"{"a":{"b":[1]}}"#),
+            (r#"{"a": {"b": [1, 2]}"#, r#"{"a":{"b":[1,2]}}"#),
+            (r#"{"a": "\", {", "b": tr"#, r#"{"a":"\", {"}"#),
+            (r#"{"a": 1}"#, r#"{"a":1}"#),
+        ] {
+            assert_eq!(members(cut).to_string(), members_are, "{cut}");
+        }
     }
 }

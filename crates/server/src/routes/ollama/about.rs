@@ -140,7 +140,8 @@ fn facts(live: &Live, verbose: bool) -> Value {
     let (opened, spec) = (&live.opened, &live.running.spec);
     let local = &opened.local;
     let settings = local.params.iter().flatten().map(|(k, v)| format!("{k} {v}"));
-    let mut capabilities = vec!["completion"];
+    let generates = live.handle().info().generates;
+    let mut capabilities = vec![if generates { "completion" } else { "embedding" }];
     if let Some(style) = live.style {
         if style.format != ToolFormat::Prompted {
             capabilities.push("tools");

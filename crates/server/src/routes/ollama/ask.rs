@@ -43,6 +43,14 @@ pub(crate) struct Options {
     top_p: Option<f32>,
     /// Keep tokens of at least this share of the best one's probability; 0 keeps all.
     min_p: Option<f32>,
+    /// Keep the tokens whose surprise is nearest to the expected one, up to this mass; 1 keeps all.
+    typical_p: Option<f32>,
+    /// 1 or 2: Mirostat, which takes the place of the other truncations; 0 is off.
+    mirostat: Option<u8>,
+    /// The surprise that Mirostat aims at, in bits.
+    mirostat_tau: Option<f32>,
+    /// How fast Mirostat learns.
+    mirostat_eta: Option<f32>,
     /// The same seed gives the same answer.
     seed: Option<i64>,
     /// Most tokens to make; -1 and -2 go on to the end of the context.
@@ -62,11 +70,15 @@ pub(crate) struct Options {
 }
 
 /// What our names of settings are here.
-pub(super) const NAMES: [(&str, &str); 12] = [
+pub(super) const NAMES: [(&str, &str); 16] = [
     ("temperature", "options.temperature"),
     ("top_k", "options.top_k"),
     ("top_p", "options.top_p"),
     ("min_p", "options.min_p"),
+    ("typical_p", "options.typical_p"),
+    ("mirostat", "options.mirostat"),
+    ("mirostat_tau", "options.mirostat_tau"),
+    ("mirostat_eta", "options.mirostat_eta"),
     ("seed", "options.seed"),
     ("max_tokens", "options.num_predict"),
     ("stop", "options.stop"),
@@ -116,6 +128,10 @@ impl Shared {
             top_k: o.top_k,
             top_p: o.top_p,
             min_p: o.min_p,
+            typical_p: o.typical_p,
+            mirostat: o.mirostat,
+            mirostat_tau: o.mirostat_tau,
+            mirostat_eta: o.mirostat_eta,
             seed: o.seed,
             stop: o.stop,
             repetition_penalty: o.repeat_penalty,

@@ -2,6 +2,7 @@
 
 pub(crate) mod about;
 mod ask;
+pub(crate) mod embed;
 
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ use crate::error::ApiError;
 use crate::generate::{Finish, Generating, Step, Summary};
 use crate::models::Lease;
 use crate::prompt::{self, ChatPrompt, Encoded, blocking};
+use crate::resume::Resume;
 use crate::routes::chat::gather;
 use crate::sse::{self, Protocol, Sent, Wire};
 use crate::{body, store};
@@ -92,9 +94,11 @@ pub(crate) struct OllamaGenerate {
 pub(crate) async fn chat(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
+    resume.refuse()?;
     let (mut shared, own): (Shared, OllamaChatBody) = body::parts(body::object(&bytes)?, &[])?;
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: true, model: lease.id.clone(), started, load: started.elapsed() };
@@ -107,7 +111,8 @@ pub(crate) async fn chat(
         effort: shared.effort()?,
         ..ChatPrompt::new(ask::messages(messages)?)
     };
-    let fields = shared.fields(&lease)?;
+    let mut fields = shared.fields(&lease)?;
+    fields.take_preset(&app.presets)?;
     let generating = prompt::chat(lease, prompt, fields, None, caller).await;
     shape.answer(generating.map_err(|e| e.renamed(&NAMES))?, &shared).await
 }
@@ -123,15 +128,18 @@ pub(crate) async fn chat(
 pub(crate) async fn generate(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
+    resume.refuse()?;
     let (mut shared, own): (Shared, OllamaGenerateBody) = body::parts(body::object(&bytes)?, &[])?;
     refuse(&own)?;
     let lease = app.models.lease(shared.model.as_deref()).await?;
     let shape = Shape { chat: false, model: lease.id.clone(), started, load: started.elapsed() };
     let Some(text) = own.prompt.filter(|p| !p.is_empty()) else { return shape.loaded(&shared) };
-    let fields = shared.fields(&lease)?;
+    let mut fields = shared.fields(&lease)?;
+    fields.take_preset(&app.presets)?;
     let system = own.system.filter(|s| !s.is_empty());
     let generating = if own.raw.unwrap_or(false) || (lease.template().is_none() && system.is_none()) {
         let (lease, ids) = encode(lease, text).await?;
@@ -255,12 +263,12 @@ impl Shape {
 
     async fn answer(self, mut generating: Generating, shared: &Shared) -> Result<Response, ApiError> {
         if shared.stream.unwrap_or(true) {
-            return Ok(sse::response(generating, Lines { shape: self, call: None, finish: None }));
+            return sse::response(None, generating, Lines { shape: self, call: None, finish: None });
         }
         let (answers, summary) = gather(&mut generating).await?;
         let answer = answers.into_iter().next().unwrap_or_default();
         let reason = done_reason(answer.finish)?;
-        let calls = answer.calls.iter().map(|(_, name, arguments)| call(name, arguments)).collect();
+        let calls = answer.whole_calls().iter().map(|(_, name, arguments)| call(name, arguments)).collect();
         let mut line = self.line(&answer.content, &answer.reasoning, calls);
         self.end(&mut line, reason, Some(&summary));
         Ok(Json(line).into_response())
@@ -298,6 +306,11 @@ impl Protocol for Lines {
                         OutputEvent::ToolCallEnd { .. } => {
                             let Some((name, arguments)) = self.call.take() else { continue };
                             self.shape.line("", "", vec![call(&name, &arguments)])
+                        }
+                        // Arguments are an object here: there is no form for a part of them.
+                        OutputEvent::ToolCallCut { .. } => {
+                            self.call = None;
+                            continue;
                         }
                         OutputEvent::ToolCallBroken { text, .. } => {
                             self.call = None;

@@ -152,7 +152,9 @@ impl Items {
             OutputEvent::ToolCallArguments { delta, .. } => self.grow(&delta, out),
             OutputEvent::ToolCallEnd { .. } => self.close("completed", out),
             // What came of it was told; that it is not whole is told too.
-            OutputEvent::ToolCallBroken { .. } => self.close("incomplete", out),
+            OutputEvent::ToolCallCut { .. } | OutputEvent::ToolCallBroken { .. } => {
+                self.close("incomplete", out)
+            }
         }
     }
 

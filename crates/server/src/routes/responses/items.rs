@@ -44,7 +44,6 @@ struct Call {
     arguments: String,
     #[allow(dead_code, reason = "comes with items that are given back")]
     id: Option<String>,
-    #[allow(dead_code, reason = "comes with items that are given back")]
     status: Option<String>,
 }
 
@@ -149,6 +148,9 @@ pub(super) fn messages(
         match kind.as_ref().and_then(Value::as_str) {
             Some("function_call") => {
                 let call: Call = body::at(&place, value)?;
+                if call.status.as_deref() == Some("incomplete") {
+                    continue; // cut by a bound: it was never made
+                }
                 called.insert(call.call_id.clone());
                 let function = json!({ "name": call.name, "arguments": call.arguments });
                 let call = json!({ "id": call.call_id, "type": "function", "function": function });

@@ -6,7 +6,9 @@ mod items;
 use std::sync::Arc;
 
 use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::extract::rejection::QueryRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use quarrel_store::{NewResponse, Store, StoredResponse};
@@ -20,8 +22,10 @@ use crate::error::{ApiError, ErrorBody};
 use crate::fields::{ALIASES, Fields};
 use crate::generate::{Finish, Step, Summary};
 use crate::prompt::{self, ChatPrompt, Effort};
+use crate::resume::Resume;
+use crate::routes::streams::RESPONSES;
 use crate::usage::Timings;
-use crate::{ids, models, sse, store};
+use crate::{ids, models, resume, sse, store};
 
 use events::{Events, Items};
 use items::TextConfig;
@@ -193,6 +197,7 @@ impl Answering {
 /// Answer an input, by OpenAI's Responses API.
 #[utoipa::path(
     post, path = "/v1/responses", tag = "OpenAI", request_body = ResponseRequest,
+    params(("x-quarrel-resume" = Option<String>, Header, description = "`1`: a stream that can be come back to")),
     responses(
         (status = 200, body = Object, description = "The response; with `stream`, `text/event-stream` of `response.created` to `response.completed`"),
         (status = "4XX", body = ErrorBody), (status = "5XX", body = ErrorBody)
@@ -201,6 +206,7 @@ impl Answering {
 pub(crate) async fn create(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
+    resume: Resume,
     bytes: Bytes,
 ) -> Result<Response, ApiError> {
     let object = body::object(&bytes)?;
@@ -242,7 +248,9 @@ pub(crate) async fn create(
     };
     let lease = app.models.lease(own.model.or(preset_model).as_deref()).await?;
     let mut response = echo;
-    response["id"] = ids::new("resp_").into();
+    let id = ids::new("resp_");
+    let kept = resume.keep(&app, &caller, RESPONSES, &id);
+    response["id"] = id.into();
     response["model"] = lease.id.clone().into();
     response["store"] = keep.is_some().into();
     let stream = fields.stream.unwrap_or(false);
@@ -251,7 +259,7 @@ pub(crate) async fn create(
     let mut answering = Answering { response, keep };
     if stream {
         let events = Events { answering, items: Items::default(), finish: None };
-        return Ok(sse::response(generating, events));
+        return sse::response(kept, generating, events);
     }
     let (mut items, mut finish, mut summary) = (Items::default(), None, Summary::default());
     let mut unheard = Vec::new();
@@ -306,21 +314,47 @@ fn echo(body: &Map<String, Value>) -> Value {
     })
 }
 
-/// A stored response.
+/// What of a response is read.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ResponseQuery {
+    /// Its stream, if it was asked for with `X-Quarrel-Resume: 1` and is held, instead of the response.
+    #[serde(default)]
+    stream: bool,
+    /// Only events after this `sequence_number`; with `stream`.
+    starting_after: Option<u64>,
+}
+
+/// A stored response, or the rest of its stream.
 #[utoipa::path(
     get, path = "/v1/responses/{response}", tag = "OpenAI",
-    params(("response" = String, Path, description = "its id")),
-    responses((status = 200, body = Object), (status = 404, body = ErrorBody))
+    params(
+        ("response" = String, Path, description = "its id"),
+        ("stream" = Option<bool>, Query, description = "Its stream, which was asked for with `X-Quarrel-Resume: 1`"),
+        ("starting_after" = Option<u64>, Query, description = "Only events after this `sequence_number`; with `stream`"),
+        ("last-event-id" = Option<u64>, Header, description = "The rest of the stream: only events after this one")
+    ),
+    responses((status = 200, body = Object), (status = "4XX", body = ErrorBody))
 )]
 pub(crate) async fn read(
     State(app): State<App>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
-) -> Result<Json<Value>, ApiError> {
+    headers: HeaderMap,
+    query: Result<Query<ResponseQuery>, QueryRejection>,
+) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|e| ApiError::bad(e.body_text()))?;
+    if query.stream || resume::is_wanted(&headers) {
+        let place = format!("{RESPONSES}/{id}");
+        return resume::resume(&app, &caller, &headers, &place, query.starting_after);
+    }
+    if query.starting_after.is_some() {
+        return Err(ApiError::field("starting_after", "starting_after: only with stream=true"));
+    }
     let StoredResponse { mut settings, output, .. } =
         app.stored(move |s| s.response(&caller.owner, &id, store::now())).await?;
     settings["output"] = output.into();
-    Ok(Json(settings))
+    Ok(Json(settings).into_response())
 }
 
 /// What became of a response.
