@@ -54,6 +54,7 @@ mod tests {
             blocks,
             prefix_cache: true,
             target: None,
+            whole: false,
         })
     }
 
