@@ -3,6 +3,8 @@
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts are not Markdown: [default: x] is no link")]
 
 mod eval;
+mod guess;
+mod guide;
 mod sample;
 mod serve;
 
@@ -10,11 +12,13 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum};
 use quarrel_cpu::{Isa, KvType};
-use quarrel_engine::{Eviction, Speculate};
+use quarrel_engine::Eviction;
 use quarrel_runtime::EngineOptions;
 use quarrel_runtime::devices::Place;
 
 pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
+pub(crate) use guess::{DRAFT_MAX, Guess, GuessArgs};
+pub(crate) use guide::GuideArgs;
 pub(crate) use sample::{ChainArgs, Logprobs, parse_bias};
 pub(crate) use serve::{Keys, KeysCommand, LogFormat, MetricsCompat, Serve};
 
@@ -202,36 +206,6 @@ impl EngineArgs {
     }
 }
 
-/// Most tokens that are guessed in a step, where nothing else is said.
-pub(crate) const DRAFT_MAX: u16 = 12;
-
-/// How coming tokens are guessed, so that several are computed at once.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct GuessArgs {
-    /// Guess coming tokens where that is faster: from repetitions in the text (lookup), from earlier answers (ngram), or all that there is (auto). The answer is the same [default: lookup; with --draft: auto]
-    #[arg(long, value_enum, value_name = "HOW", help_heading = "Engine")]
-    pub(crate) speculate: Option<Guess>,
-    /// A smaller model of the same vocabulary that guesses too
-    #[arg(long, value_name = "MODEL", conflicts_with = "memory_budget", help_heading = "Engine")]
-    pub(crate) draft: Option<String>,
-    /// Most tokens to guess in a step
-    #[arg(long, value_name = "N", default_value_t = DRAFT_MAX, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Engine")]
-    pub(crate) draft_max: u16,
-}
-
-impl GuessArgs {
-    /// What the flags say, with or without a draft model.
-    pub(crate) fn mode(&self) -> Speculate {
-        match (self.speculate, &self.draft) {
-            (Some(Guess::Auto), _) | (None, Some(_)) => Speculate::Auto,
-            (Some(Guess::Off), Some(_)) => Speculate::Draft,
-            (Some(Guess::Off), None) => Speculate::Off,
-            (Some(Guess::Lookup), _) | (None, None) => Speculate::Lookup,
-            (Some(Guess::Ngram), _) => Speculate::Ngram,
-        }
-    }
-}
-
 /// What happens when the cache is full.
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub(crate) struct EvictArgs {
@@ -252,15 +226,6 @@ impl EvictArgs {
             Evict::Snapkv => Eviction::SNAP_KV,
         }
     }
-}
-
-/// A kind of guess.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Guess {
-    Auto,
-    Off,
-    Lookup,
-    Ngram,
 }
 
 /// A policy of eviction.
@@ -379,6 +344,8 @@ pub(crate) struct Run {
     pub(crate) guess: GuessArgs,
     #[command(flatten)]
     pub(crate) evict: EvictArgs,
+    #[command(flatten)]
+    pub(crate) guide: GuideArgs,
     /// Print each token as it is made (this is the default)
     #[arg(long, overrides_with = "no_stream", help_heading = "Output")]
     pub(crate) stream: bool,
@@ -425,6 +392,8 @@ pub(crate) struct Chat {
     pub(crate) guess: GuessArgs,
     #[command(flatten)]
     pub(crate) evict: EvictArgs,
+    #[command(flatten)]
+    pub(crate) guide: GuideArgs,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
 }

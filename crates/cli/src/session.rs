@@ -5,10 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use quarrel_engine::{
-    Event, EvictionStats, FinishReason, Handle, LogprobsOf, Request, RequestStats, Speculate, Trace,
+    Event, EvictionStats, FinishReason, Guide, GuideStats, Handle, LogprobsOf, Request, RequestStats,
+    Speculate, Trace,
 };
 use quarrel_runtime::memory::Use;
-use quarrel_runtime::{Talk, TextStream, process};
+use quarrel_runtime::{EngineOptions, Talk, TextStream, process};
 use quarrel_text::Tokenizer;
 use quarrel_text::stream_decoder::{Control, Leading};
 use serde_json::{Value, json};
@@ -16,7 +17,7 @@ use serde_json::{Value, json};
 pub(crate) use quarrel_runtime::Opened;
 
 use crate::adapter::Lora;
-use crate::args::{EngineArgs, EvictArgs, GuessArgs, ModelArgs};
+use crate::args::{EngineArgs, EvictArgs, GuessArgs, GuideArgs, ModelArgs};
 use crate::interrupt::Answering;
 use crate::settings::Settings;
 use crate::{models, render};
@@ -42,6 +43,7 @@ pub(crate) fn load_to_guess(
     opened: &Opened,
     args: &EngineArgs,
     guess: &GuessArgs,
+    guide: &GuideArgs,
     model: &ModelArgs,
     lora: Option<&Lora>,
 ) -> Result<Running> {
@@ -49,10 +51,18 @@ pub(crate) fn load_to_guess(
     if guess.draft.is_some() && matches!(speculate, Speculate::Lookup | Speculate::Ngram) {
         bail!("--draft guesses with --speculate auto (beside the others) or off (alone)");
     }
+    if guide.needs_amateur() && guess.draft.is_none() && guide.exit_layer.is_none() {
+        bail!("--contrast is with another model: --draft MODEL, or --exit-layer N for a part of this one");
+    }
     let guesses = if speculate == Speculate::Off { 0 } else { guess.draft_max.into() };
     let draft = guess.draft.as_ref().map(|name| open(&model.clone().or_named(Some(name.clone()))));
-    let usage = Use { guesses, ..Use::ONE };
-    let running = load_with(opened, args, usage, draft.transpose()?.as_ref(), lora)?;
+    // A negative prompt has a sequence of its own beside the answer's, and so have sentences that are scored.
+    let batch = 1 + usize::from(guide.negative_prompt.is_some()) + usize::from(guide.scores_sentences());
+    // A sentence's tokens are scored all at once.
+    let outputs = if guide.scores_sentences() { Use::SCORE.outputs } else { batch };
+    let usage = Use { guesses, batch, outputs, ..Use::ONE };
+    let options = EngineOptions { exit_layers: guide.exit_layer, ..args.options() };
+    let running = load_with(opened, &options, usage, draft.transpose()?.as_ref(), lora)?;
     Ok(Running { speculate, ..running })
 }
 
@@ -63,19 +73,19 @@ pub(crate) fn load_for(
     usage: Use,
     lora: Option<&Lora>,
 ) -> Result<Running> {
-    load_with(opened, args, usage, None, lora)
+    load_with(opened, &args.options(), usage, None, lora)
 }
 
 fn load_with(
     opened: &Opened,
-    args: &EngineArgs,
+    options: &EngineOptions,
     usage: Use,
     draft: Option<&Opened>,
     lora: Option<&Lora>,
 ) -> Result<Running> {
     let extra = lora.map(Lora::bytes).transpose()?.unwrap_or(0);
     let mut bar = LoadBar { total: opened.source.total_bytes(), done: 0, started: Instant::now(), bar: None };
-    let loaded = opened.load(&args.options(), usage, draft, extra, TALK, |bytes| bar.advance(bytes));
+    let loaded = opened.load(options, usage, draft, extra, TALK, |bytes| bar.advance(bytes));
     bar.finish();
     let quarrel_runtime::Running { handle, trained, load, .. } = loaded?;
     let adapter = lora.map(|l| l.load(&handle)).transpose()?;
@@ -125,6 +135,7 @@ pub(crate) struct Ask<'a> {
     pub(crate) prompt: Vec<u32>,
     pub(crate) settings: &'a Settings,
     pub(crate) evict: EvictArgs,
+    pub(crate) guide: Option<Box<Guide>>,
     pub(crate) leading: Leading,
     pub(crate) logprobs: Option<u32>,
     pub(crate) logprobs_of: LogprobsOf,
@@ -139,6 +150,7 @@ impl<'a> Ask<'a> {
             prompt,
             settings,
             evict: EvictArgs::default(),
+            guide: None,
             leading: Leading::Keep,
             logprobs: None,
             logprobs_of: LogprobsOf::default(),
@@ -179,6 +191,8 @@ pub(crate) enum End {
     Length,
     /// The context is full.
     Full,
+    /// It repeated itself without end.
+    Loop,
     /// Ctrl-C.
     Interrupted,
 }
@@ -205,6 +219,7 @@ impl Running {
             eviction: ask.evict.policy(),
             kv_tokens: ask.evict.kv_tokens,
             adapter: self.adapter.clone(),
+            guide: ask.guide,
             ..Request::new(ask.prompt)
         };
         let answering = Answering::begin();
@@ -247,6 +262,7 @@ impl Running {
                         FinishReason::Stop => End::Stop,
                         FinishReason::Length => End::Length,
                         FinishReason::ContextFull => End::Full,
+                        FinishReason::Repetition => End::Loop,
                         FinishReason::Aborted | FinishReason::Deadline => End::Interrupted,
                     });
                     return Ok(Answer { text, end, tokens, stats, logprobs });
@@ -282,9 +298,13 @@ fn token_logprobs(tokenizer: &Tokenizer, id: u32, logprob: f32, top: &[(u32, f32
 }
 
 impl Answer {
-    /// `stop` or `length`.
+    /// `stop`, `length` or `repetition`.
     pub(crate) fn finish_reason(&self) -> &'static str {
-        if matches!(self.end, End::Length | End::Full) { "length" } else { "stop" }
+        match self.end {
+            End::Length | End::Full => "length",
+            End::Loop => "repetition",
+            End::Stop | End::Interrupted => "stop",
+        }
     }
 
     /// Prompt tokens that were computed, per second.
@@ -318,6 +338,19 @@ impl Answer {
     /// What was dropped from the cache, in one line.
     pub(crate) fn evicted(&self) -> Option<String> {
         evicted(&self.stats.eviction)
+    }
+
+    /// What guidance cost, in one line, if it did anything.
+    pub(crate) fn guided(&self) -> Option<String> {
+        let GuideStats { rewinds, retries, withdrawn_tokens, extra_rows, time } = self.stats.guide;
+        (rewinds + extra_rows > 0).then(|| {
+            let tries = if retries > 0 { format!(" ({retries} for another try)") } else { String::new() };
+            format!(
+                "guidance: {withdrawn_tokens} tokens taken back in {rewinds} rewinds{tries}, {extra_rows} rows \
+                 beside the answer's; about {:.2} s",
+                time.as_secs_f64()
+            )
+        })
     }
 
     /// The same in one line for people.
@@ -355,6 +388,19 @@ pub(crate) fn evicted(e: &EvictionStats) -> Option<String> {
             100.0 * e.mass_lost
         )
     })
+}
+
+/// What guidance cost, for scripts.
+pub(crate) fn guided_json(g: &GuideStats, into: &mut Value) {
+    if g.rewinds + g.extra_rows > 0 {
+        into["guidance"] = json!({
+            "rewinds": g.rewinds,
+            "retries": g.retries,
+            "withdrawn_tokens": g.withdrawn_tokens,
+            "extra_rows": g.extra_rows,
+            "ms": (g.time.as_secs_f64() * 1e6).round() / 1e3,
+        });
+    }
 }
 
 /// The same for scripts.

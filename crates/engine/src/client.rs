@@ -6,6 +6,7 @@ use crate::constraint::ConstraintBox;
 use crate::embed::{Embedding, Pooler};
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
+use crate::guide::{Amateur, Answer, Guide, GuideStats, Pairs, Turn};
 use crate::handle::{Place, Scores};
 use crate::outbox::Outbox;
 use crate::request::{BestBy, Request};
@@ -52,6 +53,19 @@ pub(crate) enum Act {
         id: u64,
         token: u32,
     },
+    /// Takes the last `back` tokens away; then come others.
+    Rewind {
+        sequence: u64,
+        back: usize,
+        then: Vec<u32>,
+    },
+    /// Scores tokens from a position on, in a sequence of its own beside another.
+    Score {
+        of: u64,
+        id: u64,
+        tokens: Vec<u32>,
+        from: usize,
+    },
     End {
         sequence: u64,
     },
@@ -65,13 +79,35 @@ struct Branch {
     /// Its sequence, while it has one.
     sequence: u64,
     sampler: Sampler,
+    guide: Option<Box<Answer>>,
+    /// While its guidance waits for a score: the token that was drawn, and why it would be the last.
+    waits: Option<(u32, Option<FinishReason>)>,
+    /// Tokens, those that may be taken back included.
     made: usize,
-    /// Sum of what answers are compared by.
+    /// Tokens that stand, and the sum of what answers are compared by.
+    told: usize,
     sum: f64,
     /// Held back until all are compared.
     held: Vec<Choice>,
     last: Instant,
     reason: Option<FinishReason>,
+}
+
+impl Branch {
+    fn new(sequence: u64, sampler: Sampler, guide: Option<Box<Answer>>, now: Instant) -> Branch {
+        Branch {
+            sequence,
+            sampler,
+            guide,
+            waits: None,
+            made: 0,
+            told: 0,
+            sum: 0.0,
+            held: Vec::new(),
+            last: now,
+            reason: None,
+        }
+    }
 }
 
 /// The answers of a request in the making.
@@ -92,6 +128,11 @@ pub(crate) struct Generation {
     search: Option<Search>,
     /// Of the search's sequences, in the state after their tokens.
     constraints: HashMap<u64, ConstraintBox>,
+    /// Sequences beside those of the answers.
+    pairs: Option<Pairs>,
+    amateur: Option<Amateur>,
+    /// What those cost; each answer knows its own.
+    guided: GuideStats,
     speculate: Speculate,
     /// Guesses that were computed, and those that came true.
     drafted: u64,
@@ -120,6 +161,10 @@ pub(crate) struct Guessing<'a> {
 pub(crate) struct Tools<'a> {
     /// The logits; may be changed.
     pub(crate) row: &'a mut Vec<f32>,
+    /// Those of the amateur, where the request wants them.
+    pub(crate) amateur: Option<&'a Result<Vec<f32>>>,
+    /// About what a row takes.
+    pub(crate) row_time: Duration,
     pub(crate) scratch: &'a mut Scratch,
     /// Longest sequence in tokens.
     pub(crate) context: usize,
@@ -137,8 +182,14 @@ impl Tools<'_> {
 }
 
 impl Generation {
-    /// Of a request whose first sequence is `sequence`.
-    pub(crate) fn new(request: Request, seed: u64, sequence: u64, events: Outbox) -> Generation {
+    /// Of a request whose first sequence is `sequence`, and the one beside it `shadow` if there is one.
+    pub(crate) fn new(
+        request: Request,
+        seed: u64,
+        sequence: u64,
+        shadow: Option<u64>,
+        events: Outbox,
+    ) -> Generation {
         let width = request.width() as usize;
         let most = match request.eviction {
             Eviction::Refuse => request.kv_tokens.map(|n| n as usize),
@@ -158,16 +209,21 @@ impl Generation {
             beams,
             speculate,
             constraint,
+            guide,
             ..
         } = request;
-        let mut sampler = Sampler::new(sampling, seed, logprobs.unwrap_or(0).into(), &prompt)
+        let guide = guide.and_then(|g| g.effective()).unwrap_or_default();
+        let top = logprobs.unwrap_or(0).into();
+        let answer = Answer::new(&guide, top).map(Box::new);
+        let top = answer.as_ref().map_or(top, |a| a.wanted_top());
+        let Guide { negative, amateur, .. } = guide;
+        let pairs = shadow.zip(negative).map(|(shadow, n)| Pairs::new(n.scale, sequence, shadow));
+        let mut sampler = Sampler::new(sampling, seed, top, &prompt)
             .constrained(constraint)
             .reporting(logprobs_of, explain)
             .rating((width > n as usize).then_some(best_of_by));
         let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
-        let now = Instant::now();
-        let first =
-            Branch { sequence, sampler, made: 0, sum: 0.0, held: Vec::new(), last: now, reason: None };
+        let first = Branch::new(sequence, sampler, answer, Instant::now());
         Generation {
             events,
             prompt: prompt.len(),
@@ -181,6 +237,9 @@ impl Generation {
             width,
             search: beams.map(|b| Search::new(b, sequence)),
             constraints: constraint.map(|c| (sequence, c)).into_iter().collect(),
+            pairs,
+            amateur,
+            guided: GuideStats::default(),
             speculate,
             drafted: 0,
             accepted: 0,
@@ -195,62 +254,127 @@ impl Generation {
         }
     }
 
-    /// Uses the logits of a sequence's last row. Times between tokens go to `between`.
+    /// Uses the logits of a sequence's row at position `at`, the last but in scores. Times between tokens go to `between`.
     pub(crate) fn output(
+        &mut self,
+        s: &Sequence,
+        at: usize,
+        tools: &mut Tools,
+        between: impl FnMut(Duration),
+    ) -> Vec<Act> {
+        let made = match self.scored(s, at, tools) {
+            Some(made) => made,
+            None => self.drawn(s, tools, between),
+        };
+        let mut acts = made.unwrap_or_else(|error| vec![Act::Fail(error)]);
+        if self.search.is_none() && self.branches.iter().all(|b| b.reason.is_some()) {
+            acts.push(Act::Finish);
+        }
+        match &mut self.pairs {
+            Some(pairs) => pairs.mirror(acts, || tools.new_id()),
+            None => acts,
+        }
+    }
+
+    /// What a row comes to that scores a sentence, if it is one of those.
+    fn scored(&mut self, s: &Sequence, at: usize, tools: &mut Tools) -> Option<Result<Vec<Act>>> {
+        let scores = |b: &Branch| b.guide.as_ref().is_some_and(|g| g.is_scored_by(s.id));
+        let b = self.branches.iter().position(scores)?;
+        let mut acts = Vec::new();
+        Some(self.score(b, s, at, tools, &mut acts).map(|()| acts))
+    }
+
+    fn score(
+        &mut self,
+        b: usize,
+        s: &Sequence,
+        at: usize,
+        tools: &mut Tools,
+        acts: &mut Vec<Act>,
+    ) -> Result<()> {
+        let lse = softmax::log_sum_exp(tools.row, checked_max(tools.row, at + 1)?);
+        let logprob = f64::from(tools.row[s.tokens[at + 1] as usize]) - lse;
+        let branch = &mut self.branches[b];
+        let (Some(guide), Some((token, end))) = (&mut branch.guide, branch.waits) else { return Ok(()) };
+        let turn = guide.score(at + 1, logprob, tools.row_time, end, at + 1, &mut branch.sampler)?;
+        if let Some(turn) = turn {
+            branch.waits = None;
+            acts.push(Act::End { sequence: s.id });
+            let of = branch.sequence;
+            self.turn(b, turn, (token, end), of, tools, acts);
+        }
+        Ok(())
+    }
+
+    /// What a sequence's last row comes to.
+    fn drawn(
         &mut self,
         s: &Sequence,
         tools: &mut Tools,
         mut between: impl FnMut(Duration),
-    ) -> Vec<Act> {
-        let now = Instant::now();
-        if self.first.is_none() {
-            self.first = Some(now);
+    ) -> Result<Vec<Act>> {
+        let (mut id, mut length) = (s.id, s.tokens.len());
+        if self.first.is_none() && id == self.branches[0].sequence {
             self.cached = s.cached;
             self.admitted = s.admitted.map(|a| tools.epoch + a);
         }
+        if let Some(pairs) = &mut self.pairs {
+            if pairs.is_shadow(id) {
+                let rows = if self.first.is_some() { 1 } else { s.tokens.len() - s.cached };
+                self.guided.extra_rows += rows as u64;
+                self.guided.time += tools.row_time * rows as u32;
+            }
+            match pairs.arrive(id, length, tools.row)? {
+                Some(ready) => (id, length) = (ready.main, ready.length),
+                None => return Ok(Vec::new()),
+            }
+        }
+        if self.branches.iter().any(|b| b.sequence == id && b.waits.is_some()) {
+            return Ok(Vec::new()); // it was preempted meanwhile, and comes again
+        }
+        if let (Some(amateur), Some(row)) = (&self.amateur, tools.amateur) {
+            amateur.combine(tools.row, row.as_ref().map_err(Error::clone)?, length)?;
+        }
+        let now = Instant::now();
+        self.first.get_or_insert(now);
         self.last = Some(now);
         if self.search.is_some() {
-            return self.search(s, tools);
+            return Ok(self.search(s, tools));
         }
         let mut acts = Vec::new();
         if self.branches.len() < self.width {
-            self.begin(s, tools, now, &mut acts);
-        } else if let Some(b) = self.branches.iter().position(|b| b.sequence == s.id) {
+            self.begin(id, length, tools, now, &mut acts)?;
+        } else if let Some(b) = self.branches.iter().position(|b| b.sequence == id) {
             between(now.saturating_duration_since(self.branches[b].last));
-            self.next(b, s.tokens.len(), s.id, tools, now, &mut acts);
+            self.next(b, length, id, tools, now, &mut acts)?;
         }
-        if self.branches.iter().all(|b| b.reason.is_some()) {
-            acts.push(Act::Finish);
-        }
-        acts
+        Ok(acts)
     }
 
-    /// The first token of every answer, from the prompt's last row.
-    fn begin(&mut self, s: &Sequence, tools: &mut Tools, now: Instant, acts: &mut Vec<Act>) {
+    /// The first token of every answer, from the prompt's last row, that of sequence `id`.
+    fn begin(
+        &mut self,
+        id: u64,
+        length: usize,
+        tools: &mut Tools,
+        now: Instant,
+        acts: &mut Vec<Act>,
+    ) -> Result<()> {
         let row = (self.width > 1).then(|| tools.row.clone());
         for choice in 1..self.width {
             let sequence = tools.new_id();
-            let sampler = self.branches[0].sampler.reseeded(self.seed.wrapping_add(choice as u64));
-            self.branches.push(Branch {
-                sequence,
-                sampler,
-                made: 0,
-                sum: 0.0,
-                held: Vec::new(),
-                last: now,
-                reason: None,
-            });
+            let first = &self.branches[0];
+            let sampler = first.sampler.reseeded(self.seed.wrapping_add(choice as u64));
+            self.branches.push(Branch::new(sequence, sampler, first.guide.clone(), now));
         }
         // The first keeps the sequence, so it is extended when the others have been forked from it.
         for b in (0..self.width).rev() {
             if let Some(row) = &row {
                 tools.row.clone_from(row);
             }
-            self.next(b, s.tokens.len(), s.id, tools, now, acts);
-            if matches!(acts.last(), Some(Act::Fail(_))) {
-                return; // which ends the others too
-            }
+            self.next(b, length, id, tools, now, acts)?;
         }
+        Ok(())
     }
 
     /// One token of answer `b`, whose sequence has `length` tokens, or is about to be forked from `of`.
@@ -262,48 +386,92 @@ impl Generation {
         tools: &mut Tools,
         now: Instant,
         acts: &mut Vec<Act>,
-    ) {
+    ) -> Result<()> {
         let branch = &mut self.branches[b];
-        let choice = match branch.sampler.next(tools.row, length, tools.scratch) {
-            Ok(choice) => choice,
-            Err(error) => return acts.push(Act::Fail(error)),
-        };
-        branch.last = now;
+        let before = branch.guide.as_mut().and_then(|g| g.prepare(&mut branch.sampler));
+        let choice = branch.sampler.next(tools.row, length, tools.scratch)?;
+        let time = now.saturating_duration_since(std::mem::replace(&mut branch.last, now));
         let token = choice.id;
-        let reason = if self.stop_ids.contains(&token) {
-            Some(FinishReason::Stop)
-        } else {
-            branch.made += 1;
-            self.made += 1;
-            branch.sum += f64::from(match self.best_of_by {
-                BestBy::Likelihood => choice.raw,
-                BestBy::SelfCertainty => choice.certainty,
-            });
-            if self.compare {
-                branch.held.push(choice);
-            } else {
-                send(&self.events, b, choice);
-            }
-            let (branch, full) = (&self.branches[b], length + 1 >= self.most.unwrap_or(tools.context));
-            match (branch.made >= self.max_tokens, full) {
-                (true, _) => Some(FinishReason::Length),
-                (_, true) => Some(FinishReason::ContextFull),
-                _ => None,
+        let end = match length + 1 >= self.most.unwrap_or(tools.context) {
+            _ if self.stop_ids.contains(&token) => Some(FinishReason::Stop),
+            _ if branch.made + 1 >= self.max_tokens => Some(FinishReason::Length),
+            true => Some(FinishReason::ContextFull),
+            false => None,
+        };
+        let turn = match &mut branch.guide {
+            Some(guide) => guide.take(choice, before, end, time, length, &mut branch.sampler)?,
+            None => {
+                if end != Some(FinishReason::Stop) {
+                    self.tell(b, choice);
+                }
+                Turn { end, ..Turn::default() }
             }
         };
+        self.turn(b, turn, (token, end), of, tools, acts);
+        Ok(())
+    }
+
+    /// Carries a turn of answer `b` out, after `drawn`: a token, and why it would be the last.
+    fn turn(
+        &mut self,
+        b: usize,
+        turn: Turn,
+        drawn: (u32, Option<FinishReason>),
+        of: u64,
+        tools: &mut Tools,
+        acts: &mut Vec<Act>,
+    ) {
+        turn.told.into_iter().for_each(|c| self.tell(b, c));
         let branch = &mut self.branches[b];
-        branch.reason = reason;
-        match reason {
-            Some(reason) => {
-                if branch.sequence == of {
-                    acts.push(Act::End { sequence: of });
+        let (sequence, token) = (branch.sequence, drawn.0);
+        if let Some((tokens, from)) = turn.score {
+            let id = tools.new_id();
+            branch.guide.iter_mut().for_each(|g| g.set_scorer(id));
+            branch.waits = Some(drawn);
+            return acts.push(Act::Score { of: sequence, id, tokens, from });
+        }
+        branch.reason = turn.end;
+        match (turn.end, turn.back) {
+            (Some(reason), _) => {
+                if sequence == of {
+                    acts.push(Act::End { sequence });
                 }
                 if !self.compare {
                     self.finished(b, reason);
                 }
             }
-            None if branch.sequence == of => acts.push(Act::Push { sequence: of, token }),
-            None => acts.push(Act::Fork { from: of, id: branch.sequence, token }),
+            (None, None) => {
+                branch.made += 1;
+                acts.push(match sequence == of {
+                    true => Act::Push { sequence, token },
+                    false => Act::Fork { from: of, id: sequence, token },
+                });
+            }
+            (None, Some(mut back)) => {
+                branch.made = branch.made - back + turn.then.len();
+                if sequence != of {
+                    // It begins with a token that it loses at once.
+                    acts.push(Act::Fork { from: of, id: sequence, token });
+                    back += 1;
+                }
+                acts.push(Act::Rewind { sequence, back, then: turn.then });
+            }
+        }
+    }
+
+    /// A token of answer `b` that stands.
+    fn tell(&mut self, b: usize, choice: Choice) {
+        let branch = &mut self.branches[b];
+        branch.told += 1;
+        self.made += 1;
+        branch.sum += f64::from(match self.best_of_by {
+            BestBy::Likelihood => choice.raw,
+            BestBy::SelfCertainty => choice.certainty,
+        });
+        if self.compare {
+            branch.held.push(choice);
+        } else {
+            send(&self.events, b, choice);
         }
     }
 
@@ -344,7 +512,10 @@ impl Generation {
     /// How the tokens of a sequence may be guessed, and the sampler that will draw them.
     pub(crate) fn guessing(&mut self, sequence: u64) -> Option<Guessing<'_>> {
         let drawn = self.search.is_none() && self.branches.len() == self.width && self.first.is_some();
-        let branch = self.branches.iter_mut().find(|b| drawn && b.sequence == sequence)?;
+        // A row that is combined with another is not known before both are.
+        let drawn = drawn && self.pairs.is_none() && self.amateur.is_none();
+        let waits = |b: &Branch| b.waits.is_some();
+        let branch = self.branches.iter_mut().find(|b| drawn && b.sequence == sequence && !waits(b))?;
         // The step itself makes one.
         let most = self.max_tokens.saturating_sub(branch.made + 1);
         Some(Guessing { mode: self.speculate, most, sampler: &mut branch.sampler })
@@ -365,8 +536,22 @@ impl Generation {
         }
     }
 
-    pub(crate) fn report_progress(&self, done: usize, total: usize) {
-        self.events.send(Event::Prefill { done, total });
+    /// Tells how far the rows of a sequence are, if it is an answer's.
+    pub(crate) fn report_progress(&self, sequence: u64, done: usize, total: usize) {
+        if self.search.is_some() || self.branches.iter().any(|b| b.sequence == sequence) {
+            self.events.send(Event::Prefill { done, total });
+        }
+    }
+
+    /// Whether it wants to know what an amateur says.
+    pub(crate) fn wants_amateur(&self, sequence: u64) -> bool {
+        self.amateur.is_some() && self.branches.iter().any(|b| b.sequence == sequence && b.waits.is_none())
+    }
+
+    /// Counts rows of an amateur.
+    pub(crate) fn amateur_ran(&mut self, rows: u64, time: Duration) {
+        self.guided.extra_rows += rows;
+        self.guided.time += time;
     }
 
     /// Whether no token has been drawn yet.
@@ -382,6 +567,10 @@ impl Generation {
 
     /// Ends the request: what was held back is compared and sent; answers that are not complete end for `reason`.
     fn end(mut self, reason: FinishReason, submitted: Instant) {
+        for b in 0..self.branches.len() {
+            let rest = self.branches[b].guide.as_mut().map(|g| g.rest()).unwrap_or_default();
+            rest.into_iter().for_each(|c| self.tell(b, c));
+        }
         // Why each answer ended that has not been told of.
         let mut ended = Vec::new();
         if let Some(search) = self.search.take() {
@@ -400,7 +589,7 @@ impl Generation {
         } else if self.compare {
             // By the mean; ties in the order of their seeds.
             let mut order: Vec<usize> = (0..self.branches.len()).collect();
-            let mean = |b: &usize| self.branches[*b].sum / self.branches[*b].made.max(1) as f64;
+            let mean = |b: &usize| self.branches[*b].sum / self.branches[*b].told.max(1) as f64;
             order.sort_by(|x, y| mean(y).total_cmp(&mean(x)).then(x.cmp(y)));
             for (choice, b) in order.into_iter().take(self.n).enumerate() {
                 let branch = &mut self.branches[b];
@@ -436,7 +625,13 @@ impl Generation {
             prefill: between(self.admitted, self.first),
             decode: between(self.first, self.last),
             eviction: self.eviction,
+            guide: self.guide_stats(),
         }
+    }
+
+    fn guide_stats(&self) -> GuideStats {
+        let each = self.branches.iter().filter_map(|b| b.guide.as_ref()).map(|g| g.stats());
+        each.fold(self.guided, GuideStats::plus)
     }
 }
 
@@ -477,7 +672,7 @@ impl Client {
         between: impl FnMut(Duration),
     ) -> Vec<Act> {
         match &mut self.task {
-            Task::Generate(g) => g.output(s, tools, between),
+            Task::Generate(g) => g.output(s, at, tools, between),
             Task::Score { from, top, scores, .. } => match checked_max(tools.row, at + 1) {
                 Ok(max) => {
                     let next = s.tokens[at + 1];
@@ -519,6 +714,18 @@ impl Client {
     }
 
     // In both, a receiver that is gone has lost interest in the answer.
+
+    /// Whether a row of one of its sequences is to be combined with an amateur's.
+    pub(crate) fn wants_amateur(&self, sequence: u64) -> bool {
+        matches!(&self.task, Task::Generate(g) if g.wants_amateur(sequence))
+    }
+
+    /// What guidance cost it until now, and whether a loop ended it.
+    pub(crate) fn guided(&self) -> (GuideStats, bool) {
+        let Task::Generate(g) = &self.task else { return Default::default() };
+        let looped = g.branches.iter().any(|b| b.reason == Some(FinishReason::Repetition));
+        (g.guide_stats(), looped)
+    }
 
     /// Ends the request; `row` has the logits of its last row.
     pub(crate) fn finish(self, reason: FinishReason, row: &[f32]) {

@@ -1,6 +1,8 @@
 //! The engine's thread: takes commands, plans a step, runs it on the device, samples, and sends events. The only place of
 //! this crate with a device in it; the clock is read here and at submission.
 
+mod acts;
+
 use crate::adapters::{AdapterInfo, AdapterLimits, NewAdapter, Registry};
 use crate::batch::Batch;
 use crate::block_manager::Digest;
@@ -386,7 +388,7 @@ impl Worker {
         self.next_id += 1;
         let sequence = self.next_id;
         let mut standing = Standing { arrived: submitted - self.epoch, ..Standing::default() };
-        let mut evictor = None;
+        let (mut evictor, mut shadow) = (None, None);
         let (tokens, goal, task, deadline, retention) = match work {
             Work::Generate { request, events } => {
                 let seed = request.sampling.seed.unwrap_or_else(random_seed);
@@ -395,7 +397,13 @@ impl Worker {
                 (standing.class, standing.key) = (request.class, request.key.clone());
                 // It was checked when it was submitted.
                 evictor = request.evictor(self.context).unwrap_or_default();
-                let g = Box::new(Generation::new(*request, seed, sequence, events));
+                let guide = request.guide.as_ref().filter(|g| g.shadows());
+                if let Some(negative) = guide.and_then(|g| g.negative.as_ref()) {
+                    self.next_id += 1;
+                    shadow = Some((self.next_id, negative.prompt.clone()));
+                }
+                let beside = shadow.as_ref().map(|s| s.0);
+                let g = Box::new(Generation::new(*request, seed, sequence, beside, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, top, evictor: e, reply } => {
@@ -433,7 +441,7 @@ impl Worker {
             cancelled,
             place: Some(place),
             deadline,
-            sequences: vec![sequence],
+            sequences: [sequence].into_iter().chain(shadow.as_ref().map(|s| s.0)).collect(),
             adapter,
             task,
         };
@@ -446,7 +454,19 @@ impl Worker {
             ..Sequence::new(sequence, root, tokens, goal)
         };
         self.clients.insert(id, client);
+        let beside = shadow.map(|(id, tokens)| Sequence {
+            request: sequence.request,
+            standing: sequence.standing.clone(),
+            retention,
+            adapter: handle,
+            ..Sequence::new(id, root, tokens, Goal::Next)
+        });
         self.admit(sequence);
+        if let Some(beside) = beside.filter(|_| self.clients.contains_key(&id))
+            && let Err(error) = self.scheduler.add(beside)
+        {
+            self.finish(id, Err(error));
+        }
     }
 
     /// Gives a sequence to the scheduler, or first to the disk, if that has more of it.
@@ -558,6 +578,8 @@ impl Worker {
         self.stats.step.observe(elapsed);
         self.stats.last_rows = plan.iter().map(|c| c.rows.len()).sum::<usize>() + self.scheduler.guessed();
         self.stats.rows += self.stats.last_rows as u64;
+        let amateur = self.speculation.amateur(&plan, &self.scheduler, &mut self.clients);
+        let row_time = self.scheduler.pace().per_row();
         let mut acts = self.pool(&plan)?;
         let mut output = 0;
         for chunk in &plan {
@@ -570,7 +592,7 @@ impl Worker {
             if let Task::Generate(g) = &client.task
                 && (prompt || g.is_new())
             {
-                g.report_progress(chunk.rows.end, s.tokens.len());
+                g.report_progress(s.id, chunk.rows.end, s.tokens.len());
             }
             let (request, id) = (s.request, s.id);
             if self.scheduler.ahead().iter().any(|a| a.id == id) {
@@ -584,11 +606,20 @@ impl Worker {
                 self.device.read(self.prepared, Readout::Logits(output), &mut self.row)?;
                 output += 1;
                 let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
-                let new = matches!(&client.task, Task::Generate(g) if g.is_new());
-                let tools = &mut Tools { row, scratch, context: self.context, next_id, epoch: self.epoch };
+                let is_new = |c: &Client| matches!(&c.task, Task::Generate(g) if g.is_new());
+                let new = is_new(client);
+                let tools = &mut Tools {
+                    row,
+                    amateur: amateur.get(&s.id),
+                    row_time,
+                    scratch,
+                    context: self.context,
+                    next_id,
+                    epoch: self.epoch,
+                };
                 let between = |d| self.stats.between_tokens.observe(d);
                 let made = client.output(s, at, tools, between);
-                if new {
+                if new && !is_new(client) {
                     self.stats.first_token.observe(client.submitted.elapsed());
                 }
                 self.stats.sampled_tokens += u64::from(s.goal == Goal::Next);
@@ -666,7 +697,9 @@ impl Worker {
             let Some(client) = self.clients.get_mut(&request) else { return Ok(None) };
             let Some(s) = self.scheduler.running().iter().find(|s| s.id == ahead.id) else { return Ok(None) };
             let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
-            let tools = &mut Tools { row, scratch, context: self.context, next_id, epoch: self.epoch };
+            let row_time = self.scheduler.pace().per_row();
+            let (context, epoch) = (self.context, self.epoch);
+            let tools = &mut Tools { row, amateur: None, row_time, scratch, context, next_id, epoch };
             let between = |d| self.stats.between_tokens.observe(d);
             last = client.output(s, ahead.root, tools, between);
             self.stats.sampled_tokens += 1;
@@ -761,49 +794,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Carries out what became of a sequence.
-    fn act(&mut self, request: u64, act: Act) {
-        match act {
-            Act::Push { sequence, token } => self.scheduler.push(sequence, token),
-            Act::Fork { from, id, token } => {
-                if let Some(client) = self.clients.get_mut(&request) {
-                    client.sequences.push(id);
-                    self.scheduler.fork(from, id);
-                    self.scheduler.push(id, token);
-                }
-            }
-            Act::End { sequence } => {
-                self.speculation.forget(sequence);
-                drop(self.scheduler.remove(sequence));
-            }
-            Act::Finish => self.finish(request, Ok(FinishReason::Stop)),
-            Act::Fail(error) => self.finish(request, Err(error)),
-        }
-    }
-
-    /// Ends a request and frees its blocks.
-    fn finish(&mut self, request: u64, outcome: Result<FinishReason>) {
-        let Some(client) = self.clients.remove(&request) else { return };
-        self.fetching.remove(&request);
-        for id in &client.sequences {
-            self.speculation.forget(*id);
-            drop(self.scheduler.remove(*id));
-        }
-        let count = match &outcome {
-            Err(_) => &mut self.stats.failed,
-            Ok(FinishReason::Aborted) => &mut self.stats.cancelled,
-            Ok(FinishReason::Deadline) => &mut self.stats.expired,
-            Ok(_) => &mut self.stats.finished,
-        };
-        *count += 1;
-        // The figures are up to date before anyone can learn that the request is over.
-        self.publish_stats();
-        match outcome {
-            Err(error) => client.fail(error),
-            Ok(reason) => client.finish(reason, &self.row),
-        }
-    }
-
     /// Aborts the requests for which `condition` holds.
     fn abort_where(&mut self, condition: impl Fn(&Client) -> bool) {
         let ids: Vec<u64> = self.clients.iter().filter(|(_, c)| condition(c)).map(|(id, _)| *id).collect();
@@ -849,7 +839,8 @@ impl Worker {
         (s.running, s.waiting) = (scheduler.running().len(), scheduler.waiting().len());
         (s.blocks_used, s.blocks_cached, s.blocks_total) = scheduler.blocks();
         (s.keys, s.last_budget) = (scheduler.keys(), scheduler.budget());
-        (s.step_time, s.row_time) = (scheduler.pace().predict(scheduler.work().of_rows(1)), scheduler.pace().per_row());
+        (s.step_time, s.row_time) =
+            (scheduler.pace().predict(scheduler.work().of_rows(1)), scheduler.pace().per_row());
         (s.adapters, s.adapter_bytes) = self.adapters.lock().held();
         if let Some(figures) = self.tier.as_ref().map(Tier::figures) {
             (s.host_blocks, s.host_bytes) = (figures.host_blocks, figures.host_bytes);

@@ -2,6 +2,7 @@
 
 use crate::Error;
 use crate::evict::{Evicted, EvictionStats};
+use crate::guide::GuideStats;
 use crate::sampler::Trace;
 use std::time::Duration;
 
@@ -62,6 +63,8 @@ pub enum FinishReason {
     Length,
     /// Prompt and answer fill the context.
     ContextFull,
+    /// The answer repeated itself without end; see [`crate::Repetition`].
+    Repetition,
     /// The request's deadline passed.
     Deadline,
     /// Cancelled, or the engine was shut down.
@@ -93,4 +96,6 @@ pub struct RequestStats {
     pub decode: Duration,
     /// What was dropped from the cache.
     pub eviction: EvictionStats,
+    /// What guidance cost.
+    pub guide: GuideStats,
 }

@@ -231,6 +231,11 @@ impl Handle {
                 ("draft".into(), "off, lookup, ngram or auto: the engine has no draft model");
             return Err(Error::Field { field: "speculate", value, range });
         }
+        let amateur = request.guide.as_ref().and_then(|g| g.amateur).filter(|a| a.beta != 0.0);
+        if let Some(amateur) = amateur.filter(|_| !self.0.info.draft) {
+            let (field, value) = ("guidance.contrast.beta", amateur.beta.to_string());
+            return Err(Error::Field { field, value, range: "0: the engine has no draft model" });
+        }
         let wait = self.0.shared.wait_time();
         if let Some(limit) = request.deadline
             && wait > limit
@@ -240,7 +245,8 @@ impl Handle {
         let (events, receiver, bell) = Outbox::new();
         let class = request.class;
         let adapter = self.adapter(request.adapter.as_deref())?;
-        let (id, cancelled) = self.send(Work::Generate { request: Box::new(request), events }, class, adapter)?;
+        let (id, cancelled) =
+            self.send(Work::Generate { request: Box::new(request), events }, class, adapter)?;
         Ok(Stream { id, events: receiver, bell, cancelled, shared: self.0.shared.clone(), over: false })
     }
 
@@ -432,16 +438,21 @@ impl Handle {
 
     /// A request that follows several sequences must find room for all of them.
     fn check_width(&self, request: &Request) -> Result<()> {
-        let (width, info) = (request.width() as usize, &self.0.info);
+        let (width, info) = (request.places() as usize, &self.0.info);
         if width > info.max_running {
             let (need, have) = (format!("{width} places"), info.max_running);
             return Err(Error::Width { width, need, have, hint: "ask for fewer, or raise max_running" });
         }
-        // Beams wait for each other, so all of them must fit at once; what they have in common counts for each.
-        let longest =
-            request.max_tokens.map_or(info.context, |n| info.context.min(request.prompt.len() + n as usize));
-        let blocks = width * (longest.div_ceil(BLOCK_TOKENS) + 1);
-        if request.beams.is_some() && blocks > info.kv_blocks {
+        // Beams wait for each other, so all of them must fit at once; what they have in common counts for each. So do an
+        // answer and the sequence beside it.
+        let guide = request.guide.as_ref();
+        let negative = guide.and_then(|g| g.negative.as_ref()).map_or(0, |n| n.prompt.len());
+        let prompt = request.prompt.len().max(negative);
+        let longest = request.max_tokens.map_or(info.context, |n| info.context.min(prompt + n as usize));
+        // A beam that branches off needs one to copy.
+        let blocks = width * (longest.div_ceil(BLOCK_TOKENS) + usize::from(request.beams.is_some()));
+        let together = request.beams.is_some() || guide.is_some_and(|g| g.shadows());
+        if together && blocks > info.kv_blocks {
             let (need, have) = (format!("{blocks} KV blocks"), info.kv_blocks);
             let hint = "ask for fewer beams or tokens, or raise kv_blocks";
             return Err(Error::Width { width, need, have, hint });

@@ -15,6 +15,7 @@ mod embed;
 mod engine;
 mod events;
 mod evict;
+mod guide;
 mod handle;
 mod load;
 pub mod memory;
@@ -36,6 +37,10 @@ pub use embed::{EmbedRequest, Embedded, Embedding, Pooling};
 pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
+pub use guide::{
+    Amateur, Coherence, Confidence, Guide, GuideStats, HOLD_MAX, Negative, Repetition, Verdict, Watch,
+    WatchBox,
+};
 pub use handle::{Handle, ScoreRequest, Scores, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded, identity};
 pub use request::{
@@ -222,6 +227,14 @@ pub enum Error {
         /// Position of the token that was to be drawn, prompt included.
         step: usize,
         /// What it says.
+        why: String,
+    },
+    /// What guides an answer failed, or leaves nothing to say.
+    #[error("the guidance of the answer failed at step {step}: {why}")]
+    Guide {
+        /// Position of the token that was to be drawn.
+        step: usize,
+        /// What is wrong.
         why: String,
     },
     /// An adapter that cannot be loaded, or is not.

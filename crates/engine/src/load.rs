@@ -1,6 +1,6 @@
 //! From an opened model to a running engine: specification, Program, weights, thread.
 
-use crate::{DraftConfig, DraftModel, Engine, EngineConfig, Handle, Result};
+use crate::{DraftConfig, DraftModel, Engine, EngineConfig, Error, Handle, Result};
 use quarrel_formats::Source;
 use quarrel_ir::Device;
 use quarrel_model::{ModelSpec, decoder, weights};
@@ -101,8 +101,33 @@ impl Engine {
 
 impl DraftModel {
     /// Loads the weights of `source` into `device`, to guess for sequences of up to `context` tokens.
-    pub fn load(source: &Source, mut device: Box<dyn Device>, context: usize) -> Result<DraftModel> {
-        let spec = quarrel_model::spec(source)?;
+    pub fn load(source: &Source, device: Box<dyn Device>, context: usize) -> Result<DraftModel> {
+        DraftModel::load_spec(source, quarrel_model::spec(source)?, device, context)
+    }
+
+    /// The first `layers` layers of a model as a model of its own, with the last norm and the head after them: an early exit.
+    /// It guesses for the whole model, or is its amateur, as the premature layer of DoLa (Chuang et al. 2024) is.
+    pub fn load_exit(
+        source: &Source,
+        layers: usize,
+        device: Box<dyn Device>,
+        context: usize,
+    ) -> Result<DraftModel> {
+        let mut spec = quarrel_model::spec(source)?;
+        if layers == 0 || layers > spec.layers.len() {
+            let (field, value) = ("exit_layers", layers.to_string());
+            return Err(Error::Field { field, value, range: "1 to the number of the model's layers" });
+        }
+        spec.layers.truncate(layers);
+        DraftModel::load_spec(source, spec, device, context)
+    }
+
+    fn load_spec(
+        source: &Source,
+        spec: ModelSpec,
+        mut device: Box<dyn Device>,
+        context: usize,
+    ) -> Result<DraftModel> {
         let program = decoder::decoder(&spec, &decoder::Options::default());
         let loaded = weights::load(source, &spec, &program, &mut *device, |_| {})?;
         DraftModel::new(device, program, &loaded, DraftConfig::new(context))

@@ -2,6 +2,7 @@
 
 use crate::constraint::ConstraintBox;
 use crate::evict::{Eviction, Evictor};
+use crate::guide::Guide;
 use crate::sampling::Sampling;
 use crate::speculate::Speculate;
 use crate::{Error, Result};
@@ -130,6 +131,8 @@ pub struct Request {
     pub adapter: Option<String>,
     /// What its tokens must obey; each answer gets a fork of its own.
     pub constraint: Option<ConstraintBox>,
+    /// What steers it beside the sampler.
+    pub guide: Option<Box<Guide>>,
 }
 
 /// Largest [`Request::logprobs`].
@@ -160,6 +163,7 @@ impl Request {
             kv_tokens: None,
             adapter: None,
             constraint: None,
+            guide: None,
         }
     }
 
@@ -178,6 +182,12 @@ impl Request {
         self.beams.map_or(self.best_of.unwrap_or(self.n), |b| b.width)
     }
 
+    /// Sequences that need a place at once.
+    pub(crate) fn places(&self) -> u32 {
+        let shadows = self.guide.as_ref().is_some_and(|g| g.shadows());
+        self.width() * if shadows { 2 } else { 1 }
+    }
+
     /// Checks the request against a model's vocabulary and the engine's context, in tokens.
     pub(crate) fn check(&self, vocab: usize, context: usize) -> Result<()> {
         self.sampling.check()?;
@@ -189,6 +199,11 @@ impl Request {
         check_logprobs(self.logprobs.unwrap_or(0))?;
         self.check_width()?;
         self.check_search()?;
+        if let Some(guide) = &self.guide {
+            guide.check(&self.sampling, vocab, context)?;
+            let evicts = self.eviction != Eviction::Refuse;
+            guide.check_with(self.beams.is_some(), evicts, self.logprobs_of)?;
+        }
         match self.sampling.biased().find(|id| *id as usize >= vocab) {
             Some(id) => Err(Error::Token { id, what: "logit_bias", vocab }),
             None => Ok(()),

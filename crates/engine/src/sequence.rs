@@ -57,6 +57,8 @@ pub(crate) struct Sequence {
     pub(crate) published: usize,
     pub(crate) retention: Retention,
     pub(crate) standing: Standing,
+    /// A short piece of work that another sequence waits for.
+    pub(crate) beside: bool,
     /// The number of its admission to the queue, which breaks ties; set by the scheduler.
     pub(crate) order: u64,
     /// Urgency at its admission, from 0; set by the scheduler.
@@ -85,6 +87,7 @@ impl Sequence {
             published: 0,
             retention: Retention::Usual,
             standing: Standing::default(),
+            beside: false,
             order: 0,
             level: 0,
             root,

@@ -97,6 +97,14 @@ pub struct EngineStats {
     pub preemptions: u64,
     /// Tokens whose keys and values they gave up.
     pub preempted_tokens: u64,
+    /// Times that guidance took tokens of an answer back, and those tokens; see [`crate::Guide`].
+    pub rewinds: u64,
+    /// See [`Self::rewinds`].
+    pub withdrawn_tokens: u64,
+    /// Rows that guidance computed beside those of answers.
+    pub guide_rows: u64,
+    /// Requests with an answer that was ended because it repeated itself.
+    pub repetitions: u64,
     /// Times that a sequence that outgrew its budget was shortened in the cache.
     pub evictions: u64,
     /// Tokens that were dropped by that.

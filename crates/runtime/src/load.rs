@@ -34,6 +34,8 @@ pub struct EngineOptions {
     pub disk_cache: Option<DiskCache>,
     /// Keep the hidden states, so that a decoder makes embeddings too.
     pub embeddings: bool,
+    /// The model's own first layers take the place of a draft model.
+    pub exit_layers: Option<u32>,
 }
 
 /// The engine of a model.
@@ -75,12 +77,15 @@ impl Opened {
             ));
         }
         let device = planner.start(sizes.kv)?;
-        let draft = match draft {
-            Some(draft) => {
+        let draft = match (draft, options.exit_layers) {
+            (Some(draft), _) => {
                 self.check_draft(draft)?;
                 Some(DraftModel::load(&draft.source, planner.start(sizes.kv)?, context)?)
             }
-            None => None,
+            (None, Some(layers)) => {
+                Some(DraftModel::load_exit(&self.source, layers as usize, planner.start(sizes.kv)?, context)?)
+            }
+            (None, None) => None,
         };
         let info = device.info();
         let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);

@@ -11,6 +11,7 @@ use serde_json::Value;
 use utoipa::ToSchema;
 
 use crate::error::ApiError;
+use crate::guidance::Guidance;
 use crate::sampling::{Best, Bias, DynamicTemp, Logprobs};
 
 /// Most stop strings, and bytes of each.
@@ -249,6 +250,12 @@ pub(crate) struct Fields {
     pub(crate) eviction: Option<Evict>,
     /// Most tokens in the cache.
     pub(crate) kv_tokens: Option<u32>,
+    /// Texts that the answer does not contain, in any case of their letters: tokens that made one are taken back before they are sent.
+    pub(crate) banned_strings: Option<Vec<String>>,
+    /// Regular expressions that nothing in the answer matches.
+    pub(crate) banned_regexes: Option<Vec<String>>,
+    /// What steers the answer beside the sampler.
+    pub(crate) guidance: Option<Guidance>,
     /// Candidates to tell of with each token; the route for that sets it.
     #[serde(skip)]
     pub(crate) explain: Option<u32>,

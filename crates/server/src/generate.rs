@@ -48,6 +48,8 @@ pub(crate) enum Finish {
     ToolCalls,
     /// `max_tokens`, or the end of the context.
     Length,
+    /// The answer repeated itself without end.
+    Repetition,
     /// The deadline.
     Deadline,
     /// Cancelled by the server: it shuts down.
@@ -55,12 +57,18 @@ pub(crate) enum Finish {
 }
 
 impl Finish {
+    /// Whether it was ended before the model ended it, though nothing is wrong.
+    pub(crate) fn is_cut(self) -> bool {
+        matches!(self, Finish::Length | Finish::Repetition)
+    }
+
     /// OpenAI's word.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Finish::Stop => "stop",
             Finish::ToolCalls => "tool_calls",
             Finish::Length => "length",
+            Finish::Repetition => "repetition",
             Finish::Deadline | Finish::Aborted => "aborted",
         }
     }
@@ -295,6 +303,7 @@ fn finish(reason: FinishReason) -> Finish {
     match reason {
         FinishReason::Stop => Finish::Stop,
         FinishReason::Length | FinishReason::ContextFull => Finish::Length,
+        FinishReason::Repetition => Finish::Repetition,
         FinishReason::Deadline => Finish::Deadline,
         FinishReason::Aborted => Finish::Aborted,
     }

@@ -13,6 +13,7 @@ mod embed;
 mod error;
 mod fields;
 mod generate;
+mod guidance;
 mod ids;
 mod listen;
 mod memory;

@@ -135,6 +135,27 @@ pub const ENGINE: &[Metric] = &[
         "Requests whose client left or whose stop string came.",
         |s| n(s.cancelled),
     ),
+    metric(
+        "quarrel_repetitions_total",
+        Kind::Counter,
+        "Requests with an answer that was ended because it repeated itself.",
+        |s| n(s.repetitions),
+    ),
+    metric(
+        "quarrel_guidance_rewinds_total",
+        Kind::Counter,
+        "Times that tokens of an answer were taken back: for banned texts, or to try again.",
+        |s| n(s.rewinds),
+    ),
+    metric("quarrel_guidance_withdrawn_tokens_total", Kind::Counter, "Tokens that were taken back.", |s| {
+        n(s.withdrawn_tokens)
+    }),
+    metric(
+        "quarrel_guidance_rows_total",
+        Kind::Counter,
+        "Rows that guidance computed beside those of answers.",
+        |s| n(s.guide_rows),
+    ),
     metric("quarrel_requests_expired_total", Kind::Counter, "Requests whose deadline passed.", |s| {
         n(s.expired)
     }),

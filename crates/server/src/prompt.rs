@@ -50,6 +50,7 @@ impl Effort {
 }
 
 /// A conversation to go on with.
+#[derive(Clone)]
 pub(crate) struct ChatPrompt {
     /// OpenAI's messages.
     pub(crate) messages: Vec<Value>,
@@ -104,10 +105,20 @@ pub(crate) async fn chat(
 ) -> Result<Generating, ApiError> {
     let record = caller.record.clone();
     let (lease, request, text, charge) = blocking(move || {
+        let guided = fields.guidance.as_ref().is_some_and(|g| g.negative_prompt.is_some());
+        let instead = guided.then(|| ask.clone());
         let Rendered { text, tools, choice, parallel, reasoning } = conversation(&lease, ask)?;
         let ids = encode_prompt(lease.tokenizer(), &text).map_err(|e| ApiError::bad(format!("{e:#}")))?;
         let prompt = Encoded { ids, leading: Leading::Strip };
         let (mut request, mut options) = request(&lease, &fields, prompt, logprobs, &caller)?;
+        request.guide = fields.guide(&lease.opened.tokenizer, |text| {
+            // The same conversation with another last message.
+            let mut ask = instead.unwrap_or_else(|| ChatPrompt::new(Vec::new()));
+            ask.messages.pop();
+            ask.messages.push(message("user", text));
+            let text = conversation(&lease, ChatPrompt { go_on: false, ..ask })?.text;
+            encode_prompt(lease.tokenizer(), &text).map_err(|e| ApiError::bad(format!("{e:#}")))
+        })?;
         let style = lease.style.ok_or_else(|| no_template(&lease))?;
         let calls = !tools.is_empty() && choice != ToolChoice::None;
         let forms = fields.grammar()?;
@@ -303,6 +314,9 @@ pub(crate) async fn plain(
     let (lease, request, text, charge) = blocking(move || {
         let (mut request, text) = request(&lease, &fields, prompt, logprobs, &caller)?;
         request.constraint = constraint(&lease, fields.grammar()?, None, PromptEnd::Silent, None)?;
+        request.guide = fields.guide(&lease.opened.tokenizer, |text| {
+            encode_prompt(lease.tokenizer(), text).map_err(|e| ApiError::bad(format!("{e:#}")))
+        })?;
         let charge = pay(&lease, &request, &caller)?;
         Ok((lease, request, text, charge))
     })

@@ -6,6 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use crate::generate::Summary;
+use crate::guidance::GuidanceUsage;
 
 /// Tokens of a request.
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -15,6 +16,9 @@ pub(crate) struct Usage {
     pub(crate) total_tokens: usize,
     prompt_tokens_details: PromptDetails,
     completion_tokens_details: CompletionDetails,
+    /// What guidance cost, if it did anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance: Option<GuidanceUsage>,
 }
 
 #[derive(Debug, Clone, Serialize, ToSchema)]
@@ -59,6 +63,7 @@ impl Usage {
             completion_tokens: s.completion_tokens,
             total_tokens: s.stats.prompt_tokens + s.completion_tokens,
             prompt_tokens_details: PromptDetails { cached_tokens: s.stats.cached_tokens },
+            guidance: GuidanceUsage::new(&s.stats.guide),
             completion_tokens_details: CompletionDetails {
                 reasoning_tokens: s.reasoning_tokens,
                 accepted_prediction_tokens: s.stats.accepted_tokens,

@@ -2,6 +2,7 @@
 //! The only crate that knows strings; the engine sees token ids. No I/O, no clock, and no panic on any input.
 #![forbid(unsafe_code)]
 
+pub mod banned;
 pub mod chat_template;
 mod error;
 pub mod grammar;
@@ -11,6 +12,7 @@ pub mod stream_decoder;
 pub mod tokenizer;
 pub mod tool_calls;
 
+pub use banned::{Banned, Seen, TextWatch};
 pub use chat_template::{ChatTemplate, DateTime, RenderInput};
 pub use error::{Error, Result};
 pub use grammar::{Grammar, GrammarFactory, GrammarSpec, Guided, Reasoning};

@@ -9,7 +9,7 @@ use std::time::Instant;
 use quarrel_runtime::devices::Place;
 use quarrel_runtime::prompt as chat_format;
 
-use crate::args::{Bench, BenchText, DRAFT_MAX, EngineArgs, Guess, GuessArgs};
+use crate::args::{Bench, BenchText, DRAFT_MAX, EngineArgs, Guess, GuessArgs, GuideArgs};
 use crate::interrupt::Answering;
 use crate::render::{self, Out, Parts};
 use crate::session::{self, Opened};
@@ -31,7 +31,8 @@ pub(crate) fn run(args: &Bench) -> Result<()> {
         isa: args.isa,
     };
     let guess = GuessArgs { speculate: Some(Guess::Auto), draft: args.draft.clone(), draft_max: DRAFT_MAX };
-    let running = session::load_to_guess(&opened, &engine, &guess, &args.model, None)?;
+    let guide = GuideArgs::default();
+    let running = session::load_to_guess(&opened, &engine, &guess, &guide, &args.model, None)?;
     let mut modes = vec![Speculate::Lookup, Speculate::Auto];
     if args.draft.is_some() {
         modes.insert(1, Speculate::Draft);

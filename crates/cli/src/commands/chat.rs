@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use quarrel_runtime::prompt as chat_format;
 
-use crate::args::{Chat, EvictArgs};
+use crate::args::{Chat, EvictArgs, GuideArgs};
 use crate::render::{self, Out};
 use crate::session::{self, Ask, End, Opened, Running};
 use crate::settings::{NAMES, Settings};
@@ -49,7 +49,9 @@ pub(crate) fn run(args: Chat) -> Result<()> {
     }
     let settings = Settings::new(Settings::default(), &args.sample, &opened.params)?;
     let lora = args.adapter.lora.as_ref();
-    let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.model, lora)?;
+    // What cannot be is said before the model is loaded.
+    args.guide.options(None).guide(&opened.tokenizer)?;
+    let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.guide, &args.model, lora)?;
     let mut chat = Conversation {
         messages: Vec::new(),
         used: 0,
@@ -58,6 +60,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
         running: &running,
         settings,
         evict: args.evict,
+        guide: args.guide,
         out: Out::new(),
     };
     chat.set_system(args.system.as_ref().or(opened.local.system.as_ref()).map(String::as_str));
@@ -129,6 +132,7 @@ struct Conversation<'a> {
     running: &'a Running,
     settings: Settings,
     evict: EvictArgs,
+    guide: GuideArgs,
     out: Out,
 }
 
@@ -241,8 +245,15 @@ impl Conversation<'_> {
         let prompt = chat_format::encode_chat(&self.opened.tokenizer, template, &self.messages)?;
         let mut settings = self.settings.clone();
         settings.seed = settings.seed.map(|s| s.wrapping_add(self.answers));
+        let negative = self.guide.negative_prompt.as_ref().map(|text| {
+            let mut messages = self.messages.clone();
+            messages.pop();
+            messages.push(chat_format::message("user", text));
+            chat_format::encode_chat(&self.opened.tokenizer, template, &messages)
+        });
+        let guide = self.guide.options(negative.transpose()?).guide(&self.opened.tokenizer)?;
         let (evict, leading) = (self.evict, Leading::Strip);
-        let ask = Ask { evict, leading, ..Ask::new(prompt, &settings) };
+        let ask = Ask { evict, guide, leading, ..Ask::new(prompt, &settings) };
         let out = &mut self.out;
         let answer = self
             .running
@@ -258,9 +269,10 @@ impl Conversation<'_> {
                 "the context is full; /clear makes room, a longer one is given by --ctx at the start",
             ),
             End::Length => render::note("stopped at max-tokens; /set max-tokens none lifts it"),
+            End::Loop => render::note("the answer repeated itself and was ended"),
             End::Stop => {}
         }
-        answer.evicted().into_iter().for_each(render::note);
+        answer.evicted().into_iter().chain(answer.guided()).for_each(render::note);
         render::detail(answer.figures());
         if answer.end == End::Interrupted && answer.text.is_empty() {
             bail!("the message was given up");

@@ -12,7 +12,7 @@ use quarrel_runtime::prompt as chat_format;
 use crate::args::Run;
 use crate::failure::{Interrupted, Usage};
 use crate::render::{self, Out};
-use crate::session::{self, Answer, Ask, End, Opened, Piece, Running, evicted_json};
+use crate::session::{self, Answer, Ask, End, Opened, Piece, Running, evicted_json, guided_json};
 use crate::settings::Settings;
 use crate::{explain, input, interrupt};
 
@@ -25,11 +25,15 @@ pub(crate) fn run(args: Run) -> Result<()> {
     if ids.is_empty() {
         bail!("the prompt is empty, and this model has no token to begin with; give it a text");
     }
+    let negative = args.guide.negative_prompt.as_ref().map(|text| encode(&args, &opened, text));
+    let negative = negative.transpose()?.map(|(ids, _)| ids);
+    let guide = args.guide.options(negative).guide(&opened.tokenizer)?;
     let lora = args.adapter.lora.as_ref();
-    let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.model, lora)?;
+    let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.guide, &args.model, lora)?;
     render::detail(format!("sampling {}", Value::from(settings.values())));
     let ask = Ask {
         evict: args.evict,
+        guide,
         leading,
         logprobs: args.logprobs,
         logprobs_of: args.logprobs_of.map(Into::into).unwrap_or_default(),
@@ -69,6 +73,7 @@ fn finish(
             "timings": answer.timings(running.load),
         });
         evicted_json(&answer.stats.eviction, &mut object);
+        guided_json(&answer.stats.guide, &mut object);
         if args.logprobs.is_some() {
             object["logprobs"] = answer.logprobs.clone().into();
         }
@@ -87,7 +92,10 @@ fn finish(
             running.handle.info().context
         ));
     }
-    answer.evicted().into_iter().for_each(render::note);
+    if answer.end == End::Loop {
+        render::note("the answer repeated itself and was ended (--stop-loops)");
+    }
+    answer.evicted().into_iter().chain(answer.guided()).for_each(render::note);
     render::note(answer.figures());
     render::detail(format!("seed {}", answer.stats.seed));
     if interrupted { Err(Interrupted.into()) } else { Ok(()) }

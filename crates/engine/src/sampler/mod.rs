@@ -135,6 +135,8 @@ pub(crate) struct Sampler {
     /// Whether something needs the model's log-probability of what is drawn.
     needs_raw: bool,
     constraint: Option<ConstraintBox>,
+    /// Tokens that cannot be drawn, until others are named.
+    forbidden: Vec<u32>,
     /// The state and the constraint as they were before the guesses.
     before_guesses: Option<(State, Option<ConstraintBox>)>,
 }
@@ -168,9 +170,23 @@ impl Sampler {
             rate_certainty: false,
             needs_raw: true,
             constraint: None,
+            forbidden: Vec::new(),
             before_guesses: None,
             sampling,
         }
+    }
+
+    /// Draws none of these, until others are named.
+    pub(crate) fn forbid(&mut self, ids: Vec<u32>) {
+        self.forbidden = ids;
+    }
+
+    /// Becomes what it was before, but for the random numbers, which go on: a number that drew what is taken back says which
+    /// tokens are near it.
+    pub(crate) fn go_back(&mut self, before: Sampler) {
+        let rng = std::mem::replace(&mut self.state.rng, Pcg64::new(0));
+        *self = before;
+        self.state.rng = rng;
     }
 
     /// Draws only what the constraint allows, from here on.
@@ -272,6 +288,7 @@ impl Sampler {
                 t.edits(stage, edits, from, row);
             }
         }
+        self.forbidden.iter().for_each(|id| edits.set(row, *id, f32::NEG_INFINITY));
         // If nothing that was the largest has changed, the largest is that, or one that was changed.
         let max = match edits.0.iter().any(|(_, l)| *l == raw) {
             true => softmax::scan(row).max,
@@ -280,7 +297,7 @@ impl Sampler {
         if max > f32::NEG_INFINITY || self.constraint.is_some() {
             return Ok(max); // what a mask leaves is looked at by itself
         }
-        // Only a bias forbids.
+        // Only a bias forbids, or guidance.
         Err(Error::Logits { stage: Stage::LogitBias.name(), step, nan: 0, vocab: row.len(), max })
     }
 

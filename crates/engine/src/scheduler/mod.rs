@@ -8,6 +8,7 @@
 //! sequence that costs least to bring back, of those that came later or matter less, gives its blocks back and waits.
 
 mod ahead;
+mod back;
 mod turn;
 
 pub(crate) use ahead::Ahead;
@@ -265,13 +266,17 @@ impl Scheduler {
         self.plan.clear();
         while self.admit(now, below) {}
         self.share_out(below);
-        // All that run wait for siblings which have no room to run: the most junior make it.
+        // All that run wait for siblings which have no room to run: the most junior make it. They do not take it again
+        // themselves, though they were there before.
+        let mut aside = Vec::new();
         while self.plan.is_empty() && !self.waiting.is_empty() {
             let Some(last) = (0..self.running.len()).max_by_key(|i| self.rank(*i)) else { break };
             self.preempt(last, &mut Budget { rows: 0, outputs: 0 });
+            aside.extend(self.waiting.pop());
             while self.admit(now, below) {}
             self.share_out(below);
         }
+        self.waiting.append(&mut aside);
     }
 
     /// Gives the rows of a step to those that run.

@@ -56,13 +56,14 @@ impl Shares {
         self.0.len()
     }
 
-    /// Of two that wait: the more urgent level, one that has run before (the earlier first, so that the sequences of one
+    /// Of two that wait: the more urgent level, what another waits for, one that has run before (the earlier first, so that the sequences of one
     /// request meet again), the key that had less, the nearer deadline, the earlier arrival.
     pub(crate) fn compare(&self, a: &Sequence, b: &Sequence, now: Duration) -> Ordering {
         let due = |s: &Standing| s.deadline.unwrap_or(s.arrived + PATIENCE);
         let (x, y) = (&a.standing, &b.standing);
         level(x, now)
             .cmp(&level(y, now))
+            .then(b.beside.cmp(&a.beside))
             .then(b.admitted.is_some().cmp(&a.admitted.is_some()))
             .then_with(|| if a.admitted.is_some() { a.order.cmp(&b.order) } else { Ordering::Equal })
             .then(self.of(&x.key).total_cmp(&self.of(&y.key)))

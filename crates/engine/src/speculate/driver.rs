@@ -1,6 +1,8 @@
 //! Speculation in the engine's thread: before a step, guesses for the sequences that decode; after it, what became of them.
 //! Here the draft model runs and its time is taken.
 
+mod amateur;
+
 use super::draft::{DraftModel, Want};
 use super::guesser::Guesser;
 use super::rates::Class;
@@ -225,9 +227,15 @@ impl Speculation {
         for o in self.open.drain(..) {
             // What has ended is forgotten.
             let Some(s) = scheduler.running().iter().find(|s| s.id == o.id) else { continue };
-            let drawn = s.tokens.len() - o.length;
+            // One that lost more than it had drawn taught nothing.
+            let Some(drawn) = s.tokens.len().checked_sub(o.length) else { continue };
             self.guesser.settle(o.id, o.mode, (&o.tree, o.extra), (&s.tokens, drawn), &o.load, &cost);
         }
+    }
+
+    /// A sequence lost its last tokens.
+    pub(crate) fn rewind(&mut self, id: u64) {
+        self.guesser.rewind(id);
     }
 
     /// A sequence is over.

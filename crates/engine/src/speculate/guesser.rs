@@ -100,6 +100,13 @@ impl Guesser {
         }
     }
 
+    /// A sequence lost its last tokens, and will have others in their places.
+    pub(crate) fn rewind(&mut self, id: u64) {
+        if let Some(own) = self.sequences.get_mut(&id) {
+            own.lookup = Lookup::default();
+        }
+    }
+
     /// A sequence is over.
     pub(crate) fn forget(&mut self, id: u64) {
         self.sequences.remove(&id);

@@ -186,6 +186,7 @@ pub(crate) async fn completions(
         total.stats.cached_tokens += summary.stats.cached_tokens;
         total.stats.accepted_tokens += summary.stats.accepted_tokens;
         total.stats.drafted_tokens += summary.stats.drafted_tokens;
+        total.stats.guide = total.stats.guide.plus(summary.stats.guide);
         first.get_or_insert(summary.stats);
         for answer in answers {
             let index = choices.len() as u32;

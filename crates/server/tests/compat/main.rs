@@ -7,6 +7,7 @@ mod common;
 mod anthropic;
 mod cut;
 mod embeddings;
+mod guidance;
 mod ollama;
 mod responses;
 mod sampling;

@@ -171,7 +171,8 @@ fn stop_reason(
         _ if sequence.is_some() => Ok(("stop_sequence", sequence)),
         None | Some(Finish::Stop) => Ok(("end_turn", None)),
         Some(Finish::ToolCalls) => Ok(("tool_use", None)),
-        Some(Finish::Length) => Ok(("max_tokens", None)),
+        // Anthropic has no word for an answer that was cut because it repeated itself.
+        Some(Finish::Length | Finish::Repetition) => Ok(("max_tokens", None)),
         Some(Finish::Deadline | Finish::Aborted) => {
             Err(ApiError::unavailable("the answer was broken off: the server is shutting down"))
         }

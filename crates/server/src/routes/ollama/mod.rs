@@ -200,7 +200,8 @@ fn nanos(d: Duration) -> u64 {
 fn done_reason(finish: Option<Finish>) -> Result<&'static str, ApiError> {
     match finish {
         None | Some(Finish::Stop | Finish::ToolCalls) => Ok("stop"),
-        Some(Finish::Length) => Ok("length"),
+        // Ollama has no word for an answer that was cut because it repeated itself.
+        Some(Finish::Length | Finish::Repetition) => Ok("length"),
         Some(Finish::Deadline | Finish::Aborted) => {
             Err(ApiError::unavailable("the answer was broken off: the server is shutting down"))
         }

@@ -187,7 +187,7 @@ impl Protocol for Events {
             Step::Piece { events, .. } => events.into_iter().for_each(|e| self.items.event(e, out)),
             Step::Finished { finish, .. } => self.finish = Some(finish),
             Step::Done(summary) => {
-                let cut = self.finish == Some(Finish::Length);
+                let cut = self.finish.is_some_and(Finish::is_cut);
                 self.items.end(cut, out);
                 let output = self.items.done.clone();
                 let response = self.answering.finish(output, self.finish, &summary)?;

@@ -155,8 +155,9 @@ impl Answering {
         summary: &Summary,
     ) -> Result<Value, ApiError> {
         let status = match finish {
-            Some(Finish::Length) => {
-                self.response["incomplete_details"] = json!({ "reason": "max_output_tokens" });
+            Some(finish @ (Finish::Length | Finish::Repetition)) => {
+                let reason = if finish == Finish::Length { "max_output_tokens" } else { finish.word() };
+                self.response["incomplete_details"] = json!({ "reason": reason });
                 "incomplete"
             }
             Some(Finish::Deadline | Finish::Aborted) => {
@@ -270,7 +271,7 @@ pub(crate) async fn create(
         }
         unheard.clear();
     }
-    items.end(finish == Some(Finish::Length), &mut unheard);
+    items.end(finish.is_some_and(Finish::is_cut), &mut unheard);
     let response = prompt::blocking(move || answering.finish(items.done, finish, &summary)).await?;
     Ok(Json(response).into_response())
 }
