@@ -74,8 +74,82 @@ class Case:
         return torch.stack(o)
 
 
+class PrefillArgs(C.Structure):
+    _fields_ = [("tiles", P), ("blocks", P), ("q", P), ("out", P), ("pool", P), ("q_stride", I64), ("out_stride", I64), ("page", I64), ("k_at", I64),
+                ("v_at", I64), ("heads", I32), ("kv_heads", I32), ("window", I32), ("pad", I32), ("scale", F), ("softcap", F)]
+
+
+class Prompt:
+    """Sequences of (context before, new rows); the rows of one after the other."""
+
+    def __init__(self, seqs, heads, kv, hd, dt):
+        self.c = Case([a + n - 1 for a, n in seqs], heads, kv, hd, dt, False)
+        self.seqs, self.per = seqs, 64 * (2 if hd == 256 else 3)
+        rows = sum(n for _, n in seqs)
+        self.q = torch.randn(rows, heads * hd + 8, device="cuda")[:, : heads * hd]
+        self.out = torch.full((rows + 1, heads * hd + 4), float("nan"), device="cuda")
+        tiles, r = [], 0
+        for i, (a, n) in enumerate(seqs):
+            for x in range(0, n, self.per):
+                tiles.append([r + x, min(self.per, n - x), a + x, int(self.c.row[i, 2])])
+            r += n
+        self.n = len(tiles) + 1
+        self.tiles = torch.tensor(tiles + [[0, 0, 0, 0]], dtype=torch.int32).cuda()
+
+    def run(self, window=0, softcap=0.0):
+        c = self.c
+        a = PrefillArgs(self.tiles.data_ptr(), c.blocks.data_ptr(), self.q.data_ptr(), self.out.data_ptr(), c.pool.data_ptr(), self.q.stride(0),
+                        self.out.stride(0), c.page, 0, c.v_at, c.heads, c.kv, window, 0, 1 / math.sqrt(c.hd), softcap)
+        s = 3 * 2 * ((c.hd + 63) // 64) * 8192
+        launch(fn("attn_prefill", f"attn_prefill_{'bf16' if c.dt == torch.bfloat16 else 'f16'}_{c.hd}", s), a, (c.heads, self.n, 1),
+               128 * (2 if c.hd == 256 else 3), s, 1, True)
+
+    def want(self, window, softcap):
+        c, o, at, r = self.c, [], 0, 0
+        for i, (a, n) in enumerate(self.seqs):
+            nb = c.nb[i]
+            f = lambda x: x[at:at + nb].permute(1, 0, 2, 3).reshape(c.kv, nb * 16, c.hd)[:, : a + n].double().repeat_interleave(c.heads // c.kv, 0)
+            s = self.q[r:r + n].double().view(n, c.heads, c.hd).transpose(0, 1) @ f(c.k).transpose(1, 2) / math.sqrt(c.hd)
+            if softcap:
+                s = softcap * torch.tanh(s / softcap)
+            p, k = torch.arange(a, a + n, device="cuda")[:, None], torch.arange(a + n, device="cuda")[None]
+            s = s.masked_fill((k > p) | ((k + window <= p) if window else False), float("-inf"))
+            o.append((s.softmax(-1) @ f(c.v)).transpose(0, 1).reshape(n, -1))
+            at, r = at + nb, r + n
+        return torch.cat(o)
+
+
+def prefill(arg):
+    if "check" in arg:
+        worst = {}
+        for dt in (torch.float16, torch.bfloat16):
+            for hd in (64, 96, 128, 256):
+                for seqs in ([(0, 1), (0, 70), (100, 300)], [(0, 513)], [(1000, 65), (63, 64)]):
+                    for window, cap in ((0, 0.0), (100, 0.0), (0, 20.0)):
+                        c = Prompt(seqs, 6, 2, hd, dt)
+                        c.run(window, cap)
+                        torch.cuda.synchronize()
+                        rows = c.q.shape[0]
+                        o, w = c.out[:rows, : 6 * hd], c.want(window, cap)
+                        e = float((o.double() - w).norm() / w.norm()) if bool(torch.isfinite(o).all()) else float("nan")
+                        key = (str(dt)[6:], hd)
+                        worst[key] = max(worst.get(key, 0), e) if e == e else e
+                        if not e < 1e-2:
+                            print("bad", dt, hd, seqs, window, cap, e)
+        print("prefill worst", {f"{k[0]}/{k[1]}": f"{v:.1e}" for k, v in worst.items()}, flush=True)
+    if "time" in arg:
+        for heads, kv, hd in ((32, 8, 128), (32, 8, 64)):
+            for n in (512, 4096, 16384):
+                cases = [Prompt([(0, n)], heads, kv, hd, torch.float16) for _ in range(2)]
+                s = time_graph(lambda: [c.run() for c in cases]) / 2
+                fl = 4 * heads * hd * n * n / 2
+                print(f"prefill {heads}/{kv}x{hd} rows {n:6} {s * 1e6:8.1f} us {fl / s * 1e-12:6.1f} TFLOP/s", flush=True)
+
+
 def main():
     arg = sys.argv[1:]
+    if "prefill" in arg:
+        return prefill(arg)
     if "check" in arg:
         worst = {}
         for dt in (torch.float16, torch.bfloat16):

@@ -29,11 +29,11 @@ def prep(x, k, bf, ntok, gain=None, norm=False, eps=1e-5):
     return image, rs, xrows
 
 
-def smem(t, ntok):
+def smem(t, ntok, split):
     _, kt, tile, *_ = FMT[t]
-    sb = 4 if ntok == 256 else 6 if ntok == 128 else 8
-    sa = (4 if tile > 1500 else 8) if kt == 64 else 2 if tile > 2400 else 3
-    return 1024 + sb * ntok * 128 + sa * 8 * tile
+    sb = {256: 4, 128: 5, 64: 6, 32: 5}[ntok]
+    sa = (4 if tile > 1500 else 6) if kt == 64 else 2 if tile > 2400 else 3
+    return 1024 + sb * ntok * 128 + sa * 8 * tile + (0 if split else 16384)
 
 
 def mm(t, w, p, n, k, rows, ntok, cl, out, bias=None, add=None, act=-1):
@@ -41,13 +41,15 @@ def mm(t, w, p, n, k, rows, ntok, cl, out, bias=None, add=None, act=-1):
     d = lambda v: v.data_ptr() if v is not None else None
     a = MmArgs(w.data_ptr(), image.data_ptr(), rs.data_ptr(), d(bias), d(add), out.data_ptr(), add.stride(0) if add is not None else 0, out.stride(0), n, k,
                rows, xrows, act, 0)
-    tiles = (n + 15) // 16
-    work = (rows + ntok - 1) // ntok * ((tiles + 8 * cl - 1) // (8 * cl))
-    s = smem(t, ntok)
-    launch(fn(MOD(t), f"mm_{t}_{ntok}_{cl}", s), a, min(work, 132 // cl) * cl, 384, s, cl, True)
+    groups, tokens = ((n + 15) // 16 + 7) // 8, (rows + ntok - 1) // ntok
+    s = smem(t, ntok, cl > 0)
+    if cl:  # a cluster of cl slices of K for every tile
+        launch(fn(MOD(t), f"mm_{t}_{ntok}s", s), a, groups * tokens * cl, 384, s, cl, True)
+    else:
+        launch(fn(MOD(t), f"mm_{t}_{ntok}", s), a, min(groups * tokens, 132), 384, s, 1, True)
 
 
-VARIANTS = ((256, 2), (128, 1), (64, 1), (32, 1))
+VARIANTS = ((256, 0), (128, 0), (128, 1), (128, 2), (64, 1), (64, 2), (64, 4), (32, 1), (32, 2), (32, 4), (32, 8))
 
 
 def check_type(t):
@@ -65,8 +67,8 @@ def check_type(t):
             xd = xd / (xd.pow(2).mean(1, keepdim=True) + 1e-5).sqrt() * gain.double()
             y = xd @ w.T + bias.double()
             y = torch.nn.functional.silu(y[:, :no]) * y[:, no:] if glu else y + add.double()
-            for ntok, cl in VARIANTS + (((256, 1),) if t == "bf16" else ()):
-                for rows in (600, 17):
+            for ntok, cl in VARIANTS:
+                for rows in ((600, 17) if ntok > 64 else (130, 17)):
                     out = torch.full((601, no + 3), float("nan"), device="cuda")
                     mm(t, p, prep(x[:rows], k, t == "bf16", ntok, gain, True), n, k, rows, ntok, cl, out, bias, None if glu else add, 0 if glu else -1)
                     torch.cuda.synchronize()
@@ -90,8 +92,8 @@ def time_type(t, shapes, rowss, gm):
         for rows in rowss:
             x, res = torch.randn(rows, k, device="cuda"), []
             out = torch.empty(rows, no, device="cuda")
-            for ntok, cl in VARIANTS + (((256, 1),) if t == "bf16" else ()):
-                if ntok >= 2 * rows and ntok > 32:
+            for ntok, cl in VARIANTS:
+                if ntok >= 2 * rows and ntok > 32 or cl and rows > 512 or cl > 2 and n > 10000:
                     continue
                 im = prep(x, k, t == "bf16", ntok)
                 def body():
@@ -104,7 +106,7 @@ def time_type(t, shapes, rowss, gm):
             s, fl = res[0][0], 2 * n * k * rows
             true = n * (k // FMT[t][6]) * FMT[t][7]
             print(f"{t:7} {name:8} rows {rows:4} {s * 1e6:8.1f} us {fl / s * 1e-12:6.1f} TFLOP/s {fl / s / gm * 100:5.1f}% of {gm * 1e-12:.0f}, {true / s * 1e-9:5.0f} GB/s | "
-                  + " ".join(f"{r[1]}:{r[0] * 1e6:.1f}" for r in res) + (f" prep {tp * 1e6:.1f}" if tp else ""), flush=True)
+                  + " ".join(f"{r[1]}:{r[0] * 1e6:.1f}" for r in res[:6]) + (f" prep {tp * 1e6:.1f}" if tp else ""), flush=True)
 
 
 def main():
