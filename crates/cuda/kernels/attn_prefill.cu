@@ -21,6 +21,12 @@ struct alignas(8) PrefillArgs {
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
+// The compiler must not move arithmetic on sums across the wait for them.
+template <int N> __device__ __forceinline__ void settle(float (&v)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; i++) asm volatile("" : "+f"(v[i])::"memory");
+}
+
 template <bool BF> __device__ __forceinline__ u32 pair(float x, float y) {
     if (BF) {
         __nv_bfloat162 h = __floats2bfloat162_rn(x, y);
@@ -98,11 +104,13 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
         float s[32];
 #pragma unroll
         for (int i = 0; i < 32; i++) s[i] = 0;
+        settle(s);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int k = 0; k < PARTS * 4; k++) Wgmma<BF, 64>::go(s, qf[k], desc0 | ((base + (k >> 2) * 8192 + (k & 3) * 32) >> 4));
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+        settle(s);
 
         const float mul = a.softcap > 0.f ? 1.f : a.scale * LOG2E;
         if (a.softcap > 0.f)
@@ -140,6 +148,8 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
         for (int p = 0; p < PARTS; p++)
 #pragma unroll
             for (int i = 0; i < 32; i++) o[p][i] *= fix[i >> 1 & 1];
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) settle(o[p]);
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int k = 0; k < 4; k++)
@@ -147,6 +157,8 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
             for (int p = 0; p < PARTS; p++) WgmmaT<BF>::go(o[p], pf[k], desc0 | ((base + SIDE + p * 8192 + k * 2048) >> 4));
         asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+#pragma unroll
+        for (int p = 0; p < PARTS; p++) settle(o[p]);
     }
     asm volatile("cp.async.wait_group 0;" ::: "memory");
 #pragma unroll

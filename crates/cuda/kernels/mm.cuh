@@ -343,6 +343,8 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
                     step(f0, f1, true, 3 % KB), step(f1, f0, i + 4 < nk, 0);
                 }
             }
+#pragma unroll
+            for (int i = 0; i < NTOK / 2; i++) asm volatile("" : "+f"(acc[i])::"memory"); // nothing moves above the last wait
             // Sums go through shared memory so that the outputs are written in long runs by a short loop.
             if (SPLIT) {
                 float* part = (float*)bring + warp * 16; // [token][128 rows + 4]; the ring is idle now
@@ -406,7 +408,7 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
     extern "C" __global__ void __launch_bounds__(384, 1) mm_##NAME##_##N(const __grid_constant__ q::MmArgs a) { q::mm_body<q::FMT, N, false>(a); }
 #define MM_SPLIT(NAME, FMT, N, PER)                                                                                        \
     extern "C" __global__ void __launch_bounds__(384, PER) mm_##NAME##_##N##s(const __grid_constant__ q::MmArgs a) { q::mm_body<q::FMT, N, true>(a); }
-#define MM_KERNEL(NAME, FMT) MM_ONE(NAME, FMT, 256) MM_ONE(NAME, FMT, 128) MM_SPLIT(NAME, FMT, 128, 1) MM_SPLIT(NAME, FMT, 64, 1) MM_SPLIT(NAME, FMT, 32, 2)
+#define MM_KERNEL(NAME, FMT) MM_ONE(NAME, FMT, 256) MM_ONE(NAME, FMT, 128) MM_ONE(NAME, FMT, 64) MM_SPLIT(NAME, FMT, 128, 1) MM_SPLIT(NAME, FMT, 64, 1) MM_SPLIT(NAME, FMT, 32, 2)
 #else
 #define MM_KERNEL(NAME, FMT)
 #endif

@@ -23,10 +23,15 @@ def prep(x, k, bf, ntok, gain=None, norm=False, eps=1e-5):
     xrows, kp = (rows + ntok - 1) // ntok * ntok, (k + 63) // 64 * 64
     image = torch.randint(0, 256, (kp * xrows * 2,), dtype=torch.uint8, device="cuda")  # padding rows hold anything
     rs = torch.empty(xrows, device="cuda")
+    launch_prep(x, k, bf, (image, rs, xrows), norm, gain, eps)
+    return image, rs, xrows
+
+
+def launch_prep(x, k, bf, im, norm, gain=None, eps=1e-5):
+    rows, (image, rs, xrows) = x.shape[0], im
     a = MmPrepArgs(x.data_ptr(), gain.data_ptr() if gain is not None else None, image.data_ptr(), rs.data_ptr(), x.stride(0), rows, k, int(norm), eps,
                    xrows, 0)
     launch(fn("mm_prep", "mm_prep_bf16" if bf else "mm_prep_f16"), a, rows, 256)
-    return image, rs, xrows
 
 
 def smem(t, ntok, split):
@@ -49,7 +54,7 @@ def mm(t, w, p, n, k, rows, ntok, cl, out, bias=None, add=None, act=-1):
         launch(fn(MOD(t), f"mm_{t}_{ntok}", s), a, min(groups * tokens, 132), 384, s, 1, True)
 
 
-VARIANTS = ((256, 0), (128, 0), (128, 1), (128, 2), (64, 1), (64, 2), (64, 4), (32, 1), (32, 2), (32, 4), (32, 8))
+VARIANTS = ((256, 0), (128, 0), (64, 0), (128, 1), (128, 2), (64, 1), (64, 2), (64, 4), (32, 1), (32, 2), (32, 4), (32, 8))
 
 
 def check_type(t):
@@ -101,7 +106,7 @@ def time_type(t, shapes, rowss, gm):
                         mm(t, w, im, n, k, rows, ntok, cl, out, act=act)
                 s = time_graph(body) / copies
                 res.append((s, f"{ntok}_{cl}"))
-            tp = time_graph(lambda: [prep(x, k, t == "bf16", 256) for _ in range(4)]) / 4 if t == "bf16" else 0
+            tp = time_graph(lambda: [launch_prep(x, k, t == "bf16", im, 0) for _ in range(4)]) / 4 if t == "bf16" else 0
             res.sort()
             s, fl = res[0][0], 2 * n * k * rows
             true = n * (k // FMT[t][6]) * FMT[t][7]
