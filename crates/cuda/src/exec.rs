@@ -20,6 +20,9 @@ pub(crate) const CHUNK: usize = 256;
 /// Most bytes of scratch for partial sums of attention.
 const PARTS_MAX: usize = 128 << 20;
 
+/// Most rows whose chunks go to different blocks.
+const PARTS_ROWS_MAX: usize = 1024;
+
 /// A value on the GPU: address of a view's first element, floats from row to row.
 #[derive(Clone, Copy)]
 pub(crate) struct At {
@@ -353,7 +356,15 @@ impl Tape<'_> {
             return Ok(());
         }
         let size = Size { rows, ..pass.size };
-        let split = attend_split(spec, size, self.gpu.caps.multiprocessors as usize);
+        let fast = decode_kernels(self.kv_type, spec).filter(|_| {
+            let fits = size.rows <= PARTS_ROWS_MAX && parts_bytes(spec, size) <= PARTS_MAX;
+            let aligned = i.ptr % 16 == 0 && i.stride % 4 == 0;
+            aligned && !self.deterministic && (size.chunks == 1 || fits)
+        });
+        let split = match fast {
+            Some(_) => size.chunks > 1,
+            None => attend_split(spec, size, self.gpu.caps.multiprocessors as usize),
+        };
         let wide = spec.head_dim % 8 == 0 && spec.v_dim % 8 == 0;
         let (kernel, tile) = attend_kernel(self.kv_type, wide, (spec.heads / spec.kv_heads) as usize);
         let args = args::Attend {
@@ -377,6 +388,16 @@ impl Tape<'_> {
             scale: spec.scale,
             softcap: spec.softcap.unwrap_or(0.0),
         };
+        if let Some((decode, join)) = fast {
+            let group = spec.heads / spec.kv_heads;
+            let grid = [size.chunks as u32, spec.kv_heads * group.div_ceil(16), rows as u32];
+            let shared = 8 * group.min(16) * spec.head_dim * 4;
+            self.gpu.launch(decode, grid, 256, shared, &args)?;
+            return match split {
+                true => self.gpu.launch(join, [spec.heads.div_ceil(4), rows as u32, 1], 128, 0, &args),
+                false => Ok(()),
+            };
+        }
         let pad = |n: u32| n.next_multiple_of(4) as usize;
         let floats = tile * (pad(spec.head_dim) + CHUNK + 2 * pad(spec.v_dim) + 4);
         let tiles = (spec.heads / spec.kv_heads).div_ceil(tile as u32);
@@ -498,17 +519,9 @@ pub(crate) fn scratch_bytes(
                 }
             }
             Op::Attend { ref spec, .. } => {
-                let longest = chunk_bucket(limits.kv_blocks * BLOCK_TOKENS);
-                let mut chunks = 1;
-                while chunks <= longest {
-                    for rows in 1..=limits.rows.min(8 * caps.multiprocessors as usize) {
-                        let size = Size { rows, outputs: 0, chunks };
-                        if attend_split(spec, size, caps.multiprocessors as usize) {
-                            b.parts = b.parts.max(parts_bytes(spec, size));
-                        }
-                    }
-                    chunks *= 2;
-                }
+                let chunks = chunk_bucket(limits.kv_blocks * BLOCK_TOKENS);
+                let size = Size { rows: limits.rows.min(PARTS_ROWS_MAX), outputs: 0, chunks };
+                b.parts = b.parts.max(parts_bytes(spec, size).min(PARTS_MAX));
             }
             _ => {}
         }
@@ -528,7 +541,25 @@ fn parts_bytes(spec: &AttendSpec, size: Size) -> usize {
 /// Whether the chunks of a row go to different blocks: where rows and heads alone do not fill the GPU. It changes no bit.
 fn attend_split(spec: &AttendSpec, size: Size, multiprocessors: usize) -> bool {
     let blocks = size.rows * spec.kv_heads as usize;
-    size.chunks > 1 && blocks < 8 * multiprocessors && parts_bytes(spec, size) <= PARTS_MAX
+    size.chunks > 1 && size.rows <= PARTS_ROWS_MAX && blocks < 8 * multiprocessors && parts_bytes(spec, size) <= PARTS_MAX
+}
+
+/// The tensor-core kernels of attn_decode.cu for single rows.
+fn decode_kernels(kv: KvType, spec: &AttendSpec) -> Option<(&'static str, &'static str)> {
+    if spec.head_dim != spec.v_dim {
+        return None;
+    }
+    match (kv, spec.head_dim) {
+        (KvType::F16, 64) => Some(("attn_decode_f16_64", "attn_join_64")),
+        (KvType::F16, 96) => Some(("attn_decode_f16_96", "attn_join_96")),
+        (KvType::F16, 128) => Some(("attn_decode_f16_128", "attn_join_128")),
+        (KvType::F16, 256) => Some(("attn_decode_f16_256", "attn_join_256")),
+        (KvType::BF16, 64) => Some(("attn_decode_bf16_64", "attn_join_64")),
+        (KvType::BF16, 96) => Some(("attn_decode_bf16_96", "attn_join_96")),
+        (KvType::BF16, 128) => Some(("attn_decode_bf16_128", "attn_join_128")),
+        (KvType::BF16, 256) => Some(("attn_decode_bf16_256", "attn_join_256")),
+        _ => None,
+    }
 }
 
 /// The attention kernel and the query heads of its tiles.

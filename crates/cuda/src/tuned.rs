@@ -12,7 +12,7 @@ pub(crate) struct Format {
     pub(crate) repack: &'static str,
     /// The kernel for up to 8 rows.
     pub(crate) mv: &'static str,
-    /// The kernels for 32, 64, 128 and 256 rows at a time; none for f32.
+    /// The kernels for 32, 64 and 128 rows with K in slices, and for 256 rows at a time; none for f32.
     mm: Option<[&'static str; 4]>,
     /// Columns and bytes of a tile, tiles of a stage of a ring.
     columns: usize,
@@ -45,10 +45,10 @@ macro_rules! format {
 macro_rules! mm {
     ($name:literal) => {
         Some([
-            concat!("mm_", $name, "_32_1"),
-            concat!("mm_", $name, "_64_1"),
-            concat!("mm_", $name, "_128_1"),
-            concat!("mm_", $name, "_256_2"),
+            concat!("mm_", $name, "_32s"),
+            concat!("mm_", $name, "_64s"),
+            concat!("mm_", $name, "_128s"),
+            concat!("mm_", $name, "_256"),
         ])
     };
 }
@@ -141,7 +141,7 @@ impl Format {
         deterministic: bool,
     ) -> Option<Plan> {
         if let Some(kernels) = self.mm.filter(|_| rows > MV_ROWS && !deterministic && caps.sm == 90) {
-            return Some(Plan::Mm(self.mm(kernels, rows, n, caps)));
+            return Some(Plan::Mm(self.mm(kernels, rows, (n, k), caps)));
         }
         let mut piece = rows.min(MV_ROWS);
         while piece > 0 {
@@ -189,27 +189,34 @@ impl Format {
         None
     }
 
-    fn mm(&self, kernels: [&'static str; 4], rows: usize, n: usize, caps: &Caps) -> Mm {
-        let (at, tokens, cluster, stages) = match rows {
-            0..=32 => (0, 32, 1, 8),
-            33..=64 => (1, 64, 1, 8),
-            65..=128 => (2, 128, 1, 6),
-            _ => (3, 256, 2, 4),
+    fn mm(&self, kernels: [&'static str; 4], rows: usize, (n, k): (usize, usize), caps: &Caps) -> Mm {
+        let (at, tokens, most, stages) = match rows {
+            0..=32 => (0, 32, 8, 5),
+            33..=64 => (1, 64, 4, 6),
+            65..=128 => (2, 128, 2, 5),
+            _ => (3, 256, 0, 4),
         };
         let weights = match (self.columns, self.tile) {
-            (64, 0..=1500) => 8,
+            (64, 0..=1500) => 6,
             (64, _) => 4,
             (_, 0..=2400) => 3,
             _ => 2,
         };
-        let shared = 1024 + stages * tokens * 128 + weights * 8 * self.tile;
-        let work = rows.div_ceil(tokens) * n.div_ceil(16).div_ceil(8 * cluster);
-        let blocks = work.min(caps.multiprocessors as usize / cluster) * cluster;
+        let sliced = most > 0;
+        let shared = 1024 + stages * tokens * 128 + weights * 8 * self.tile + if sliced { 0 } else { 16_384 };
+        let work = rows.div_ceil(tokens) * n.div_ceil(16).div_ceil(8);
+        // Slices of K in a cluster, until all multiprocessors have work.
+        let mut cluster = 1;
+        while 2 * cluster <= most && work * 2 * cluster <= caps.multiprocessors as usize && k.div_ceil(self.columns) >= 2 * cluster
+        {
+            cluster *= 2;
+        }
+        let grid = if sliced { work * cluster } else { work.min(caps.multiprocessors as usize) };
         Mm {
             kernel: kernels[at],
             image_rows: rows.next_multiple_of(tokens),
             cluster: cluster as u32,
-            grid: blocks as u32,
+            grid: grid as u32,
             shared: shared as u32,
         }
     }
