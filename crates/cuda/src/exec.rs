@@ -541,7 +541,10 @@ fn parts_bytes(spec: &AttendSpec, size: Size) -> usize {
 /// Whether the chunks of a row go to different blocks: where rows and heads alone do not fill the GPU. It changes no bit.
 fn attend_split(spec: &AttendSpec, size: Size, multiprocessors: usize) -> bool {
     let blocks = size.rows * spec.kv_heads as usize;
-    size.chunks > 1 && size.rows <= PARTS_ROWS_MAX && blocks < 8 * multiprocessors && parts_bytes(spec, size) <= PARTS_MAX
+    size.chunks > 1
+        && size.rows <= PARTS_ROWS_MAX
+        && blocks < 8 * multiprocessors
+        && parts_bytes(spec, size) <= PARTS_MAX
 }
 
 /// The tensor-core kernels of attn_decode.cu for single rows.

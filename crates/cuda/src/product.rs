@@ -24,8 +24,8 @@ struct Parts<'a> {
 struct Made {
     /// As f32, normed.
     plain: Option<Ptr>,
-    /// By the preparing kernel and the plan.
-    tuned: Option<(&'static str, Plan)>,
+    /// By the preparing kernel and the rows that there is room for.
+    tuned: Option<(&'static str, usize)>,
 }
 
 impl Tape<'_> {
@@ -120,7 +120,11 @@ impl Tape<'_> {
         let parts = format.parts(plan, k);
         let (sums, scales) = (form + parts.sums as u64, form + parts.scales as u64);
         let prep = format.prep(plan);
-        let again = made.tuned == Some((prep, *plan));
+        let room = match plan {
+            Plan::Mm(mm) => mm.image_rows,
+            Plan::Mv(mv) => mv.rows,
+        };
+        let again = made.tuned == Some((prep, room));
         match *plan {
             Plan::Mm(mm) => {
                 if !again {
@@ -139,7 +143,7 @@ impl Tape<'_> {
                     };
                     self.gpu.launch(prep, [p.rows as u32, 1, 1], 256, 0, &args)?;
                 }
-                made.tuned = Some((prep, *plan));
+                made.tuned = Some((prep, room));
                 let args = args::Mm {
                     w,
                     x: form,
@@ -179,7 +183,7 @@ impl Tape<'_> {
                             eps,
                         };
                         self.gpu.launch(prep, [rows as u32, 1, 1], 256, 0, &args)?;
-                        made.tuned = Some((prep, *plan));
+                        made.tuned = Some((prep, room));
                     }
                     let args = args::Mv {
                         w,

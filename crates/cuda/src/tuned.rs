@@ -26,7 +26,7 @@ pub(crate) struct Format {
     pub(crate) bf16: bool,
 }
 
-macro_rules! format {
+macro_rules! tiles {
     ($dtype:ident, $name:literal, $columns:literal, $tile:literal, $stage:literal, $planes:literal, $sums:literal, $bf16:literal, $mm:expr) => {
         Format {
             dtype: DType::$dtype,
@@ -54,22 +54,22 @@ macro_rules! mm {
 }
 
 static FORMATS: [Format; 16] = [
-    format!(F32, "f32", 64, 4096, 1, 2, 0, true, None),
-    format!(F16, "f16", 64, 2048, 1, 1, 0, false, mm!("f16")),
-    format!(BF16, "bf16", 64, 2048, 1, 2, 0, true, mm!("bf16")),
-    format!(Q8_0, "q8_0", 64, 1088, 2, 1, 32, false, mm!("q8_0")),
-    format!(Q4_0, "q4_0", 64, 576, 4, 1, 32, false, mm!("q4_0")),
-    format!(Q4_1, "q4_1", 64, 640, 4, 1, 32, false, mm!("q4_1")),
-    format!(Q5_0, "q5_0", 64, 704, 4, 1, 32, false, mm!("q5_0")),
-    format!(Q5_1, "q5_1", 64, 768, 4, 1, 32, false, mm!("q5_1")),
-    format!(IQ4_NL, "iq4_nl", 64, 576, 4, 1, 32, false, mm!("iq4_nl")),
-    format!(MXFP4, "mxfp4", 64, 544, 4, 1, 32, false, mm!("mxfp4")),
-    format!(Q4_K, "q4_k", 256, 2304, 1, 1, 32, false, mm!("q4_k")),
-    format!(Q5_K, "q5_k", 256, 2816, 1, 1, 32, false, mm!("q5_k")),
-    format!(Q6_K, "q6_k", 256, 3360, 1, 1, 16, false, mm!("q6_k")),
-    format!(Q3_K, "q3_k", 256, 1824, 2, 1, 16, false, mm!("q3_k")),
-    format!(Q2_K, "q2_k", 256, 1344, 2, 1, 16, false, mm!("q2_k")),
-    format!(IQ4_XS, "iq4_xs", 256, 2208, 1, 1, 32, false, mm!("iq4_xs")),
+    tiles!(F32, "f32", 64, 4096, 1, 2, 0, true, None),
+    tiles!(F16, "f16", 64, 2048, 1, 1, 0, false, mm!("f16")),
+    tiles!(BF16, "bf16", 64, 2048, 1, 2, 0, true, mm!("bf16")),
+    tiles!(Q8_0, "q8_0", 64, 1088, 2, 1, 32, false, mm!("q8_0")),
+    tiles!(Q4_0, "q4_0", 64, 576, 4, 1, 32, false, mm!("q4_0")),
+    tiles!(Q4_1, "q4_1", 64, 640, 4, 1, 32, false, mm!("q4_1")),
+    tiles!(Q5_0, "q5_0", 64, 704, 4, 1, 32, false, mm!("q5_0")),
+    tiles!(Q5_1, "q5_1", 64, 768, 4, 1, 32, false, mm!("q5_1")),
+    tiles!(IQ4_NL, "iq4_nl", 64, 576, 4, 1, 32, false, mm!("iq4_nl")),
+    tiles!(MXFP4, "mxfp4", 64, 544, 4, 1, 32, false, mm!("mxfp4")),
+    tiles!(Q4_K, "q4_k", 256, 2304, 1, 1, 32, false, mm!("q4_k")),
+    tiles!(Q5_K, "q5_k", 256, 2816, 1, 1, 32, false, mm!("q5_k")),
+    tiles!(Q6_K, "q6_k", 256, 3360, 1, 1, 16, false, mm!("q6_k")),
+    tiles!(Q3_K, "q3_k", 256, 1824, 2, 1, 16, false, mm!("q3_k")),
+    tiles!(Q2_K, "q2_k", 256, 1344, 2, 1, 16, false, mm!("q2_k")),
+    tiles!(IQ4_XS, "iq4_xs", 256, 2208, 1, 1, 32, false, mm!("iq4_xs")),
 ];
 
 /// The tiles of a type, if there are such.
@@ -207,7 +207,9 @@ impl Format {
         let work = rows.div_ceil(tokens) * n.div_ceil(16).div_ceil(8);
         // Slices of K in a cluster, until all multiprocessors have work.
         let mut cluster = 1;
-        while 2 * cluster <= most && work * 2 * cluster <= caps.multiprocessors as usize && k.div_ceil(self.columns) >= 2 * cluster
+        while 2 * cluster <= most
+            && work * 2 * cluster <= caps.multiprocessors as usize
+            && k.div_ceil(self.columns) >= 2 * cluster
         {
             cluster *= 2;
         }
