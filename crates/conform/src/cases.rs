@@ -83,16 +83,15 @@ impl Case {
         let (x, w) = (self.tensors["input"].to_f32(), self.tensors["w"].to_f32());
         let cols = x.len() / VOCAB as usize;
         let square = |v: f64| v * v;
-        let (mut error, mut terms) = (0.0, 0.0);
-        for r in 0..self.rows {
-            let x = &x[Case::token(r as u32) as usize * cols..][..cols];
-            let outputs = w.len() / cols;
-            for (o, w) in w.chunks_exact(cols).enumerate() {
-                let i = r * outputs + o;
-                error += square(f64::from(got[i]) - f64::from(want[i]));
-                terms += x.iter().zip(w).map(|(x, w)| square(f64::from(*x) * f64::from(*w))).sum::<f64>();
-            }
+        let mut squares = vec![0.0; cols]; // of each column of the weight
+        for w in w.chunks_exact(cols) {
+            squares.iter_mut().zip(w).for_each(|(s, w)| *s += square(f64::from(*w)));
         }
+        let error: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(*g) - f64::from(*w))).sum();
+        let terms: f64 = (0..self.rows as u32)
+            .flat_map(|r| x[Case::token(r) as usize * cols..][..cols].iter().zip(&squares))
+            .map(|(x, s)| square(f64::from(*x)) * s)
+            .sum();
         let ratio = (error / terms).sqrt();
         if ratio.is_nan() { f64::INFINITY } else { ratio }
     }

@@ -1,6 +1,6 @@
 // Attention of single rows over the paged cache on tensor cores, for f16 and bf16 caches: same arguments, chunks and partial
 // results as attend.cu, so attend_join finishes it. A block takes a row, up to 16 query heads of one key head, and a chunk of
-// 256 tokens at a fixed place; each of its 4 warps takes every fourth block of 16 tokens. Keys and values go from memory to
+// 256 tokens at a fixed place; each of its 8 warps takes every eighth block of 16 tokens. Keys and values go from memory to
 // fragments in registers: no shared memory, all loads 16 bytes wide. Queries and weights are split in two parts (high and what
 // rounding left), so the cache's own precision is what counts.
 #include "tile.cuh"
@@ -47,10 +47,10 @@ template <bool BF> __device__ __forceinline__ u32 split2(float x, float y, u32* 
 }
 
 template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendArgs& a) {
-    constexpr int CHUNK = 256, G = HD / 32, NV = HD / 8; // groups of 32 columns; tiles of 8 columns of the sums
+    constexpr int CHUNK = 256, W = 8, J = 2, G = HD / 32, NV = HD / 8; // groups of 32 columns; tiles of 8 columns of the sums
     __shared__ uint4 sq[2][2 * G][32];                   // queries as fragments: part, 16 columns, lane
-    __shared__ float stat[2][4][16];
-    extern __shared__ float sums[]; // [4][heads of the tile][HD]
+    __shared__ float stat[2][W][16];
+    extern __shared__ float sums[]; // [W][heads of the tile][HD]
     pdl_launch();
     pdl_wait();
     const int at = blockIdx.z;
@@ -63,10 +63,12 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
     const int group = a.heads / a.kv_heads, tiles = (group + 15) / 16, kv = blockIdx.y / tiles, head0 = kv * group + blockIdx.y % tiles * 16;
     const int nh = min(16, kv * group + group - head0);
     const int tid = threadIdx.x, warp = tid >> 5, lane = tid & 31, g = lane >> 2, t = lane & 3;
-    const int32_t* blocks = a.step.blocks + place.z;
+    int page[J];
+#pragma unroll
+    for (int j = 0; j < J; j++) page[j] = a.step.blocks[place.z + min(max(chunk * (CHUNK / 16) + warp + W * j, from / 16), (to - 1) / 16)];
 
     // Lane t owns columns 8t..8t+7 of each 32: its keys are one 16-byte load, its queries four registers twice.
-    for (int i = tid; i < 2 * G * 32; i += 128) {
+    for (int i = tid; i < 2 * G * 32; i += W * 32) {
         const int s = i / 32, l = i % 32, lg = l >> 2, c = s / 2 * 32 + (l & 3) * 8 + (s & 1) * 4;
         float4 v0 = {0, 0, 0, 0}, v1 = v0;
         const float* p = a.q + r * a.q_stride + (int64_t)head0 * HD + c;
@@ -77,35 +79,30 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
         hi.z = split2<BF>(v0.z, v0.w, &lo.z), hi.w = split2<BF>(v1.z, v1.w, &lo.w);
         sq[0][s][l] = hi, sq[1][s][l] = lo;
     }
-    __syncthreads();
 
-    float s[4][2][4]; // scores of up to 4 blocks of 16 tokens
-    const int b0 = from / 16;
-    const u8* kvs[4];
+    // Blocks outside the range are read as the last one inside it and masked: no load waits for a branch.
+    float s[J][2][4];
+    const u8* kvs[J];
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        const int b = chunk * (CHUNK / 16) + warp + 4 * j;
-        kvs[j] = b >= b0 && b * 16 < to ? a.pool + (int64_t)blocks[b] * a.page : nullptr;
-    }
+    for (int j = 0; j < J; j++) kvs[j] = a.pool + (int64_t)page[j] * a.page;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        const int tok = (chunk * (CHUNK / 16) + warp + 4 * j) * 16;
+    for (int j = 0; j < J; j++) {
+        const int tok = (chunk * (CHUNK / 16) + warp + W * j) * 16;
 #pragma unroll
         for (int n = 0; n < 2; n++) s[j][n][0] = s[j][n][1] = s[j][n][2] = s[j][n][3] = 0;
-        if (kvs[j]) {
-            uint4 k[2][G];
+        uint4 k[2][G];
 #pragma unroll
-            for (int n = 0; n < 2; n++)
+        for (int n = 0; n < 2; n++)
 #pragma unroll
-                for (int d = 0; d < G; d++) k[n][d] = *(const uint4*)(kvs[j] + a.k_at + ((int64_t)(kv * 16 + n * 8 + g) * HD + d * 32 + t * 8) * 2);
+            for (int d = 0; d < G; d++) k[n][d] = *(const uint4*)(kvs[j] + a.k_at + ((int64_t)(kv * 16 + n * 8 + g) * HD + d * 32 + t * 8) * 2);
+        if (j == 0) __syncthreads(); // the queries
 #pragma unroll
-            for (int d = 0; d < G; d++) {
-                const uint4 h0 = sq[0][2 * d][lane], h1 = sq[0][2 * d + 1][lane], l0 = sq[1][2 * d][lane], l1 = sq[1][2 * d + 1][lane];
+        for (int d = 0; d < G; d++) {
+            const uint4 h0 = sq[0][2 * d][lane], h1 = sq[0][2 * d + 1][lane], l0 = sq[1][2 * d][lane], l1 = sq[1][2 * d + 1][lane];
 #pragma unroll
-                for (int n = 0; n < 2; n++) {
-                    mma<BF>(s[j][n], &h0.x, k[n][d].x, k[n][d].y), mma<BF>(s[j][n], &l0.x, k[n][d].x, k[n][d].y);
-                    mma<BF>(s[j][n], &h1.x, k[n][d].z, k[n][d].w), mma<BF>(s[j][n], &l1.x, k[n][d].z, k[n][d].w);
-                }
+            for (int n = 0; n < 2; n++) {
+                mma<BF>(s[j][n], &h0.x, k[n][d].x, k[n][d].y), mma<BF>(s[j][n], &l0.x, k[n][d].x, k[n][d].y);
+                mma<BF>(s[j][n], &h1.x, k[n][d].z, k[n][d].w), mma<BF>(s[j][n], &l1.x, k[n][d].z, k[n][d].w);
             }
         }
 #pragma unroll
@@ -118,10 +115,23 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
                 s[j][n][i] = p >= from && p < to ? v : -INFINITY;
             }
     }
+    // Values of the first 64 columns are asked for before the maxima are exchanged.
+    uint4 vn[J][4];
+    auto values = [&](int j, int c, uint4* v) {
+        const int tok = (chunk * (CHUNK / 16) + warp + W * j) * 16;
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const int p = 2 * t + (i & 1) + (i >> 1) * 8;
+            v[i] = *(const uint4*)(kvs[j] + a.v_at + ((int64_t)(kv * 16 + p) * HD + c * 64 + g * 8) * 2);
+            if (tok + p < from || tok + p >= to) v[i] = make_uint4(0, 0, 0, 0);
+        }
+    };
+#pragma unroll
+    for (int j = 0; j < J; j++) values(j, 0, vn[j]);
     // The block's maximum of each head, then weights and their totals.
     float m[2] = {-INFINITY, -INFINITY}, total[2] = {0, 0};
 #pragma unroll
-    for (int j = 0; j < 4; j++)
+    for (int j = 0; j < J; j++)
 #pragma unroll
         for (int n = 0; n < 2; n++)
 #pragma unroll
@@ -135,14 +145,14 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
     __syncthreads();
 #pragma unroll
     for (int h = 0; h < 2; h++)
-        m[h] = fmaxf(fmaxf(stat[0][0][g + 8 * h], stat[0][1][g + 8 * h]), fmaxf(stat[0][2][g + 8 * h], stat[0][3][g + 8 * h]));
+#pragma unroll
+        for (int w = 0; w < W; w++) m[h] = fmaxf(m[h], stat[0][w][g + 8 * h]);
     float acc[NV][4];
 #pragma unroll
     for (int i = 0; i < NV; i++) acc[i][0] = acc[i][1] = acc[i][2] = acc[i][3] = 0;
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        if (!kvs[j]) continue;
-        const int tok = (chunk * (CHUNK / 16) + warp + 4 * j) * 16;
+    for (int j = 0; j < J; j++) {
+        const int tok = (chunk * (CHUNK / 16) + warp + W * j) * 16;
         u32 hi[4], lo[4];
 #pragma unroll
         for (int n = 0; n < 2; n++)
@@ -152,17 +162,12 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
                 total[h] += x + y;
                 hi[2 * n + h] = split2<BF>(x, y, &lo[2 * n + h]);
             }
-        const bool whole = tok >= from && tok + 16 <= to;
         // Columns 64 c + 8 g + i of tokens 2t, 2t+1, 2t+8, 2t+9; column tile i of these 64 takes column i of each lane.
 #pragma unroll
         for (int c = 0; c < HD / 64; c++) {
             uint4 v[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const int p = 2 * t + (i & 1) + (i >> 1) * 8;
-                v[i] = *(const uint4*)(kvs[j] + a.v_at + ((int64_t)(kv * 16 + p) * HD + c * 64 + g * 8) * 2);
-                if (!whole && (tok + p < from || tok + p >= to)) v[i] = make_uint4(0, 0, 0, 0);
-            }
+            if (c == 0) v[0] = vn[j][0], v[1] = vn[j][1], v[2] = vn[j][2], v[3] = vn[j][3];
+            else values(j, c, v);
 #pragma unroll
             for (int w = 0; w < 4; w++) {
                 const u32 x0 = (&v[0].x)[w], x1 = (&v[1].x)[w], x2 = (&v[2].x)[w], x3 = (&v[3].x)[w];
@@ -179,7 +184,7 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
             for (int i = 0; i < 4; i++) {
                 const int p = 2 * t + (i & 1) + (i >> 1) * 8;
                 v[i] = *(const uint2*)(kvs[j] + a.v_at + ((int64_t)(kv * 16 + p) * HD + C0 + g * 4) * 2);
-                if (!whole && (tok + p < from || tok + p >= to)) v[i] = make_uint2(0, 0);
+                if (tok + p < from || tok + p >= to) v[i] = make_uint2(0, 0);
             }
 #pragma unroll
             for (int w = 0; w < 2; w++) {
@@ -207,14 +212,15 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
             if (h < nh) sums[(warp * nh + h) * HD + d] = acc[i][e];
         }
     __syncthreads();
-    for (int i = tid; i < nh * HD; i += 128) {
+    for (int i = tid; i < nh * HD; i += W * 32) {
         const int h = i / HD, d = i % HD;
-        const float v = sums[i] + sums[nh * HD + i] + sums[2 * nh * HD + i] + sums[3 * nh * HD + i];
-        const float tot = stat[1][0][h] + stat[1][1][h] + stat[1][2][h] + stat[1][3][h];
+        float v = 0, tot = 0, mx = -INFINITY;
+#pragma unroll
+        for (int w = 0; w < W; w++) v += sums[w * nh * HD + i], tot += stat[1][w][h], mx = fmaxf(mx, stat[0][w][h]);
         if (a.part) {
             float* p = a.part + (((int64_t)at * a.heads + head0 + h) * a.chunks + chunk) * (HD + 2);
             p[d] = v;
-            if (d == 0) p[HD] = fmaxf(fmaxf(stat[0][0][h], stat[0][1][h]), fmaxf(stat[0][2][h], stat[0][3][h])), p[HD + 1] = tot;
+            if (d == 0) p[HD] = mx, p[HD + 1] = tot;
         } else a.out[r * a.out_stride + (int64_t)(head0 + h) * HD + d] = v / tot;
     }
 }
@@ -247,8 +253,8 @@ template <int HD> __device__ __forceinline__ void join(const AttendArgs& a) {
 } // namespace q
 
 #define DECODE(HD)                                                                                                                                  \
-    extern "C" __global__ void __launch_bounds__(128) attn_decode_f16_##HD(const __grid_constant__ q::AttendArgs a) { q::decode<false, HD>(a); } \
-    extern "C" __global__ void __launch_bounds__(128) attn_decode_bf16_##HD(const __grid_constant__ q::AttendArgs a) { q::decode<true, HD>(a); } \
+    extern "C" __global__ void __launch_bounds__(256) attn_decode_f16_##HD(const __grid_constant__ q::AttendArgs a) { q::decode<false, HD>(a); } \
+    extern "C" __global__ void __launch_bounds__(256) attn_decode_bf16_##HD(const __grid_constant__ q::AttendArgs a) { q::decode<true, HD>(a); } \
     extern "C" __global__ void __launch_bounds__(128) attn_join_##HD(const __grid_constant__ q::AttendArgs a) { q::join<HD>(a); }
 DECODE(64)
 DECODE(96)

@@ -1,7 +1,8 @@
 // Products for many rows on Hopper: Y^T = W X^T by wgmma, W as the A operand in registers, so that a tile of tile.cuh goes
 // from shared memory through a few integer operations straight into the tensor cores, whatever its type. X is B: prepared
 // by mm_prep_* as the image of shared memory (k-blocks of 64, 8 rows, 128-byte swizzle), so bulk copies need no tensor maps.
-// A block: 128 rows of W x NTOK rows of X; one warp copies, two warpgroups compute; two blocks of a cluster share X.
+// A block: 128 rows of W x NTOK rows of X; one warp copies, two warpgroups compute. Sharing X between two blocks by multicast
+// was tried and was slower by half (docs/cuda-kernels.md).
 #pragma once
 #include "tile.cuh"
 #include "wgmma.cuh"
@@ -212,89 +213,102 @@ __device__ __forceinline__ void bar_expect(u32 b, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(b), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void bar_arrive(u32 b) { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(b) : "memory"); }
-__device__ __forceinline__ void bar_arrive_at(u32 b, u32 rank) {
-    asm volatile("{.reg .b32 r; mapa.shared::cluster.u32 r, %0, %1; mbarrier.arrive.release.cluster.shared::cluster.b64 _, [r];}" ::"r"(b), "r"(rank)
-                 : "memory");
-}
 __device__ __forceinline__ void bulk(u32 dst, const void* src, int bytes, u32 bar) {
     asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(dst), "l"(src), "r"(bytes), "r"(bar)
                  : "memory");
 }
-__device__ __forceinline__ void bulk_all(u32 dst, const void* src, int bytes, u32 bar, uint16_t mask) {
-    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(dst), "l"(src),
-                 "r"(bytes), "r"(bar), "h"(mask)
-                 : "memory");
-}
-
-__host__ __device__ constexpr int mm_bstages(int ntok) { return ntok == 256 ? 4 : ntok == 128 ? 6 : 8; }
-__host__ __device__ constexpr int mm_astages(int kt, int tile) { return kt == 64 ? (tile > 1500 ? 4 : 8) : tile > 2400 ? 2 : 3; }
+__host__ __device__ constexpr int mm_bstages(int ntok) { return ntok == 256 ? 4 : ntok == 128 ? 5 : ntok == 64 ? 6 : 5; }
+__host__ __device__ constexpr int mm_astages(int kt, int tile) { return kt == 64 ? (tile > 1500 ? 4 : 6) : tile > 2400 ? 2 : 3; }
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
 
-template <class F, int NTOK, int CL> __device__ __forceinline__ void mm_body(const MmArgs& a) {
+// One output of a tile of 16 rows (8 with glu: v of the gate, v2 of the other half).
+__device__ __forceinline__ void mm_emit(const MmArgs& a, int rt, int row, int r, float v, float v2, float u) {
+    v *= u, v2 *= u;
+    if (a.act >= 0) {
+        const int half = a.n >> 1, o = rt * 8 + row;
+        if (o >= half || r >= a.rows) return;
+        if (a.bias) v += a.bias[o], v2 += a.bias[half + o];
+        a.out[r * a.ldo + o] = activate(v, a.act) * v2;
+    } else {
+        const int o = rt * 16 + row;
+        if (o >= a.n || r >= a.rows) return;
+        if (a.bias) v += a.bias[o];
+        if (a.add) v += a.add[r * a.ldadd + o];
+        a.out[r * a.ldo + o] = v;
+    }
+}
+
+// SPLIT: not persistent; the blocks of a cluster (its size is the launch's) take slices of K of one tile, whose sums are added
+// in the order of the slices. Otherwise a block takes tiles in turn, all of K.
+template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body(const MmArgs& a) {
     extern __shared__ __align__(1024) u8 sm[];
     typedef Frag<F> G;
     constexpr int SB = mm_bstages(NTOK), SA = mm_astages(F::KT, F::TILE), ABYTES = 8 * F::TILE, BBYTES = NTOK * 128, KB = F::KT / 64;
     u8 *bring = sm + 1024, *aring = bring + SB * BBYTES;
     const u32 bars = smem_addr(sm), bfull = bars, bempty = bars + 8 * SB, afull = bars + 16 * SB, aempty = afull + 8 * SA;
     const int tid = threadIdx.x, wg = tid >> 7, lane = tid & 31;
-    const u32 rank = CL > 1 ? blockIdx.x % CL : 0;
-    const int tiles = (a.n + 15) >> 4, tk = (a.k + F::KT - 1) / F::KT, nk = (a.k + 63) / 64, xblocks = a.xrows >> 3;
-    const int tokens = (a.rows + NTOK - 1) / NTOK, groups = (tiles + 8 * CL - 1) / (8 * CL), work = tokens * groups;
+    u32 rank = 0, slices = 1;
+    if (SPLIT) {
+        asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+        asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(slices));
+    }
+    const int tiles = (a.n + 15) >> 4, tk = (a.k + F::KT - 1) / F::KT, xblocks = a.xrows >> 3;
+    const int k0 = tk * rank / slices, k1 = tk * (rank + 1) / slices, nk = min((a.k + 63) / 64, k1 * KB) - k0 * KB;
+    const int tokens = (a.rows + NTOK - 1) / NTOK, groups = (tiles + 7) / 8, work = tokens * groups;
+    const int first = blockIdx.x / slices, step_ = gridDim.x / slices;
     if (tid == 0) {
-        for (int i = 0; i < SB; i++) bar_init(bfull + 8 * i, 1), bar_init(bempty + 8 * i, 8 * CL);
+        for (int i = 0; i < SB; i++) bar_init(bfull + 8 * i, 1), bar_init(bempty + 8 * i, 8);
         for (int i = 0; i < SA; i++) bar_init(afull + 8 * i, 1), bar_init(aempty + 8 * i, 8);
         asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     }
-    if (CL > 1) asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
-    else __syncthreads();
+    __syncthreads();
     pdl_launch();
-    pdl_wait();
 
+    constexpr bool MOVE = !SPLIT && NTOK >= 128; // registers from the copying warpgroup to the others
     if (wg == 0) {
-        asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+        if (MOVE) asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
         if (tid == 0) {
             int bs = 0, as = 0;
             u32 bp = 1, ap = 1; // empty barriers: the first pass does not wait
-            for (int w = blockIdx.x / CL; w < work; w += gridDim.x / CL) {
-                const int tok = w % tokens, base = (w / tokens * CL + rank) * 8;
-                int kb = 0;
-                for (int kt = 0; kt < tk; kt++) {
+            bool waited = false;
+            for (int w = first; w < work; w += step_) {
+                const int tok = w % tokens, base = w / tokens * 8;
+                int kb = k0 * KB;
+                for (int kt = k0; kt < k1; kt++) {
                     bar_wait(aempty + 8 * as, ap);
                     bar_expect(afull + 8 * as, ABYTES);
                     for (int i = 0; i < 8; i++)
                         bulk(smem_addr(aring) + as * ABYTES + i * F::TILE, a.w + ((size_t)min(base + i, tiles - 1) * tk + kt) * F::TILE, F::TILE,
                              afull + 8 * as);
                     if (++as == SA) as = 0, ap ^= 1;
+                    if (!waited) pdl_wait(), waited = true; // the weights do not depend on the kernel before, the input does
                     for (int i = 0; i < KB; i++, kb++) {
                         bar_wait(bempty + 8 * bs, bp);
                         bar_expect(bfull + 8 * bs, BBYTES);
-                        constexpr int PART = BBYTES / CL;
-                        const u8* src = a.x + ((size_t)kb * xblocks + tok * (NTOK / 8)) * 1024 + rank * PART;
-                        const u32 dst = smem_addr(bring) + bs * BBYTES + rank * PART;
-                        if (CL > 1) bulk_all(dst, src, PART, bfull + 8 * bs, (1 << CL) - 1);
-                        else bulk(dst, src, PART, bfull + 8 * bs);
+                        bulk(smem_addr(bring) + bs * BBYTES, a.x + ((size_t)kb * xblocks + tok * (NTOK / 8)) * 1024, BBYTES, bfull + 8 * bs);
                         if (++bs == SB) bs = 0, bp ^= 1;
                     }
                 }
             }
         }
     } else {
-        asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        if (MOVE) asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+        pdl_wait();
         const int warp = (tid >> 5) - 4, g = lane >> 2, t = lane & 3;
         int bs = 0, as = 0;
         u32 bp = 0, ap = 0;
         const u8* mine = aring + warp * F::TILE;
         const uint64_t desc0 = (uint64_t)(1) << 62 | (uint64_t)64 << 32 | (uint64_t)1 << 16;
-        for (int w = blockIdx.x / CL; w < work; w += gridDim.x / CL) {
-            const int tok = w % tokens, rt = (w / tokens * CL + rank) * 8 + warp;
+        for (int w = first; w < work; w += step_) {
+            const int tok = w % tokens, rt = w / tokens * 8 + warp;
             float acc[NTOK / 2];
 #pragma unroll
             for (int i = 0; i < NTOK / 2; i++) acc[i] = 0;
             u32 f0[16], f1[16];
-            // Fragments of k-block i, which waits for its tile if it is the first of it and gives it back if it is the last.
-            auto fetch = [&](u32* f, int i, int sub) {
+            // Fragments of a k-block, which waits for its tile if it is the first of it and gives it back if it is the last.
+            auto fetch = [&](u32* f, int sub) {
                 if (sub == 0) bar_wait(afull + 8 * as, ap);
                 const u8* p = mine + as * ABYTES;
                 G::go(p, lane, sub * 2, f);
@@ -305,71 +319,97 @@ template <class F, int NTOK, int CL> __device__ __forceinline__ void mm_body(con
                     if (++as == SA) as = 0, ap ^= 1;
                 }
             };
-            auto step = [&](u32* cur, u32* nxt, int i, int nsub) {
+            auto step = [&](u32* cur, u32* nxt, bool more, int nsub) {
                 bar_wait(bfull + 8 * bs, bp);
                 const uint64_t desc = desc0 | ((smem_addr(bring) + bs * BBYTES) >> 4);
                 asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
                 for (int j = 0; j < 4; j++) Wgmma<G::BF, NTOK>::go(acc, cur + 4 * j, desc + 2 * j);
                 asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-                if (i + 1 < nk) fetch(nxt, i + 1, nsub);
+                if (more) fetch(nxt, nsub);
                 asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-                if (lane < CL) {
-                    if (CL > 1) bar_arrive_at(bempty + 8 * bs, lane);
-                    else bar_arrive(bempty + 8 * bs);
-                }
+                if (lane == 0) bar_arrive(bempty + 8 * bs);
                 if (++bs == SB) bs = 0, bp ^= 1;
             };
-            fetch(f0, 0, 0);
+            if (nk > 0) fetch(f0, 0);
             if (KB == 1) {
                 for (int i = 0; i < nk; i += 2) {
-                    step(f0, f1, i, 0);
-                    if (i + 1 < nk) step(f1, f0, i + 1, 0);
+                    step(f0, f1, i + 1 < nk, 0);
+                    if (i + 1 < nk) step(f1, f0, i + 2 < nk, 0);
                 }
             } else {
                 for (int i = 0; i < nk; i += 4) { // k is a multiple of 256
-                    step(f0, f1, i, 1 % KB), step(f1, f0, i + 1, 2 % KB);
-                    step(f0, f1, i + 2, 3 % KB), step(f1, f0, i + 3, 0);
+                    step(f0, f1, true, 1 % KB), step(f1, f0, true, 2 % KB);
+                    step(f0, f1, true, 3 % KB), step(f1, f0, i + 4 < nk, 0);
                 }
             }
-            const bool glu = a.act >= 0;
-            const int half = a.n >> 1;
-            if (rt >= tiles) continue;
-            const int o0 = glu ? rt * 8 + g : rt * 16 + g, o1 = glu ? half + o0 : o0 + 8, lim = glu ? half : a.n;
-            const bool in0 = o0 < lim, in1 = glu ? in0 : o1 < lim;
-            const float b0 = a.bias && in0 ? a.bias[o0] : 0.f, b1 = a.bias && in1 ? a.bias[o1] : 0.f;
 #pragma unroll
-            for (int j = 0; j < NTOK / 8; j++)
+            for (int i = 0; i < NTOK / 2; i++) asm volatile("" : "+f"(acc[i])::"memory"); // nothing moves above the last wait
+            // Sums go through shared memory so that the outputs are written in long runs by a short loop.
+            if (SPLIT) {
+                float* part = (float*)bring + warp * 16; // [token][128 rows + 4]; the ring is idle now
+                asm volatile("bar.sync 1, 256;" ::: "memory");
 #pragma unroll
-                for (int c = 0; c < 2; c++) {
-                    const int r = tok * NTOK + j * 8 + 2 * t + c;
-                    if (r >= a.rows) continue;
-                    const float u = a.rscale[r] * G::FIN;
-                    float v0 = acc[4 * j + c] * u + b0, v1 = acc[4 * j + 2 + c] * u + b1;
-                    float* out = a.out + r * a.ldo;
-                    if (glu) {
-                        if (in0) out[o0] = activate(v0, a.act) * v1;
-                    } else {
-                        if (a.add) {
-                            const float* add = a.add + r * a.ldadd;
-                            if (in0) v0 += add[o0];
-                            if (in1) v1 += add[o1];
-                        }
-                        if (in0) out[o0] = v0;
-                        if (in1) out[o1] = v1;
+                for (int i = 0; i < NTOK / 2; i++) part[(i / 4 * 8 + 2 * t + (i & 1)) * 132 + g + (i & 2) * 4] = acc[i];
+                continue;
+            }
+            float* stage = (float*)(aring + SA * ABYTES) + warp * 512; // 32 tokens of 16 rows
+#pragma unroll
+            for (int c = 0; c < NTOK / 32; c++) {
+                __syncwarp();
+#pragma unroll
+                for (int i = 0; i < 16; i++) {
+                    const int token = i / 4 * 8 + 2 * t + (i & 1), row = g + (i & 2) * 4;
+                    stage[token * 16 + (row ^ (token >> 1 & 3) << 2)] = acc[c * 16 + i];
+                }
+                __syncwarp();
+                const int t0 = tok * NTOK + c * 32;
+                if (rt >= tiles || t0 >= a.rows) continue;
+                const float undo = t0 + lane < a.rows ? a.rscale[t0 + lane] * G::FIN : 0.f;
+                if (a.act >= 0) {
+#pragma unroll 1
+                    for (int i = 0; i < 32; i += 4) {
+                        const int token = i + (lane >> 3), row = lane & 7, x = (token >> 1 & 3) << 2;
+                        mm_emit(a, rt, row, t0 + token, stage[token * 16 + (row ^ x)], stage[token * 16 + (row + 8 ^ x)], __shfl_sync(~0u, undo, token));
+                    }
+                } else {
+#pragma unroll 4
+                    for (int i = 0; i < 32; i += 2) {
+                        const int token = i + (lane >> 4), row = lane & 15;
+                        mm_emit(a, rt, row, t0 + token, stage[token * 16 + (row ^ (token >> 1 & 3) << 2)], 0.f, __shfl_sync(~0u, undo, token));
                     }
                 }
+            }
         }
     }
-    if (CL > 1) asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
-}
-#define MM_ONE(NAME, FMT, N, CL)                                                                          \
-    extern "C" __global__ void __launch_bounds__(384, 1) mm_##NAME##_##N##_##CL(const __grid_constant__ q::MmArgs a) { \
-        q::mm_body<q::FMT, N, CL>(a);                                                                     \
+    if (SPLIT) {
+        asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
+        const int tok = first % tokens, base = first / tokens * 8, per = a.act >= 0 ? 64 : 128;
+        for (int e = tid + rank * 384; e < per * NTOK; e += 384 * slices) {
+            const int i = e % per, token = e / per, r = tok * NTOK + token;
+            const int row = a.act >= 0 ? i & 7 : i & 15, tile = a.act >= 0 ? i >> 3 : i >> 4;
+            if (r >= a.rows || base + tile >= tiles) continue;
+            float v = 0, v2 = 0;
+            const u32 at = smem_addr((float*)bring + token * 132 + tile * 16 + row);
+            for (u32 c = 0; c < slices; c++) {
+                float x, y = 0;
+                u32 there;
+                asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(c));
+                asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(there) : "memory");
+                if (a.act >= 0) asm volatile("ld.shared::cluster.f32 %0, [%1+32];" : "=f"(y) : "r"(there) : "memory");
+                v += x, v2 += y;
+            }
+            mm_emit(a, base + tile, row, r, v, v2, a.rscale[r] * G::FIN);
+        }
+        asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
     }
-#define MM_KERNEL(NAME, FMT) MM_ONE(NAME, FMT, 256, 2) MM_ONE(NAME, FMT, 128, 1) MM_ONE(NAME, FMT, 64, 1) MM_ONE(NAME, FMT, 32, 1)
+}
+#define MM_ONE(NAME, FMT, N)                                                                                               \
+    extern "C" __global__ void __launch_bounds__(384, 1) mm_##NAME##_##N(const __grid_constant__ q::MmArgs a) { q::mm_body<q::FMT, N, false>(a); }
+#define MM_SPLIT(NAME, FMT, N, PER)                                                                                        \
+    extern "C" __global__ void __launch_bounds__(384, PER) mm_##NAME##_##N##s(const __grid_constant__ q::MmArgs a) { q::mm_body<q::FMT, N, true>(a); }
+#define MM_KERNEL(NAME, FMT) MM_ONE(NAME, FMT, 256) MM_ONE(NAME, FMT, 128) MM_ONE(NAME, FMT, 64) MM_SPLIT(NAME, FMT, 128, 1) MM_SPLIT(NAME, FMT, 64, 1) MM_SPLIT(NAME, FMT, 32, 2)
 #else
-#define MM_ONE(NAME, FMT, N, CL)
 #define MM_KERNEL(NAME, FMT)
 #endif
 

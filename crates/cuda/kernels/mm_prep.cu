@@ -23,18 +23,37 @@ template <int BF> __device__ void mm_prep(const MmPrepArgs& a) {
     const bool aligned = a.ldx % 4 == 0;
     float undo, f = row_factor(xr, a.gain, a.k, a.norm, a.eps, !BF, aligned, red, &undo);
     if (threadIdx.x == 0) a.rscale[r] = undo;
-    for (int i = threadIdx.x * 4; i < kp; i += MV_CANON * 4) {
-        float4 v = load4(xr, i, a.k, aligned), g = {1, 1, 1, 1};
-        if (a.norm && a.gain) g = load4(a.gain, i, a.k, true);
-        v.x *= f * g.x, v.y *= f * g.y, v.z *= f * g.z, v.w *= f * g.w;
-        uint2 hi, lo;
-        round4<BF>(v, &hi, &lo);
-        // Column 16 c + 4 t + e is element 2 t + e (e < 2) or 8 + 2 t + e - 2 of its 16.
-        u8* atom = a.image + ((size_t)(i >> 6) * (a.xrows >> 3) + (r >> 3)) * 1024 + (r & 7) * 128;
-        int c = (i & 63) >> 4, t = (i & 15) >> 2, byte = c * 32 + t * 4;
-        *(u32*)(atom + ((byte >> 4 ^ (r & 7)) << 4) + (byte & 15)) = hi.x;
-        byte += 16;
-        *(u32*)(atom + ((byte >> 4 ^ (r & 7)) << 4) + (byte & 15)) = hi.y;
+    // Column 16 c + 4 t + e is element 2 t + e (e < 2) or 8 + 2 t + e - 2 of its 16: a quad of lanes holds 16 columns, twice,
+    // and turns its words so that each lane stores 16 bytes.
+    u8* rowp = a.image + (size_t)(r >> 3) * 1024 + (r & 7) * 128;
+    const int t = threadIdx.x & 3;
+    for (int i0 = threadIdx.x * 4; i0 < (kp + 127) / 128 * 128; i0 += MV_CANON * 16) {
+        float4 vs[4], gs[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            const int i = i0 + j * MV_CANON * 4;
+            vs[j] = load4(xr, i, a.k, aligned), gs[j] = make_float4(1, 1, 1, 1);
+            if (a.norm && a.gain) gs[j] = load4(a.gain, i, a.k, true);
+        }
+#pragma unroll
+        for (int j = 0; j < 4; j += 2) {
+            uint2 w[2], lo;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float4 v = vs[j + h], g = gs[j + h];
+                v.x *= f * g.x, v.y *= f * g.y, v.z *= f * g.z, v.w *= f * g.w;
+                round4<BF>(v, &w[h], &lo);
+            }
+            u32 w0 = w[0].x, w1 = w[0].y, w2 = w[1].x, w3 = w[1].y;
+            const u32 p = __shfl_xor_sync(~0u, t & 2 ? w0 : w2, 2), q_ = __shfl_xor_sync(~0u, t & 2 ? w1 : w3, 2);
+            if (t & 2) w0 = p, w1 = q_;
+            else w2 = p, w3 = q_;
+            const u32 m = __shfl_xor_sync(~0u, t & 1 ? w0 : w1, 1), n = __shfl_xor_sync(~0u, t & 1 ? w2 : w3, 1);
+            const uint4 out = t & 1 ? make_uint4(m, w1, n, w3) : make_uint4(w0, m, w2, n);
+            const int i = i0 + (j + (t >> 1)) * MV_CANON * 4;
+            const int chunk = (i & 63) / 16 * 2 + (t & 1);
+            if (i < kp) *(uint4*)(rowp + (size_t)(i >> 6) * (a.xrows >> 3) * 1024 + ((chunk ^ (r & 7)) << 4)) = out;
+        }
     }
 }
 

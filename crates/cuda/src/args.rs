@@ -48,13 +48,99 @@ pub(crate) struct Mat {
     pub(crate) act: i32,
 }
 
+/// `q::TileArgs` of tile.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mv {
+    pub(crate) w: Ptr,
+    pub(crate) x: Ptr,
+    pub(crate) prepared: Ptr,
+    pub(crate) sums: Ptr,
+    pub(crate) scales: Ptr,
+    pub(crate) gain: Ptr,
+    pub(crate) bias: Ptr,
+    pub(crate) add: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) add_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) n: i32,
+    pub(crate) k: i32,
+    pub(crate) rows: i32,
+    pub(crate) norm: i32,
+    pub(crate) eps: f32,
+    pub(crate) act: i32,
+    pub(crate) slices: i32,
+    pub(crate) cluster: i32,
+    pub(crate) stages: i32,
+    pub(crate) pad: i32,
+}
+
+/// `q::PrepArgs` of mv_prep.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MvPrep {
+    pub(crate) x: Ptr,
+    pub(crate) gain: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) sums: Ptr,
+    pub(crate) scales: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) rows: i32,
+    pub(crate) k: i32,
+    pub(crate) norm: i32,
+    pub(crate) eps: f32,
+}
+
+/// `q::MmArgs` of mm.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mm {
+    pub(crate) w: Ptr,
+    pub(crate) x: Ptr,
+    pub(crate) scales: Ptr,
+    pub(crate) bias: Ptr,
+    pub(crate) add: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) add_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) n: i32,
+    pub(crate) k: i32,
+    pub(crate) rows: i32,
+    pub(crate) image_rows: i32,
+    pub(crate) act: i32,
+    pub(crate) pad: i32,
+}
+
+/// `q::MmPrepArgs` of mm_prep.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MmPrep {
+    pub(crate) x: Ptr,
+    pub(crate) gain: Ptr,
+    pub(crate) image: Ptr,
+    pub(crate) scales: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) rows: i32,
+    pub(crate) k: i32,
+    pub(crate) norm: i32,
+    pub(crate) eps: f32,
+    pub(crate) image_rows: i32,
+    pub(crate) pad: i32,
+}
+
+/// `q::RepackArgs` of mv_repack.cu.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Repack {
     pub(crate) src: Ptr,
     pub(crate) dst: Ptr,
-    pub(crate) n: i32,
+    pub(crate) n: i64,
+    pub(crate) row0: i64,
+    pub(crate) rows: i32,
     pub(crate) k: i32,
+    pub(crate) glu: i32,
+    pub(crate) pad: i32,
 }
 
 #[repr(C)]
@@ -239,5 +325,5 @@ macro_rules! args {
     ($($t:ty),*) => { $(impl Args for $t {})* };
 }
 args!(
-    Prep, Mat, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, RopeStore, Map, Pick, CopyPages, Peak
+    Prep, Mat, Mv, MvPrep, Mm, MmPrep, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, RopeStore, Map, Pick, CopyPages, Peak
 );

@@ -1,128 +1,83 @@
-//! Which kernel a product runs on: the tuned one where there is one, else the plain one, which reads every type as it is in the file.
+//! Which kernel a product runs on: the tuned one of its tensor type where there is one, else the plain one, which reads every type as it
+//! is in the file.
 
 use crate::gpu::Caps;
-use crate::tuned;
+use crate::tuned::{self, Format, Plan};
+use crate::weights::RunShape;
 use quarrel_formats::DType;
 
-/// One launch of a product.
+/// How the rows of a weight are arranged on the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
-    /// Type of the weight.
-    pub(crate) dtype: DType,
-    /// Rows of the input.
-    pub(crate) rows: usize,
-    /// Outputs: the weight's rows, or half of them with a gate.
-    pub(crate) n: usize,
-    /// Columns.
-    pub(crate) k: usize,
-    /// Whether a second weight of the same shape is gated by the first.
-    pub(crate) glu: bool,
+pub(crate) enum Layout {
+    /// As in the file.
+    File,
+    /// In tiles.
+    Tiles(&'static Format),
 }
 
-/// The form in which a product reads its input, `[rows, k]`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Input {
-    /// As it is.
-    F32,
-    /// IEEE half.
-    F16,
-    /// Upper half of an f32.
-    Bf16,
-    /// Quantised by the tuned kernels' own `prep_q8`.
-    Q8,
-}
-
-impl Input {
-    /// The kernel that makes it.
-    pub(crate) fn prep(self) -> &'static str {
-        match self {
-            Input::F32 => "prep_f32",
-            Input::F16 => "prep_f16",
-            Input::Bf16 => "prep_bf16",
-            Input::Q8 => "prep_q8",
-        }
-    }
-
-    /// Bytes of a row.
-    pub(crate) fn row_bytes(self, k: usize) -> usize {
-        match self {
-            Input::F32 => 4 * k,
-            Input::F16 | Input::Bf16 => 2 * k,
-            Input::Q8 => tuned::q8_row_bytes(k),
-        }
-    }
-}
-
-/// How the bytes of a weight are arranged on the GPU.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Layout {
-    /// For [`choose`] to know it again.
-    pub(crate) name: &'static str,
-    /// The kernel that makes it from the file's bytes; none for those.
-    pub(crate) repack: Option<Launch>,
-    /// Bytes of each group of rows.
-    pub(crate) group_bytes: usize,
-    /// Rows that are stored together; a part of a weight begins at a multiple.
-    pub(crate) group: usize,
-}
-
-/// Grid, block and dynamic shared memory of a launch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Launch {
-    /// Name of the kernel.
-    pub(crate) kernel: &'static str,
-    /// Blocks.
-    pub(crate) grid: [u32; 3],
-    /// Threads of a block.
-    pub(crate) block: u32,
-    /// Bytes.
-    pub(crate) shared: u32,
-}
-
-/// A kernel for a [`Shape`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Choice {
-    /// The launch.
-    pub(crate) launch: Launch,
-    /// What it reads.
-    pub(crate) input: Input,
-    /// Bytes of scratch.
-    pub(crate) work: usize,
-}
-
-/// The layout of the file.
-const FILE: &str = "file";
-
-impl Layout {
-    /// Bytes of `n` rows.
-    pub(crate) fn bytes(&self, n: usize) -> usize {
-        n.div_ceil(self.group) * self.group_bytes
-    }
-}
-
-/// The layout of a weight `[n, k]`, for products of any number of rows.
+/// The layout of products of a type with `k` columns.
 pub(crate) fn layout(dtype: DType, n: usize, k: usize, caps: &Caps) -> Layout {
-    let file = || Layout { name: FILE, repack: None, group_bytes: dtype.row_bytes(k).unwrap_or(0), group: 1 };
-    tuned::layout(dtype, n, k, caps).unwrap_or_else(file)
+    let fits = |f: &&'static Format| f.plan(1, n, k, caps, true).is_some();
+    tuned::format(dtype).filter(fits).map_or(Layout::File, Layout::Tiles)
 }
 
-/// The kernel of a product. With `deterministic` a row's result must not depend on how many rows there are.
-pub(crate) fn choose(shape: &Shape, layout: &Layout, caps: &Caps, deterministic: bool) -> Choice {
-    tuned::choose(shape, layout, caps, deterministic).unwrap_or_else(|| plain(shape))
+/// One launch of a product.
+pub(crate) struct ProductLaunch {
+    /// Which run of the weight.
+    pub(crate) run: usize,
+    /// First output column.
+    pub(crate) first: usize,
+    /// Output columns: the run's rows, or half of them with a gate.
+    pub(crate) n: usize,
+    /// Whether the run's first half gates its second.
+    pub(crate) glu: bool,
+    pub(crate) kernel: Kernel,
 }
 
-/// The plain product: a warp for each two rows of the weight.
-fn plain(shape: &Shape) -> Choice {
-    let one = shape.rows == 1;
-    let slots = if shape.glu { shape.n } else { shape.n.div_ceil(2) };
-    let tiles = if one { 1 } else { shape.rows.div_ceil(8) };
-    let launch = Launch {
-        kernel: plain_name(shape.dtype, one),
-        grid: [slots.div_ceil(8) as u32, tiles as u32, 1],
-        block: 256,
-        shared: 0,
-    };
-    Choice { launch, input: Input::F32, work: 0 }
+/// What runs a product.
+pub(crate) enum Kernel {
+    /// The plain kernel and its grid.
+    Plain(&'static str, [u32; 3]),
+    Tuned(&'static Format, Plan),
+}
+
+/// A product of a weight, as far as its launches go.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Product {
+    pub(crate) rows: usize,
+    pub(crate) k: usize,
+    /// Whether the weight's first half gates its second.
+    pub(crate) glu: bool,
+    /// Whether a row's result must not depend on how many rows there are.
+    pub(crate) deterministic: bool,
+}
+
+impl Product {
+    /// One launch for each run of the weight, or one for both halves of a gate where they are alike.
+    pub(crate) fn launches(&self, runs: &[RunShape], caps: &Caps) -> Vec<ProductLaunch> {
+        let glu = self.glu && runs.len() == 1;
+        let launch = |(run, r): (usize, &RunShape)| {
+            let n = if glu { r.rows / 2 } else { r.rows };
+            let tuned = match layout(r.dtype, r.rows, self.k, caps) {
+                Layout::File => None,
+                Layout::Tiles(f) => Some((f, f.plan(self.rows, r.rows, self.k, caps, self.deterministic))),
+            };
+            let kernel = match tuned {
+                Some((f, Some(plan))) => Kernel::Tuned(f, plan),
+                _ => self.plain(r.dtype, n, glu),
+            };
+            ProductLaunch { run, first: r.first, n, glu, kernel }
+        };
+        runs.iter().enumerate().map(launch).collect()
+    }
+
+    /// The plain kernel: a warp for each two rows of the weight.
+    fn plain(&self, dtype: DType, n: usize, glu: bool) -> Kernel {
+        let one = self.rows == 1;
+        let slots = if glu { n } else { n.div_ceil(2) };
+        let tiles = if one { 1 } else { self.rows.div_ceil(8) };
+        Kernel::Plain(plain_name(dtype, one), [slots.div_ceil(8) as u32, tiles as u32, 1])
+    }
 }
 
 macro_rules! names {

@@ -128,6 +128,19 @@ fn check_overlap(program: &Program) -> Result<()> {
     Ok(())
 }
 
+/// Tiles of a gate's weight have its halves side by side, so no product may use the weight otherwise.
+fn check_gates(program: &Program) -> Result<()> {
+    let mut gated = HashMap::new();
+    for (i, node) in program.ops.iter().enumerate() {
+        let Op::MatMul { weight, glu, .. } = node.op else { continue };
+        if *gated.entry(weight.0).or_insert(glu.is_some()) != glu.is_some() {
+            let why = "a weight gates in one product and not in another".into();
+            return Err(Error::Shape { at: format!("op {i} (matmul)"), why });
+        }
+    }
+    Ok(())
+}
+
 impl Device for Cuda {
     fn info(&self) -> &DeviceInfo {
         &self.info
@@ -158,6 +171,7 @@ impl Device for Cuda {
             let why = "are not those that the program declares".into();
             return Err(Error::Shape { at: "weights".into(), why });
         }
+        check_gates(&program)?;
         for (id, uses) in weights.iter().zip(uses(&program)) {
             self.held[id.0 as usize].ready(uses, &mut self.uploader)?;
         }
@@ -178,7 +192,7 @@ impl Device for Cuda {
         let scratch = Scratch {
             input: gpu.zeroed(bytes.input + ARENA_SLACK, "prepared inputs")?,
             wide: gpu.zeroed(bytes.wide, "gated products")?,
-            work: gpu.zeroed(bytes.work, "the work space of products")?,
+            form: gpu.zeroed(bytes.form + ARENA_SLACK, "prepared inputs")?,
             parts: gpu.zeroed(bytes.parts, "partial sums of attention")?,
         };
         let ready = Ready {
@@ -411,7 +425,7 @@ impl Ready {
     fn bytes(&self) -> usize {
         let s = &self.scratch;
         let ropes: usize = self.ropes.iter().map(|r| r.freq.bytes + r.angles.bytes).sum();
-        let scratch = s.input.bytes + s.wide.bytes + s.work.bytes + s.parts.bytes;
+        let scratch = s.input.bytes + s.wide.bytes + s.form.bytes + s.parts.bytes;
         self.arena.bytes + self.kv.buffer.bytes + ropes + scratch + self.inputs.bytes()
     }
 }

@@ -1,7 +1,7 @@
 //! One Program as a sequence of launches: the match over ops. It only queues, so the same code runs a step and records a graph.
 
 use crate::args::{self, Ptr};
-use crate::choose::{self, Choice, Input, Layout, Shape};
+use crate::choose::{self, Kernel, Product};
 use crate::gpu::{Buffer, Caps, Event, Gpu};
 use crate::kv::{KvPool, KvType};
 use crate::step::{Lists, Size};
@@ -20,11 +20,14 @@ pub(crate) const CHUNK: usize = 256;
 /// Most bytes of scratch for partial sums of attention.
 const PARTS_MAX: usize = 128 << 20;
 
+/// Most rows whose chunks go to different blocks.
+const PARTS_ROWS_MAX: usize = 1024;
+
 /// A value on the GPU: address of a view's first element, floats from row to row.
 #[derive(Clone, Copy)]
-struct At {
-    ptr: Ptr,
-    stride: i64,
+pub(crate) struct At {
+    pub(crate) ptr: Ptr,
+    pub(crate) stride: i64,
 }
 
 /// What launches need to know of a prepared Program.
@@ -50,12 +53,12 @@ pub(crate) struct RopeAt {
 
 /// Memory that ops use for themselves.
 pub(crate) struct Scratch {
-    /// Prepared inputs of products.
+    /// Inputs of products, normed.
     pub(crate) input: Buffer,
+    /// The same as tuned kernels read them.
+    pub(crate) form: Buffer,
     /// Products whose two halves come from different kernels.
     pub(crate) wide: Buffer,
-    /// What product kernels ask for.
-    pub(crate) work: Buffer,
     /// Partial sums of attention.
     pub(crate) parts: Buffer,
 }
@@ -64,8 +67,8 @@ pub(crate) struct Scratch {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ScratchBytes {
     pub(crate) input: usize,
+    pub(crate) form: usize,
     pub(crate) wide: usize,
-    pub(crate) work: usize,
     pub(crate) parts: usize,
 }
 
@@ -123,9 +126,7 @@ impl Tape<'_> {
         match *op {
             Op::Embed { out, table, scale, .. } => self.embed(pass, out, table, scale),
             Op::Norm { out, x, ref norm, add } => self.norm(pass, out, x, norm, add),
-            Op::MatMul { out, x, ref norm, weight, bias, add, glu } => {
-                self.matmul(pass, out, x, norm.as_ref(), (weight, bias), add, glu)
-            }
+            Op::MatMul { .. } => self.matmul(pass, op),
             Op::Rope { x, head_dim, table } => self.rope(pass, x, head_dim, table.0 as usize),
             Op::StoreKv { k, v, kv_layer } => self.store(pass, k, v, kv_layer as usize),
             Op::Attend { out, q, ref spec } => self.attend(pass, out, q, spec),
@@ -151,26 +152,18 @@ impl Tape<'_> {
         }
     }
 
-    fn at(&self, v: View) -> At {
+    pub(crate) fn at(&self, v: View) -> At {
         let slot = self.slots[v.value.0 as usize];
         let ptr = self.arena + 4 * (slot.offset as u64 + u64::from(v.col));
         At { ptr, stride: slot.stride as i64 }
     }
 
     /// Rows that a value is computed for, and which of the step's counts it has.
-    fn rows(&self, pass: &Pass, v: View) -> (usize, i32) {
+    pub(crate) fn rows(&self, pass: &Pass, v: View) -> (usize, i32) {
         match self.program.rows_of(v) {
             Rows::Tokens => (pass.size.rows, 0),
             Rows::Outputs => (pass.size.outputs, 1),
         }
-    }
-
-    fn weight(&self, id: WeightId) -> &Held {
-        &self.held[self.ids[id.0 as usize].0 as usize]
-    }
-
-    fn vector(&self, id: Option<WeightId>) -> Ptr {
-        id.map_or(0, |id| self.weight(id).vector())
     }
 
     fn embed(&self, pass: &Pass, out: View, table: WeightId, scale: f32) -> Result<()> {
@@ -212,102 +205,6 @@ impl Tape<'_> {
         };
         let grid = [rows as u32, x.cols / norm.group, 1];
         self.gpu.launch("norm_rows", grid, norm_block(norm.group as usize), 0, &args)
-    }
-
-    fn matmul(
-        &self,
-        pass: &Pass,
-        out: View,
-        x: View,
-        norm: Option<&NormSpec>,
-        (weight, bias): (WeightId, Option<WeightId>),
-        add: Option<View>,
-        glu: Option<Activation>,
-    ) -> Result<()> {
-        let (rows, rows_kind) = self.rows(pass, x);
-        if rows == 0 {
-            return Ok(());
-        }
-        let (held, o, k) = (self.weight(weight), self.at(out), x.cols as usize);
-        let bias = self.vector(bias);
-        let bias_at = |row: usize| if bias == 0 { 0 } else { bias + 4 * row as u64 };
-        let add = add.map(|a| self.at(a));
-        let product = Product { k, glu: glu.is_some(), rows, deterministic: self.deterministic };
-        let launches = product.launches(&held.shapes(), &self.gpu.caps);
-        let wide = glu.is_some() && !launches.iter().all(|l| l.shape.glu);
-        let half = out.cols as usize;
-        let mut made: Option<(Input, Ptr)> = None;
-        for l in &launches {
-            let input = l.choice.input;
-            let xp = match made {
-                Some((form, ptr)) if form == input => ptr,
-                _ => self.input(x, norm, rows, input)?,
-            };
-            made = Some((input, xp));
-            let base = held.runs[l.run].matrix().ok_or_else(|| self.missing("a matrix"))?;
-            let (to, stride) = match wide {
-                true => (self.scratch.wide.ptr, 2 * half as i64),
-                false => (o.ptr, o.stride),
-            };
-            let args = args::Mat {
-                w: base,
-                w2: if l.shape.glu { base + l.layout.bytes(l.shape.n) as u64 } else { 0 },
-                x: xp,
-                bias: bias_at(l.first),
-                bias2: bias_at(l.first + l.shape.n),
-                add: add.map_or(0, |a| a.ptr + 4 * l.first as u64),
-                out: to + 4 * l.first as u64,
-                work: if l.choice.work > 0 { self.scratch.work.ptr } else { 0 },
-                add_stride: add.map_or(0, |a| a.stride),
-                out_stride: stride,
-                rows: rows as i32,
-                n: l.shape.n as i32,
-                k: k as i32,
-                act: glu.map_or(0, code),
-            };
-            let go = l.choice.launch;
-            self.gpu.launch(go.kernel, go.grid, go.block, go.shared, &args)?;
-        }
-        let Some(act) = glu.filter(|_| wide) else { return Ok(()) };
-        let args = args::Map {
-            n: pass.step.n,
-            a: self.scratch.wide.ptr,
-            b: self.scratch.wide.ptr + 4 * half as u64,
-            out: o.ptr,
-            a_stride: 2 * half as i64,
-            b_stride: 2 * half as i64,
-            out_stride: o.stride,
-            rows_kind,
-            cols: half as i32,
-            act: code(act),
-            by: 0.0,
-        };
-        self.gpu.launch("map_glu", [half.div_ceil(256) as u32, rows as u32, 1], 256, 0, &args)
-    }
-
-    /// The input of a product in the form that its kernel reads; itself where it is that already.
-    fn input(&self, x: View, norm: Option<&NormSpec>, rows: usize, form: Input) -> Result<Ptr> {
-        let (i, k) = (self.at(x), x.cols as usize);
-        if norm.is_none() && form == Input::F32 && i.stride == k as i64 {
-            return Ok(i.ptr);
-        }
-        let group = norm.map_or(k, |n| n.group as usize);
-        let args = args::Prep {
-            x: i.ptr,
-            gain: self.vector(norm.and_then(|n| n.weight)),
-            bias: self.vector(norm.and_then(|n| n.bias)),
-            out: self.scratch.input.ptr,
-            x_stride: i.stride,
-            rows: rows as i32,
-            k: k as i32,
-            group: group as i32,
-            kind: norm.map_or(0, |n| kind(n.kind)),
-            eps: norm.map_or(0.0, |n| n.eps),
-            pad: 0,
-        };
-        let grid = [rows as u32, (k / group) as u32, 1];
-        self.gpu.launch(form.prep(), grid, norm_block(group), 0, &args)?;
-        Ok(self.scratch.input.ptr)
     }
 
     fn rope(&self, pass: &Pass, x: View, head_dim: u32, table: usize) -> Result<()> {
@@ -459,7 +356,15 @@ impl Tape<'_> {
             return Ok(());
         }
         let size = Size { rows, ..pass.size };
-        let split = attend_split(spec, size, self.gpu.caps.multiprocessors as usize);
+        let fast = decode_kernels(self.kv_type, spec).filter(|_| {
+            let fits = size.rows <= PARTS_ROWS_MAX && parts_bytes(spec, size) <= PARTS_MAX;
+            let aligned = i.ptr % 16 == 0 && i.stride % 4 == 0;
+            aligned && !self.deterministic && (size.chunks == 1 || fits)
+        });
+        let split = match fast {
+            Some(_) => size.chunks > 1,
+            None => attend_split(spec, size, self.gpu.caps.multiprocessors as usize),
+        };
         let wide = spec.head_dim % 8 == 0 && spec.v_dim % 8 == 0;
         let (kernel, tile) = attend_kernel(self.kv_type, wide, (spec.heads / spec.kv_heads) as usize);
         let args = args::Attend {
@@ -483,6 +388,16 @@ impl Tape<'_> {
             scale: spec.scale,
             softcap: spec.softcap.unwrap_or(0.0),
         };
+        if let Some((decode, join)) = fast {
+            let group = spec.heads / spec.kv_heads;
+            let grid = [size.chunks as u32, spec.kv_heads * group.div_ceil(16), rows as u32];
+            let shared = 8 * group.min(16) * spec.head_dim * 4;
+            self.gpu.launch(decode, grid, 256, shared, &args)?;
+            return match split {
+                true => self.gpu.launch(join, [spec.heads.div_ceil(4), rows as u32, 1], 128, 0, &args),
+                false => Ok(()),
+            };
+        }
         let pad = |n: u32| n.next_multiple_of(4) as usize;
         let floats = tile * (pad(spec.head_dim) + CHUNK + 2 * pad(spec.v_dim) + 4);
         let tiles = (spec.heads / spec.kv_heads).div_ceil(tile as u32);
@@ -525,7 +440,7 @@ impl Tape<'_> {
         self.gpu.launch(kernel, [out.cols.div_ceil(256), rows as u32, 1], 256, 0, &args)
     }
 
-    fn missing(&self, what: &str) -> Error {
+    pub(crate) fn missing(&self, what: &str) -> Error {
         self.gpu.error(format!("{what} is not on the GPU; this is a bug, please report it"))
     }
 }
@@ -557,46 +472,6 @@ impl Brake<'_> {
             return Err(Error::Stopped);
         }
         Ok(())
-    }
-}
-
-/// One launch of a product.
-pub(crate) struct ProductLaunch {
-    run: usize,
-    /// First output column.
-    first: usize,
-    shape: Shape,
-    layout: Layout,
-    choice: Choice,
-}
-
-/// A product of a weight, as far as its launches go.
-struct Product {
-    k: usize,
-    glu: bool,
-    rows: usize,
-    deterministic: bool,
-}
-
-impl Product {
-    /// One launch for each run of the weight, or one for both halves of a gate where they are alike.
-    fn launches(&self, runs: &[RunShape], caps: &Caps) -> Vec<ProductLaunch> {
-        let Product { k, rows, deterministic, .. } = *self;
-        let launch = |run: usize, glu: bool| {
-            let r = runs[run];
-            let layout = choose::layout(r.dtype, r.rows, k, caps);
-            let n = if glu { r.rows / 2 } else { r.rows };
-            let shape = Shape { dtype: r.dtype, rows, n, k, glu };
-            let choice = choose::choose(&shape, &layout, caps, deterministic);
-            ProductLaunch { run, first: r.first, shape, layout, choice }
-        };
-        if let ([one], true) = (runs, self.glu) {
-            let layout = choose::layout(one.dtype, one.rows, k, caps);
-            if (one.rows / 2) % layout.group == 0 {
-                return vec![launch(0, true)];
-            }
-        }
-        (0..runs.len()).map(|run| launch(run, false)).collect()
     }
 }
 
@@ -632,27 +507,21 @@ pub(crate) fn scratch_bytes(
                     rows = choose::bucket(rows + 1, limit);
                     let launches =
                         Product { k, glu: glu.is_some(), rows, deterministic }.launches(runs, caps);
+                    b.input = b.input.max(4 * rows * k);
                     for l in &launches {
-                        b.input = b.input.max(rows * l.choice.input.row_bytes(k));
-                        b.work = b.work.max(l.choice.work);
+                        if let Kernel::Tuned(format, plan) = &l.kernel {
+                            b.form = b.form.max(format.parts(plan, k).bytes);
+                        }
                     }
-                    if glu.is_some() && !launches.iter().all(|l| l.shape.glu) {
+                    if glu.is_some() && launches.iter().any(|l| !l.glu) {
                         b.wide = b.wide.max(4 * rows * all);
                     }
                 }
             }
             Op::Attend { ref spec, .. } => {
-                let longest = chunk_bucket(limits.kv_blocks * BLOCK_TOKENS);
-                let mut chunks = 1;
-                while chunks <= longest {
-                    for rows in 1..=limits.rows.min(8 * caps.multiprocessors as usize) {
-                        let size = Size { rows, outputs: 0, chunks };
-                        if attend_split(spec, size, caps.multiprocessors as usize) {
-                            b.parts = b.parts.max(parts_bytes(spec, size));
-                        }
-                    }
-                    chunks *= 2;
-                }
+                let chunks = chunk_bucket(limits.kv_blocks * BLOCK_TOKENS);
+                let size = Size { rows: limits.rows.min(PARTS_ROWS_MAX), outputs: 0, chunks };
+                b.parts = b.parts.max(parts_bytes(spec, size).min(PARTS_MAX));
             }
             _ => {}
         }
@@ -672,7 +541,28 @@ fn parts_bytes(spec: &AttendSpec, size: Size) -> usize {
 /// Whether the chunks of a row go to different blocks: where rows and heads alone do not fill the GPU. It changes no bit.
 fn attend_split(spec: &AttendSpec, size: Size, multiprocessors: usize) -> bool {
     let blocks = size.rows * spec.kv_heads as usize;
-    size.chunks > 1 && blocks < 8 * multiprocessors && parts_bytes(spec, size) <= PARTS_MAX
+    size.chunks > 1
+        && size.rows <= PARTS_ROWS_MAX
+        && blocks < 8 * multiprocessors
+        && parts_bytes(spec, size) <= PARTS_MAX
+}
+
+/// The tensor-core kernels of attn_decode.cu for single rows.
+fn decode_kernels(kv: KvType, spec: &AttendSpec) -> Option<(&'static str, &'static str)> {
+    if spec.head_dim != spec.v_dim {
+        return None;
+    }
+    match (kv, spec.head_dim) {
+        (KvType::F16, 64) => Some(("attn_decode_f16_64", "attn_join_64")),
+        (KvType::F16, 96) => Some(("attn_decode_f16_96", "attn_join_96")),
+        (KvType::F16, 128) => Some(("attn_decode_f16_128", "attn_join_128")),
+        (KvType::F16, 256) => Some(("attn_decode_f16_256", "attn_join_256")),
+        (KvType::BF16, 64) => Some(("attn_decode_bf16_64", "attn_join_64")),
+        (KvType::BF16, 96) => Some(("attn_decode_bf16_96", "attn_join_96")),
+        (KvType::BF16, 128) => Some(("attn_decode_bf16_128", "attn_join_128")),
+        (KvType::BF16, 256) => Some(("attn_decode_bf16_256", "attn_join_256")),
+        _ => None,
+    }
 }
 
 /// The attention kernel and the query heads of its tiles.
@@ -727,18 +617,18 @@ fn flash_kernel(kv: KvType, head_dim: u32) -> Option<(&'static str, u32)> {
 }
 
 /// Threads of a block that norms so many columns.
-fn norm_block(group: usize) -> u32 {
+pub(crate) fn norm_block(group: usize) -> u32 {
     (group.div_ceil(4).next_multiple_of(32)).clamp(32, 1024) as u32
 }
 
-fn kind(kind: NormKind) -> i32 {
+pub(crate) fn kind(kind: NormKind) -> i32 {
     match kind {
         NormKind::Rms => 1,
         NormKind::Layer => 2,
     }
 }
 
-fn code(act: Activation) -> i32 {
+pub(crate) fn code(act: Activation) -> i32 {
     match act {
         Activation::Silu => 0,
         Activation::GeluTanh => 1,

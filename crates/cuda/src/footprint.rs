@@ -1,7 +1,7 @@
 //! The bytes that a prepared Program takes on a GPU, part by part, computed from shapes and types before anything is loaded, by the
 //! functions that the device itself prepares with.
 
-use crate::choose;
+use crate::choose::{self, Layout};
 use crate::device::ARENA_SLACK;
 use crate::exec;
 use crate::gpu::Caps;
@@ -76,13 +76,12 @@ pub fn footprint(
         for run in &runs {
             // Rows of one element are vectors, which have no blocks.
             let file = held(run.dtype.row_bytes(cols).unwrap_or(0) * run.rows + SLACK);
-            let layout = choose::layout(run.dtype, run.rows, cols, caps);
-            match (uses.matrix, layout.repack) {
-                (true, Some(_)) => {
-                    f.weights += held(layout.bytes(run.rows) + SLACK);
+            match (uses.matrix, choose::layout(run.dtype, run.rows, cols, caps)) {
+                (true, Layout::Tiles(format)) => {
+                    f.weights += held(format.bytes(run.rows, cols) + SLACK);
                     f.tables += if uses.table { file } else { 0 };
                 }
-                (true, None) => f.weights += file,
+                (true, Layout::File) => f.weights += file,
                 (false, _) => f.weights += if uses.table { file } else { 0 },
             }
         }
@@ -96,6 +95,6 @@ pub fn footprint(
     let angles: usize = program.ropes.iter().map(|t| 4 * t.rot_dims as usize * limits.rows).sum();
     f.activations = held(4 * arena.elements + ARENA_SLACK) + held(angles) - f.logits;
     let s = exec::scratch_bytes(program, &shapes, limits, caps, deterministic);
-    f.scratch = [s.input + ARENA_SLACK, s.wide, s.work, s.parts].into_iter().map(held).sum();
+    f.scratch = [s.input + ARENA_SLACK, s.form + ARENA_SLACK, s.wide, s.parts].into_iter().map(held).sum();
     Ok(f)
 }

@@ -241,16 +241,39 @@ impl Gpu {
         shared: u32,
         args: &A,
     ) -> Result<()> {
+        self.launch_cluster(kernel, grid, block, shared, 1, args)
+    }
+
+    /// Queues a kernel of which so many neighbouring blocks work together.
+    pub(crate) fn launch_cluster<A: Args>(
+        &self,
+        kernel: &'static str,
+        grid: [u32; 3],
+        block: u32,
+        shared: u32,
+        cluster: u32,
+        args: &A,
+    ) -> Result<()> {
         if grid.contains(&0) {
             return Ok(());
         }
         let Function { handle, dependent, .. } = self.function(kernel, shared)?;
+        use sys::CUlaunchAttributeID as Id;
+        use sys::CUlaunchAttributeValue as Value;
+        let attribute = |id, value| sys::CUlaunchAttribute_st { id, pad: [0; 4], value };
+        // SAFETY: plain numbers, for which zeros are a value.
+        let mut dim = unsafe { std::mem::zeroed::<Value>() };
+        dim.clusterDim.x = cluster;
+        dim.clusterDim.y = 1;
+        dim.clusterDim.z = 1;
+        let mut attributes = [attribute(Id::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION, dim); 2];
+        let mut n = usize::from(cluster > 1);
         // Only the machine code for Hopper waits.
-        let mut attribute = sys::CUlaunchAttribute_st {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        if dependent && self.caps.sm == 90 {
+            let early = Value { programmaticStreamSerializationAllowed: 1 };
+            attributes[n] = attribute(Id::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION, early);
+            n += 1;
+        }
         let config = sys::CUlaunchConfig_st {
             gridDimX: grid[0],
             gridDimY: grid[1],
@@ -260,8 +283,8 @@ impl Gpu {
             blockDimZ: 1,
             sharedMemBytes: shared,
             hStream: self.stream,
-            attrs: &mut attribute,
-            numAttrs: u32::from(dependent && self.caps.sm == 90),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: n as u32,
         };
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the kernel takes one struct by value with this layout (args.rs mirrors the sources); the driver copies it

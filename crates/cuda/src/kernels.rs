@@ -14,7 +14,37 @@ macro_rules! images {
     };
 }
 
-images!["basic", "attend", "flash", "simple", "peaks"];
+images![
+    "basic",
+    "attend",
+    "attn_decode",
+    "flash",
+    "mv_k",
+    "mv_q",
+    "mv_f",
+    "mv_prep",
+    "mm_k",
+    "mm_q",
+    "mm_f",
+    "mm_prep",
+    "mv_repack",
+    "simple",
+    "peaks"
+];
 
-/// The files whose kernels all begin with `begin()`: they may be launched before those before them are done.
-pub(crate) const DEPENDENT: &[&str] = &["basic", "attend", "flash", "simple"];
+/// The files whose kernels all wait for those before them (`begin()`, `pdl_wait()`): they may be launched before those before them are done.
+pub(crate) const DEPENDENT: &[&str] = &[
+    "basic",
+    "attend",
+    "attn_decode",
+    "flash",
+    "mv_k",
+    "mv_q",
+    "mv_f",
+    "mv_prep",
+    "mm_k",
+    "mm_q",
+    "mm_f",
+    "mm_prep",
+    "simple",
+];

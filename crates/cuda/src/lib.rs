@@ -12,6 +12,7 @@ mod gpu;
 mod kernels;
 mod kv;
 mod peaks;
+mod product;
 mod step;
 mod tuned;
 mod weights;

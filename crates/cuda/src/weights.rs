@@ -1,7 +1,7 @@
 //! What the device keeps of a weight: matrices in runs of parts of one tensor type, vectors as f32, tables as in the file.
 
 use crate::args::{Ptr, Repack};
-use crate::choose;
+use crate::choose::{self, Layout};
 use crate::gpu::{Buffer, Event, Gpu, Pinned};
 use quarrel_formats::{DType, Tensor, dequantize};
 use quarrel_ir::{Error, Op, Program, Result, WeightDecl};
@@ -15,6 +15,8 @@ pub(crate) const SLACK: usize = 256;
 pub(crate) struct Uses {
     pub(crate) vector: bool,
     pub(crate) matrix: bool,
+    /// The matrix's first half gates its second.
+    pub(crate) halves: bool,
     pub(crate) table: bool,
 }
 
@@ -23,7 +25,10 @@ pub(crate) fn uses(program: &Program) -> Vec<Uses> {
     let mut all = vec![Uses::default(); program.weights.len()];
     for node in &program.ops {
         match node.op {
-            Op::MatMul { weight, .. } => all[weight.0 as usize].matrix = true,
+            Op::MatMul { weight, glu, .. } => {
+                let uses = &mut all[weight.0 as usize];
+                (uses.matrix, uses.halves) = (true, uses.halves || glu.is_some());
+            }
             Op::Embed { table, .. } => all[table.0 as usize].table = true,
             _ => {}
         }
@@ -150,18 +155,32 @@ impl Held {
         if !uses.matrix {
             return Ok(());
         }
+        let glu = uses.halves && self.runs.len() == 1;
         for run in &mut self.runs {
             let Some(file) = run.file.as_ref().filter(|_| run.packed.is_none()) else { continue };
             let RunShape { dtype, rows, .. } = run.shape;
-            let layout = choose::layout(dtype, rows, cols, &uploader.gpu.caps);
-            let Some(repack) = layout.repack else { continue };
+            let Layout::Tiles(format) = choose::layout(dtype, rows, cols, &uploader.gpu.caps) else {
+                continue;
+            };
             let gpu = &uploader.gpu;
-            let packed = gpu.alloc(layout.bytes(rows) + SLACK, &self.tensors[run.parts.start].name)?;
-            let args = Repack { src: file.ptr, dst: packed.ptr, n: rows as i32, k: cols as i32 };
-            gpu.launch(repack.kernel, repack.grid, repack.block, repack.shared, &args)?;
+            let name = &self.tensors[run.parts.start].name;
+            let packed = gpu.zeroed(format.bytes(rows, cols) + SLACK, name)?;
+            let args = Repack {
+                src: file.ptr,
+                dst: packed.ptr,
+                n: rows as i64,
+                row0: 0,
+                rows: rows as i32,
+                k: cols as i32,
+                glu: i32::from(glu),
+                pad: 0,
+            };
+            let grid = (cols.div_ceil(32) * rows).div_ceil(256) as u32;
+            gpu.launch(format.repack, [grid, 1, 1], 256, 0, &args)?;
             run.packed = Some(packed);
             if !uses.table {
-                run.file = None; // freeing waits for the kernel
+                gpu.wait()?;
+                run.file = None;
             }
         }
         Ok(())

@@ -33,7 +33,8 @@ const TARGETS: &[&str] = &[
 ];
 
 /// Kernels that most time goes into: none may keep variables in memory because it has too few registers.
-const HOT: &[&str] = &["simple_", "mv_", "mm_", "attend_f16_8_", "attend_bf16_8_4", "attend_bf16_8_8", "prep_", "norm_rows"];
+const HOT: &[&str] =
+    &["mv_", "mm_", "attn_decode_", "attend_f16_8_", "attend_bf16_8_", "flash_", "norm_rows", "rope_store_"];
 
 /// Compiles the files whose sources changed (or `all`), and writes digests and resources.
 pub(crate) fn build(python: &Path, all: bool) -> Result<()> {
@@ -70,7 +71,8 @@ pub(crate) fn build(python: &Path, all: bool) -> Result<()> {
         println!("{name}: {} bytes", std::fs::metadata(&image)?.len());
     }
     write_digests(&names)?;
-    let mut text = String::from("file\tkernel and target\tregisters\tshared\tstack\tspill stores\tspill loads\n");
+    let mut text =
+        String::from("file\tkernel and target\tregisters\tshared\tstack\tspill stores\tspill loads\n");
     for ((file, kernel), r) in &resources {
         writeln!(text, "{file}\t{kernel}\t{}\t{}\t{}\t{}\t{}", r[0], r[1], r[2], r[3], r[4])?;
     }
@@ -124,7 +126,9 @@ const TABLES: [&str; 6] = ["iq1_s", "iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq
 
 /// The codebooks as C tables: one 16-bit word for each vector, as they are packed.
 fn grids() -> Result<String> {
-    let mut text = String::from("// The codebooks of the IQ types, packed; made by `cargo xtask kernels`.\n#pragma once\n");
+    let mut text = String::from(
+        "// The codebooks of the IQ types, packed; made by `cargo xtask kernels`.\n#pragma once\n",
+    );
     for name in TABLES {
         let bytes = std::fs::read(format!("{GRIDS}/{name}.bin"))?;
         let words: Vec<String> =
@@ -135,7 +139,26 @@ fn grids() -> Result<String> {
     Ok(text)
 }
 
-/// The digest of all that an image is made of: its source, all headers, the codebooks, compiler and flags.
+/// A source and the headers that it includes, directly or not; generated ones are left out.
+fn sources(name: &str) -> Result<Vec<String>> {
+    let mut all = vec![format!("{name}.cu")];
+    let mut next = 0;
+    while let Some(file) = all.get(next) {
+        let path = format!("{SOURCES}/{file}");
+        let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let included =
+            text.lines().filter_map(|l| l.strip_prefix("#include \"")?.split('"').next().map(str::to_owned));
+        for header in included.collect::<Vec<_>>() {
+            if header != "grids.cuh" && !all.contains(&header) {
+                all.push(header);
+            }
+        }
+        next += 1;
+    }
+    Ok(all)
+}
+
+/// The digest of all that an image is made of: its source and headers, the codebooks, compiler and flags.
 fn digest(name: &str) -> Result<String> {
     let mut sum = Sha256::new();
     let mut add = |path: String| -> Result<()> {
@@ -144,9 +167,8 @@ fn digest(name: &str) -> Result<String> {
         sum.update(bytes);
         Ok(())
     };
-    add(format!("{SOURCES}/{name}.cu"))?;
-    for header in files("cuh")? {
-        add(format!("{SOURCES}/{header}.cuh"))?;
+    for file in sources(name)? {
+        add(format!("{SOURCES}/{file}"))?;
     }
     for table in TABLES {
         add(format!("{GRIDS}/{table}.bin"))?;

@@ -119,6 +119,10 @@ def main():
             if rows > 1 and not big:
                 r += [(2, 2, 8, 1, 3, True), (4, 2, 8, 1, 3, True), (4, 2, 16, 1, 3, True), (8, 2, 16, 1, 3, True), (2, 4, 8, 2, 3, True)]
             return r
+        if "wide" in arg:
+            for t in types:
+                time_type(t, peak, ("o", "qkv", "gate_up", "down"), (16, 32), lambda n, r: [(w, k, 8, 1, s, True) for w, k in ((8, 1), (4, 2), (2, 4), (1, 8)) for s in (2, 3)])
+            return
         for t in types:
             time_type(t, peak, SHAPES if t in fast else ("gate_up", "down"), (1, 8) if t in fast else (1,), plans)
     print("all", round(time.time() - t0, 1), "s")
