@@ -2,6 +2,7 @@
 //! spellings (`spelling`) are all made from it.
 #![allow(rustdoc::broken_intra_doc_links, reason = "help texts are not Markdown: [default: x] is no link")]
 
+mod config;
 mod eval;
 mod guess;
 mod guide;
@@ -16,6 +17,7 @@ use quarrel_engine::Eviction;
 use quarrel_runtime::EngineOptions;
 use quarrel_runtime::devices::Place;
 
+pub(crate) use config::{Config, ConfigArgs, ConfigCommand, ConfigOf};
 pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
 pub(crate) use guess::{DRAFT_MAX, Guess, GuessArgs};
 pub(crate) use guide::GuideArgs;
@@ -114,14 +116,6 @@ pub(crate) enum Command {
     /// Print the reference of the configuration as Markdown
     #[command(hide = true)]
     DocsConfig,
-}
-
-/// Where settings come from beside flags.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct ConfigArgs {
-    /// Read settings from this file [default: $QUARREL_CONFIG, or quarrel/config.toml in the folder for configuration]
-    #[arg(long, value_name = "FILE", global = true, help_heading = "General")]
-    pub(crate) config: Option<PathBuf>,
 }
 
 /// Which model, and what may be done to get it.
@@ -358,14 +352,14 @@ pub(crate) struct Run {
     /// With --json: the log-probability of each token, and the N best in its place
     #[arg(long, value_name = "N", requires = "json", value_parser = clap::value_parser!(u32).range(0..=64), help_heading = "Output")]
     pub(crate) logprobs: Option<u32>,
-    #[command(flatten)]
-    pub(crate) config: ConfigArgs,
     /// ... of the model itself, or of what the token was drawn from, after the sampling chain [default: raw]
     #[arg(long, value_enum, value_name = "WHOSE", requires = "logprobs", help_heading = "Output")]
     pub(crate) logprobs_of: Option<Logprobs>,
     /// Show how each token was drawn, with N candidates: what each stage of the chain left, and the draw. With --json as `explain` [default: 5]
     #[arg(long, value_name = "N", num_args = 0..=1, require_equals = true, default_missing_value = "5", value_parser = clap::value_parser!(u32).range(0..=100), conflicts_with = "best_of", help_heading = "Output")]
     pub(crate) explain: Option<u32>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
 }
 
 /// Talk with a model.
@@ -396,43 +390,6 @@ pub(crate) struct Chat {
     pub(crate) guide: GuideArgs,
     #[command(flatten)]
     pub(crate) config: ConfigArgs,
-}
-
-/// The configuration.
-#[derive(Debug, Args)]
-pub(crate) struct Config {
-    #[command(subcommand)]
-    pub(crate) command: ConfigCommand,
-    #[command(flatten)]
-    pub(crate) config: ConfigArgs,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum ConfigCommand {
-    /// Print the settings of a command and where each comes from; secrets are hidden
-    Show {
-        /// The command
-        #[arg(value_name = "COMMAND", value_enum, default_value_t = ConfigOf::Serve)]
-        of: ConfigOf,
-        /// Print one JSON object: command, file, settings
-        #[arg(long, help_heading = "Output")]
-        json: bool,
-    },
-    /// Write a file with every key and its default, each behind a #; one that exists is left alone
-    Init {
-        /// Where; - is stdout [default: quarrel/config.toml in the folder for configuration]
-        #[arg(value_name = "FILE")]
-        file: Option<PathBuf>,
-    },
-}
-
-/// A command with settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum ConfigOf {
-    Serve,
-    Run,
-    Chat,
-    Keys,
 }
 
 /// Fetch models.

@@ -9,7 +9,7 @@ use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::guide::{Amateur, Answer, Guide, GuideStats, Pairs, Turn};
 use crate::handle::{Place, Scores};
 use crate::outbox::Outbox;
-use crate::request::{BestBy, Request};
+use crate::request::{BestBy, LogprobsOf, Request};
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
 use crate::sequence::Sequence;
 use crate::speculate::Speculate;
@@ -216,6 +216,11 @@ impl Generation {
         let top = logprobs.unwrap_or(0).into();
         let answer = Answer::new(&guide, top).map(Box::new);
         let top = answer.as_ref().map_or(top, |a| a.wanted_top());
+        // What the caller does not read, guidance may.
+        let logprobs_of = match logprobs_of {
+            LogprobsOf::Unreported if answer.as_ref().is_some_and(|a| a.measures()) => LogprobsOf::Raw,
+            of => of,
+        };
         let Guide { negative, amateur, .. } = guide;
         let pairs = shadow.zip(negative).map(|(shadow, n)| Pairs::new(n.scale, sequence, shadow));
         let mut sampler = Sampler::new(sampling, seed, top, &prompt)

@@ -6,8 +6,8 @@ mod common;
 use common::{Answer, VOCAB, collect, load_salted, program, prompt, run, start};
 use quarrel_engine::{
     Amateur, Beams, Coherence, Confidence, DraftConfig, DraftModel, Engine, EngineConfig, Error, Event,
-    Eviction, FinishReason, Guide, Handle, Negative, Repetition, Request, Sampling, Speculate, Verdict,
-    Watch, WatchBox,
+    Eviction, FinishReason, Guide, Handle, LogprobsOf, Negative, Repetition, Request, Sampling, Speculate,
+    Verdict, Watch, WatchBox,
 };
 use quarrel_ir::reference::Reference;
 use std::collections::HashMap;
@@ -219,6 +219,17 @@ fn load_guesses_caches_and_preemption_change_nothing() {
     }
     let stats = handle.stats();
     assert!(stats.rewinds > 0 && stats.guide_rows > 0 && stats.repetitions > 0, "{stats:?}");
+}
+
+/// Guidance judges by log-probabilities that the caller may have no use for.
+#[test]
+fn answers_are_the_same_without_log_probabilities() {
+    let handle = start(EngineConfig { kv_blocks: Some(120), ..config(96) });
+    for (name, guide) in guides() {
+        let told = request(prompt(20, 6), &guide);
+        let silent = Request { logprobs: None, logprobs_of: LogprobsOf::Unreported, ..told.clone() };
+        assert_eq!(run(&handle, silent).tokens, run(&handle, told).tokens, "{name}");
+    }
 }
 
 /// The sequences of a request wait for each other, and there is not always room for all.

@@ -113,6 +113,11 @@ impl Answer {
         (answer.loops.is_some() || answer.holds()).then_some(answer)
     }
 
+    /// Whether it judges tokens by the model's log-probabilities.
+    pub(crate) fn measures(&self) -> bool {
+        self.segments.is_some()
+    }
+
     /// Best tokens that the sampler must report.
     pub(crate) fn wanted_top(&self) -> usize {
         match self.segments.as_ref().map(|s| &s.criterion) {
