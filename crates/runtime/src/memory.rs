@@ -336,7 +336,7 @@ mod tests {
     #[test]
     fn a_type_of_the_cache_that_was_asked_for_is_kept() {
         assert_eq!(kv_types(None, &Chosen::Cpu), [KvType::F16, KvType::Q8_0, KvType::Q4_0]);
-        assert_eq!(kv_types(Some(KvType::F32)), [KvType::F32, KvType::F16]);
+        assert_eq!(kv_types(Some(KvType::F32), &Chosen::Cpu), [KvType::F32, KvType::F16]);
         for kv in [KvType::F16, KvType::BF16, KvType::Q8_0, KvType::Q4_0] {
             assert_eq!(kv_types(Some(kv), &Chosen::Cpu), [kv]);
         }
