@@ -325,5 +325,6 @@ macro_rules! args {
     ($($t:ty),*) => { $(impl Args for $t {})* };
 }
 args!(
-    Prep, Mat, Mv, MvPrep, Mm, MmPrep, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, RopeStore, Map, Pick, CopyPages, Peak
+    Prep, Mat, Mv, MvPrep, Mm, MmPrep, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, RopeStore,
+    Map, Pick, CopyPages, Peak
 );

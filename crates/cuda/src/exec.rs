@@ -365,7 +365,7 @@ impl Tape<'_> {
             Some(_) => size.chunks > 1,
             None => attend_split(spec, size, self.gpu.caps.multiprocessors as usize),
         };
-        let wide = spec.head_dim % 8 == 0 && spec.v_dim % 8 == 0;
+        let wide = spec.head_dim.is_multiple_of(8) && spec.v_dim.is_multiple_of(8);
         let (kernel, tile) = attend_kernel(self.kv_type, wide, (spec.heads / spec.kv_heads) as usize);
         let args = args::Attend {
             step: pass.step,

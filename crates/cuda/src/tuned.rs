@@ -162,7 +162,7 @@ impl Format {
         for &cluster in clusters {
             for stages in [3, 2] {
                 let columns = (tiles.div_ceil(cluster) + usize::from(cluster > 1)) * self.columns;
-                let sums = if self.sums > 0 { columns / self.sums * 32 } else { 0 };
+                let sums = columns.checked_div(self.sums).map_or(0, |groups| 32 * groups);
                 let shared = 1792
                     + WARPS * stages * stage
                     + WARPS * 1024
