@@ -225,29 +225,38 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
     }
 }
 
-// Joins the chunks of a row's heads: a warp a head. Grid: ceil(heads / 4), rows; 128 threads.
+// Joins the chunks of a row's head, first to last; what each counts for is worked out beforehand, so no load waits for another.
+// Grid: heads, rows; HD threads (at least 128).
 template <int HD> __device__ __forceinline__ void join(const AttendArgs& a) {
+    constexpr int MOST = 512;
+    __shared__ float f[MOST], red[8];
     pdl_launch();
     pdl_wait();
-    const int at = blockIdx.y, head = blockIdx.x * 4 + (threadIdx.x >> 5), lane = threadIdx.x & 31;
-    if ((!a.list && at >= a.step.n[0]) || head >= a.heads) return;
+    const int at = blockIdx.y, head = blockIdx.x, tid = threadIdx.x, warp = tid >> 5, warps = blockDim.x >> 5;
+    if (!a.list && at >= a.step.n[0]) return;
     const int r = a.list ? a.list[at] : at, position = a.step.row[r].y;
     const int c0 = (a.window > 0 ? max(0, position + 1 - a.window) : 0) / 256, c1 = position / 256 + 1;
     const float* p = a.part + ((int64_t)at * a.heads + head) * a.chunks * (HD + 2);
     float m = -INFINITY;
-    for (int c = c0 + lane; c < c1; c += 32) m = fmaxf(m, p[c * (HD + 2) + HD]);
+    for (int c = c0 + tid; c < c1; c += blockDim.x) m = fmaxf(m, p[c * (HD + 2) + HD]);
     for (int o = 16; o; o >>= 1) m = fmaxf(m, __shfl_xor_sync(~0u, m, o));
-    float total = 0, v[HD / 32] = {};
-#pragma unroll 4
-    for (int c = c0; c < c1; c++) {
-        const float* e = p + c * (HD + 2);
-        const float f = __expf(e[HD] - m);
-        total += f * e[HD + 1];
-#pragma unroll
-        for (int i = 0; i < HD / 32; i++) v[i] += f * e[i * 32 + lane];
+    if ((tid & 31) == 0) red[warp] = m;
+    __syncthreads();
+    for (int w = 0; w < warps; w++) m = fmaxf(m, red[w]);
+    float total = 0, v = 0;
+    for (int b = c0; b < c1; b += MOST) {
+        const int n = min(MOST, c1 - b);
+        __syncthreads();
+        for (int c = tid; c < n; c += blockDim.x) f[c] = __expf(p[(b + c) * (HD + 2) + HD] - m);
+        __syncthreads();
+#pragma unroll 8
+        for (int c = 0; c < n; c++) {
+            const float* e = p + (b + c) * (HD + 2);
+            total += f[c] * e[HD + 1];
+            if (HD % 32 == 0 && tid < HD) v += f[c] * e[tid];
+        }
     }
-#pragma unroll
-    for (int i = 0; i < HD / 32; i++) a.out[r * a.out_stride + (int64_t)head * HD + i * 32 + lane] = v[i] / total;
+    if (tid < HD) a.out[r * a.out_stride + (int64_t)head * HD + tid] = v / total;
 }
 
 } // namespace q
@@ -255,7 +264,7 @@ template <int HD> __device__ __forceinline__ void join(const AttendArgs& a) {
 #define DECODE(HD)                                                                                                                                  \
     extern "C" __global__ void __launch_bounds__(256) attn_decode_f16_##HD(const __grid_constant__ q::AttendArgs a) { q::decode<false, HD>(a); } \
     extern "C" __global__ void __launch_bounds__(256) attn_decode_bf16_##HD(const __grid_constant__ q::AttendArgs a) { q::decode<true, HD>(a); } \
-    extern "C" __global__ void __launch_bounds__(128) attn_join_##HD(const __grid_constant__ q::AttendArgs a) { q::join<HD>(a); }
+    extern "C" __global__ void __launch_bounds__(256) attn_join_##HD(const __grid_constant__ q::AttendArgs a) { q::join<HD>(a); }
 DECODE(64)
 DECODE(96)
 DECODE(128)

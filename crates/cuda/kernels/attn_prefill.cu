@@ -83,6 +83,13 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
             qf[s][i] = pair<BF>(v.x, v.y);
         }
 
+    // With 64 columns the compiler (13.0) gives the weights below the registers of the queries and loses these after the first
+    // step, so they are kept in shared memory, each lane its own.
+    uint4* const kept = (uint4*)(sm + 3 * STAGE) + (tid >> 5) * PARTS * 4 * 32 + lane;
+    if (PARTS == 1)
+#pragma unroll
+        for (int i = 0; i < PARTS * 4; i++) kept[i * 32] = make_uint4(qf[i][0], qf[i][1], qf[i][2], qf[i][3]);
+
     float o[PARTS][32], m[2] = {-INFINITY, -INFINITY}, l[2] = {0, 0};
 #pragma unroll
     for (int p = 0; p < PARTS; p++)
@@ -105,6 +112,12 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
 #pragma unroll
         for (int i = 0; i < 32; i++) s[i] = 0;
         settle(s);
+        if (PARTS == 1)
+#pragma unroll
+            for (int i = 0; i < PARTS * 4; i++) {
+                const uint4 v = kept[i * 32];
+                qf[i][0] = v.x, qf[i][1] = v.y, qf[i][2] = v.z, qf[i][3] = v.w;
+            }
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int k = 0; k < PARTS * 4; k++) Wgmma<BF, 64>::go(s, qf[k], desc0 | ((base + (k >> 2) * 8192 + (k & 3) * 32) >> 4));

@@ -57,7 +57,7 @@ class Case:
         a = self.args(window, softcap, self.chunks > 1)
         launch(fn("attn_decode", f"attn_decode_{name}_{self.hd}", s), a, (self.chunks, self.kv * ((group + 15) // 16), rows), 256, s, 1, True)
         if self.chunks > 1:
-            launch(fn("attn_decode", f"attn_join_{self.hd}"), a, ((self.heads + 3) // 4, rows, 1), 128, 0, 1, True)
+            launch(fn("attn_decode", f"attn_join_{self.hd}"), a, (self.heads, rows, 1), max(128, self.hd), 0, 1, True)
 
     def want(self, window, softcap):
         o, at = [], 0
@@ -100,7 +100,7 @@ class Prompt:
         c = self.c
         a = PrefillArgs(self.tiles.data_ptr(), c.blocks.data_ptr(), self.q.data_ptr(), self.out.data_ptr(), c.pool.data_ptr(), self.q.stride(0),
                         self.out.stride(0), c.page, 0, c.v_at, c.heads, c.kv, window, 0, 1 / math.sqrt(c.hd), softcap)
-        s = 3 * 2 * ((c.hd + 63) // 64) * 8192
+        s = 3 * 2 * ((c.hd + 63) // 64) * 8192 + (24576 if c.hd == 64 else 0)
         launch(fn("attn_prefill", f"attn_prefill_{'bf16' if c.dt == torch.bfloat16 else 'f16'}_{c.hd}", s), a, (c.heads, self.n, 1),
                128 * (2 if c.hd == 256 else 3), s, 1, True)
 
