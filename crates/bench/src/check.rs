@@ -250,6 +250,7 @@ mod tests {
             depths: if decode > 0 { vec![0] } else { vec![] },
             batch: batch.into(),
             repeat: 1,
+            step: 512,
         };
         for same in [work(512, 0, &[]), work(9, 128, &[]), work(0, 0, &[1, 2])] {
             same_work(&base, &same).unwrap();
