@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 
 use crate::error::ApiError;
 use crate::guidance::Guidance;
-use crate::sampling::{Best, Bias, DynamicTemp, Logprobs};
+use crate::sampling::{Best, Bias, DynamicTemp, LogprobsChoice};
 
 /// Most stop strings, and bytes of each.
 const STOPS_MAX: usize = 16;
@@ -219,7 +219,7 @@ pub(crate) struct Fields {
     /// What is best: the highest mean log-probability, if not given.
     pub(crate) best_of_by: Option<Best>,
     /// Whose log-probabilities are given: those of the model, if not given.
-    pub(crate) logprobs_of: Option<Logprobs>,
+    pub(crate) logprobs_of: Option<LogprobsChoice>,
     /// Go on where the model wants to end, up to `max_tokens`.
     pub(crate) ignore_eos: Option<bool>,
     /// Send the answer as it comes, as server-sent events.

@@ -74,18 +74,18 @@ impl From<Best> for BestBy {
 /// Whose log-probabilities are given.
 #[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Logprobs {
+pub(crate) enum LogprobsChoice {
     /// The model's: before the sampling chain.
     Raw,
     /// Those of what was drawn from: after the chain.
     Sampled,
 }
 
-impl From<Logprobs> for LogprobsOf {
-    fn from(of: Logprobs) -> LogprobsOf {
+impl From<LogprobsChoice> for LogprobsOf {
+    fn from(of: LogprobsChoice) -> LogprobsOf {
         match of {
-            Logprobs::Raw => LogprobsOf::Raw,
-            Logprobs::Sampled => LogprobsOf::Sampled,
+            LogprobsChoice::Raw => LogprobsOf::Raw,
+            LogprobsChoice::Sampled => LogprobsOf::Sampled,
         }
     }
 }

@@ -180,8 +180,11 @@ impl Store {
         value
     }
 
-    /// Refuses what would make the database larger than it may be.
+    /// Refuses what would make the database larger than it may be. A row fills whole pages, each with the number of the next,
+    /// and may open one of its table and of its indexes.
     pub(crate) fn room(&self, tx: &Transaction<'_>, more: u64) -> Result<(), Fault> {
+        let page = pragma(tx, "page_size")?.max(PAGE_BYTES_MIN as i64) as u64;
+        let more = (more.div_ceil(page - 4) + 3).saturating_mul(page);
         if bytes_used(tx)?.saturating_add(more) > self.limits.store_bytes {
             return Err(Error::Full { what: "bytes of the store", limit: self.limits.store_bytes }.into());
         }

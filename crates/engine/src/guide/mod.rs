@@ -109,7 +109,7 @@ impl Guide {
         if beams {
             return refuse("with beams", "given without beams, which do not draw tokens");
         }
-        if of != LogprobsOf::Raw && self.retries().0 {
+        if of == LogprobsOf::Sampled && self.retries().0 {
             let (field, value) = ("guidance.confidence", "with log-probabilities after the chain".into());
             let range = "given with those of the model, which it is made of";
             return Err(Error::Field { field, value, range });
