@@ -196,7 +196,7 @@ fn load_guesses_caches_and_preemption_change_nothing() {
     let all = guides().into_iter().map(|g| g.1).chain([amateur, Guide::default()]);
     for (i, guide) in all.enumerate() {
         let i = i as u32;
-        let speculate = if i % 2 == 0 { Speculate::Lookup } else { Speculate::Auto };
+        let speculate = if i.is_multiple_of(2) { Speculate::Lookup } else { Speculate::Auto };
         requests.push(Request { speculate, ..request(prompt(9 + 7 * (i as usize % 5), i % 4), &guide) });
     }
     let plainly = |r: &Request| run(&plain, Request { speculate: Speculate::Off, ..r.clone() });

@@ -63,7 +63,7 @@ fn split(tensor: &Tensor, spec: &ModelSpec, canonical: &str, index: usize) -> Re
     let rows = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.v_dim];
     let rows = rows.map(|n| n as usize);
     let (first, all): (usize, usize) = (rows[..index].iter().sum(), rows.iter().sum());
-    if tensor.shape.first() != Some(&all) || tensor.data.len() % all != 0 {
+    if tensor.shape.first() != Some(&all) || !tensor.data.len().is_multiple_of(all) {
         let why = format!("has shape {:?}; queries, keys and values need {all} rows", tensor.shape);
         return Err(crate::spec::field_error(&tensor.name, why));
     }

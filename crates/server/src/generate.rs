@@ -249,7 +249,7 @@ impl Generating {
                     self.finish(choice, finish(reason));
                 }
                 self.done = true;
-                self.stats = Some(stats.clone());
+                self.stats = Some(stats);
                 let stop = self.choices.iter().map(|c| c.text.stopped().map(str::to_owned)).collect();
                 let summary =
                     Summary { stats, completion_tokens: self.tokens, reasoning_tokens: self.reasoning, stop };

@@ -217,7 +217,8 @@ async fn warm_up(app: App, talk: Talk) {
         let token = lease.tokenizer().bos().unwrap_or(0);
         if !lease.handle().info().generates {
             let embedded = lease.handle().embed(EmbedRequest::new(vec![token]))?;
-            return prompt::blocking(move || Ok(drop(embedded.wait()?))).await;
+            prompt::blocking(move || Ok(embedded.wait()?)).await?;
+            return Ok(());
         }
         let request =
             Request { sampling: Sampling::greedy(), max_tokens: Some(1), ..Request::new(vec![token]) };

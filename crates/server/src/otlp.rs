@@ -103,7 +103,7 @@ impl Traces {
     pub(crate) fn send(&self, spans: Vec<Span>) {
         let count = spans.len() as u64;
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        if !sender.as_ref().is_some_and(|s| s.try_send(spans).is_ok()) {
+        if sender.as_ref().is_none_or(|s| s.try_send(spans).is_err()) {
             self.counts.lost.fetch_add(count, Ordering::Relaxed);
         }
     }

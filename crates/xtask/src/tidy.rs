@@ -65,6 +65,7 @@ fn crate_problems() -> Result<Vec<String>> {
         &["model", "cpu", "cuda"],
         &["engine"],
         &["bench", "runtime"],
+        &["eval"],
         &["server"],
         &["conform", "cli", "xtask"],
     ];

@@ -34,7 +34,8 @@ fn a_flag_wins_over_the_file_and_a_table_over_what_is_for_all() {
     for (argv, wanted) in cases {
         let (mut flags, notes) = added(argv, text);
         let mut wanted: Vec<String> = wanted.iter().map(ToString::to_string).collect();
-        (flags.sort(), wanted.sort());
+        flags.sort();
+        wanted.sort();
         assert_eq!((flags, notes.len()), (wanted, 0), "{argv:?}");
     }
 }

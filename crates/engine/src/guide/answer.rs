@@ -245,10 +245,11 @@ impl Answer {
             Criterion::Confidence(c) => (full || segment.len() >= c.window as usize)
                 .then(|| c.badness(&segment.iter().map(|p| p.confidence).collect::<Vec<_>>())),
             Criterion::Coherence(c) => {
-                if !full && !(sentence && segment.len() >= c.tokens as usize) {
+                let long = segment.len() >= c.tokens as usize;
+                if !full && (!sentence || !long) {
                     return None;
                 }
-                if segment.len() < c.tokens as usize {
+                if !long {
                     return Some(0.0);
                 }
                 let with = segment.iter().map(|p| f64::from(p.choice.raw)).sum();

@@ -96,8 +96,8 @@ impl WatchBox {
 
 impl Clone for WatchBox {
     fn clone(&self) -> WatchBox {
-        let fork = |w: &Box<dyn Watch>| catch_unwind(AssertUnwindSafe(|| w.fork())).ok();
-        WatchBox { inner: self.inner.as_ref().and_then(fork), origin: self.origin.clone(), used: self.used }
+        let fork = |w: &dyn Watch| catch_unwind(AssertUnwindSafe(|| w.fork())).ok();
+        WatchBox { inner: self.inner.as_deref().and_then(fork), origin: self.origin.clone(), used: self.used }
     }
 }
 

@@ -137,8 +137,11 @@ fn a_full_disk_is_a_figure_and_the_service_goes_on() {
     assert!(lost);
 }
 
+/// Headers and body of a post.
+type Posted = (HashMap<String, String>, Value);
+
 /// A collector: gives the documents that are posted to it.
-fn collector() -> (String, mpsc::Receiver<(HashMap<String, String>, Value)>) {
+fn collector() -> (String, mpsc::Receiver<Posted>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     let (tell, told) = mpsc::channel();
