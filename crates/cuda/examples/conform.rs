@@ -427,7 +427,7 @@ fn tiny_models(g: &mut Group, family: Family, seed: u64) {
         DType::Q8_0,
         DType::Q4_K,
         DType::Q6_K,
-        DType::IQ4_XS,
+        // Not types without an encoder: random blocks of IQ4_XS reach 8, and such a model magnifies any rounding.
     ] {
         let (_dir, source) = tiny_file(family, dtype, seed);
         let tokens = tokens(200, tiny::VOCAB, seed + 1);
@@ -448,8 +448,7 @@ fn tiny_models(g: &mut Group, family: Family, seed: u64) {
             Ok(worst)
         };
         match run() {
-            // IQ4_XS has no encoder: its random blocks reach 8, and such a model magnifies any rounding.
-            Ok(kl) => g.note(&format!("{dtype}: KL"), kl, if dtype == DType::IQ4_XS { 2e-2 } else { 1e-4 }),
+            Ok(kl) => g.note(&format!("{dtype}: KL"), kl, 1e-4),
             Err(e) => g.broken(dtype.name(), &e),
         }
     }

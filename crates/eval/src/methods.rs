@@ -1,6 +1,6 @@
 //! The settings that a study compares. The first is what the others' costs are compared with.
 
-use quarrel_engine::{Beams, Request, Sampling};
+use quarrel_engine::{Beams, BestBy, Confidence, Guide, Request, Sampling};
 
 /// One way to choose tokens.
 #[derive(Clone, Copy)]
@@ -53,6 +53,46 @@ impl Method {
                 sampling(r, |s| {
                     (s.temperature, s.repetition_penalty, s.penalty_window) = (0.7, 1.1, Some(256));
                 });
+            },
+        },
+        Method { name: "typical", about: "typical-p 0.9", set: |r| sampling(r, |s| s.typical_p = 0.9) },
+        Method { name: "top-n-sigma", about: "top-n-sigma 1", set: |r| sampling(r, |s| s.top_n_sigma = 1.0) },
+        Method {
+            name: "xtc",
+            about: "XTC with probability 0.5 and threshold 0.1, min-p 0.05",
+            set: |r| sampling(r, |s| (s.xtc_probability, s.xtc_threshold, s.min_p) = (0.5, 0.1, 0.05)),
+        },
+        Method {
+            name: "mirostat",
+            about: "Mirostat 2, tau 4",
+            set: |r| sampling(r, |s| (s.mirostat, s.mirostat_tau) = (2, 4.0)),
+        },
+        Method {
+            name: "dry",
+            about: "temperature 0.7, DRY 0.8",
+            set: |r| sampling(r, |s| (s.temperature, s.dry_multiplier) = (0.7, 0.8)),
+        },
+        Method { name: "edt", about: "EDT with theta 0.1", set: |r| sampling(r, |s| s.edt_theta = 0.1) },
+        Method {
+            name: "adaptive",
+            about: "top-p 0.9, steered by the answer's own repeats and confidence (1)",
+            set: |r| sampling(r, |s| (s.top_p, s.adaptive) = (0.9, 1.0)),
+        },
+        Method {
+            name: "confidence",
+            about: "top-p 0.9, segments with a confidence outside 4.5 to 8 nats drawn up to 3 times more",
+            set: |r| {
+                sampling(r, |s| s.top_p = 0.9);
+                let band = Confidence { tries: 3, min: 4.5, max: 8.0, ..Confidence::default() };
+                r.guide = Some(Box::new(Guide { confidence: Some(band), ..Guide::default() }));
+            },
+        },
+        Method {
+            name: "self-certainty",
+            about: "the most self-certain of 4, top-p 0.9",
+            set: |r| {
+                sampling(r, |s| s.top_p = 0.9);
+                (r.best_of, r.best_of_by) = (Some(4 * r.n), BestBy::SelfCertainty);
             },
         },
         Method { name: "entropy", about: "the --quality preset", set: |r| r.sampling = Sampling::quality() },

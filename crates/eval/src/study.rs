@@ -178,7 +178,8 @@ fn gather(opened: &Opened, stream: Stream, leading: Leading, samples: u32) -> Re
                 for (answer, text) in answers.iter_mut().zip(&mut texts) {
                     answer.text += &text.finish();
                 }
-                return Ok((answers, stats.completion_tokens));
+                let beside = (stats.guide.withdrawn_tokens + stats.guide.extra_rows) as usize;
+                return Ok((answers, stats.completion_tokens + beside));
             }
             Event::Failed(error) => return Err(error.into()),
             Event::Prefill { .. } | Event::Evicted { .. } | Event::Finished { .. } => {}
