@@ -22,6 +22,7 @@ mod serve;
 mod session;
 pub mod speculate;
 pub mod stats;
+pub mod svg;
 pub mod text;
 mod work;
 

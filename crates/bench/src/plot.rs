@@ -4,6 +4,7 @@
 use crate::machine::Rates;
 use crate::ops::Phase;
 use crate::report::Report;
+use crate::svg::{anchored, escape, file_name, line, text};
 use crate::text::{tenth, whole};
 use std::fmt::Write;
 
@@ -326,47 +327,6 @@ fn marker(out: &mut String, shape: Shape, (x, y): (f64, f64), class: &str, tip: 
             x - 6.5
         ),
     };
-}
-
-fn line(out: &mut String, class: &str, from: (f64, f64), to: (f64, f64)) {
-    let _ = writeln!(
-        out,
-        "<line class=\"{class}\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
-        from.0, from.1, to.0, to.1
-    );
-}
-
-fn text(out: &mut String, x: f64, y: f64, class: &str, what: &str) {
-    anchored(out, x, y, class, "start", what);
-}
-
-fn anchored(out: &mut String, x: f64, y: f64, class: &str, anchor: &str, what: &str) {
-    let what = escape(what);
-    let _ = writeln!(
-        out,
-        "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{what}</text>"
-    );
-}
-
-/// Text of strangers inside XML; control characters, which XML cannot hold, are left out.
-fn escape(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out += "&amp;",
-            '<' => out += "&lt;",
-            '>' => out += "&gt;",
-            '"' => out += "&quot;",
-            c if c.is_control() || matches!(c, '\u{fffe}' | '\u{ffff}') => {}
-            c => out.push(c),
-        }
-    }
-    out
-}
-
-/// The last part of a path; other names as they are.
-fn file_name(name: &str) -> String {
-    name.rsplit('/').next().unwrap_or(name).to_string()
 }
 
 /// A range around positive values with some air, for a logarithmic axis.

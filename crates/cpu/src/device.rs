@@ -9,7 +9,7 @@ use crate::lora::Adapters;
 use crate::plan;
 use crate::pool::{Pool, physical_cores};
 use crate::simd::Isa;
-use crate::weights::{Held, uses};
+use crate::weights::Held;
 use memmap2::MmapMut;
 use quarrel_ir::arena::{ALIGN, Arena, Slot};
 use quarrel_ir::evict::{check_compact, key_rotations};
@@ -17,7 +17,7 @@ use quarrel_ir::reference::vocab;
 use quarrel_ir::{
     Adapter, AdapterPart, AttendSpec, BLOCK_TOKENS, Device, DeviceInfo, Error, HostWeight, Keep, Limits,
     Mass, Op, OpTime, Prepared, Program, Readout, Result, Rows, StepInputs, View, Weight, WeightDecl,
-    WeightId, check_adapter, check_positions,
+    WeightId, check_adapter, check_overlap, check_positions, uses,
 };
 use std::collections::HashMap;
 use std::io::Read as _;
@@ -200,22 +200,6 @@ pub(crate) fn layout(program: &Program, limits: &Limits, keep_all: bool) -> Layo
         slot
     });
     Layout { angles: angles.collect(), arena, elements }
-}
-
-/// Kernels read their inputs while they write their output, so the two must not share columns.
-fn check_overlap(program: &Program) -> Result<()> {
-    for (i, node) in program.ops.iter().enumerate() {
-        let Some(out) = node.op.output().filter(|_| !node.op.in_place()) else { continue };
-        let mut clash = false;
-        node.op.for_inputs(|v| {
-            clash |= v.value == out.value && v.col < out.col + out.cols && out.col < v.col + v.cols;
-        });
-        if clash {
-            let at = format!("op {i} ({})", node.op.name());
-            return Err(Error::Shape { at, why: "the output overlaps an input".into() });
-        }
-    }
-    Ok(())
 }
 
 impl Device for Cpu {

@@ -8,9 +8,8 @@ use crate::linear::{self, Kinds, cuts};
 use crate::pack::{InputKind, input_kind, packed_bytes};
 use crate::pool::physical_cores;
 use crate::simd::Isa;
-use crate::weights::{Uses, uses};
 use quarrel_formats::DType;
-use quarrel_ir::{Error, Limits, Program, Result, WeightDecl};
+use quarrel_ir::{Error, Limits, Program, Result, Uses, WeightDecl, uses};
 
 /// A stored tensor as far as its size goes: what a file's header says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

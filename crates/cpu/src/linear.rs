@@ -10,10 +10,10 @@ use crate::matmul::{self, Epilogue, Input, Line, PackedFloats, Quantized, Rows, 
 use crate::pack::{InputKind, PackedBuilder, PackedWeight, STEP, memory::Slab, packed_bytes};
 use crate::pool::{Pool, Team};
 use crate::simd::Isa;
-use crate::weights::{Held, Uses};
+use crate::weights::Held;
 use memmap2::MmapMut;
 use quarrel_formats::{Bytes, DType};
-use quarrel_ir::{Activation, Error, Limits, Op, Program, Result, Weight, WeightDecl, WeightId};
+use quarrel_ir::{Activation, Error, Limits, Op, Program, Result, Uses, Weight, WeightDecl, WeightId};
 use std::ops::Range;
 
 /// Up to so many rows every thread prepares by itself.

@@ -6,12 +6,12 @@ use crate::exec::{self, COPIES_MAX, Pass, RopeAt, Scratch, Tape};
 use crate::gpu::{Buffer, Caps, Event, Gpu, Graph, Pinned};
 use crate::kv::{KvPool, KvType};
 use crate::step::{Inputs, Lists, Size};
-use crate::weights::{Held, Uploader, uses};
+use crate::weights::{Held, Uploader};
 use quarrel_ir::arena::{Arena, Slot};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
     Device, DeviceInfo, Error, HostWeight, Limits, Lookup, Op, OpTime, Prepared, Program, Readout, Result,
-    Rows, StepInputs, View, Weight, WeightDecl, no_adapter,
+    Rows, StepInputs, View, Weight, WeightDecl, check_overlap, no_adapter, uses,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -110,22 +110,6 @@ impl Cuda {
     fn ready(&self, prepared: Prepared) -> &Ready {
         &self.ready[prepared.0 as usize]
     }
-}
-
-/// Kernels read their inputs while they write their output, so the two must not share columns.
-fn check_overlap(program: &Program) -> Result<()> {
-    for (i, node) in program.ops.iter().enumerate() {
-        let Some(out) = node.op.output().filter(|_| !node.op.in_place()) else { continue };
-        let mut clash = false;
-        node.op.for_inputs(|v| {
-            clash |= v.value == out.value && v.col < out.col + out.cols && out.col < v.col + v.cols;
-        });
-        if clash {
-            let at = format!("op {i} ({})", node.op.name());
-            return Err(Error::Shape { at, why: "the output overlaps an input".into() });
-        }
-    }
-    Ok(())
 }
 
 /// Tiles of a gate's weight have its halves side by side, so no product may use the weight otherwise.

@@ -6,10 +6,10 @@ use crate::device::ARENA_SLACK;
 use crate::exec;
 use crate::gpu::Caps;
 use crate::kv::{KvType, places};
-use crate::weights::{SLACK, runs, uses};
+use crate::weights::{SLACK, runs};
 use quarrel_formats::DType;
 use quarrel_ir::arena::Arena;
-use quarrel_ir::{Error, Limits, Program, Result};
+use quarrel_ir::{Error, Limits, Program, Result, uses};
 
 /// Bytes by part.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -4,44 +4,11 @@ use crate::args::{Ptr, Repack};
 use crate::choose::{self, Layout};
 use crate::gpu::{Buffer, Event, Gpu, Pinned};
 use quarrel_formats::{DType, Tensor, dequantize};
-use quarrel_ir::{Error, Op, Program, Result, WeightDecl};
+use quarrel_ir::{Error, Result, Uses, WeightDecl};
 use std::sync::Arc;
 
 /// Bytes behind the last row: kernels may read a vector's width beyond it.
 pub(crate) const SLACK: usize = 256;
-
-/// How a Program uses a weight.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Uses {
-    pub(crate) vector: bool,
-    pub(crate) matrix: bool,
-    /// The matrix's first half gates its second.
-    pub(crate) halves: bool,
-    pub(crate) table: bool,
-}
-
-/// The uses of every weight of a Program, by `WeightId`.
-pub(crate) fn uses(program: &Program) -> Vec<Uses> {
-    let mut all = vec![Uses::default(); program.weights.len()];
-    for node in &program.ops {
-        match node.op {
-            Op::MatMul { weight, glu, .. } => {
-                let uses = &mut all[weight.0 as usize];
-                (uses.matrix, uses.halves) = (true, uses.halves || glu.is_some());
-            }
-            Op::Embed { table, .. } => all[table.0 as usize].table = true,
-            _ => {}
-        }
-        let vectors = match &node.op {
-            Op::Norm { norm, .. } => [norm.weight, norm.bias, None],
-            Op::MatMul { norm: Some(norm), bias, .. } => [norm.weight, norm.bias, *bias],
-            Op::MatMul { bias, .. } => [*bias, None, None],
-            _ => [None; 3],
-        };
-        vectors.into_iter().flatten().for_each(|w| all[w.0 as usize].vector = true);
-    }
-    all
-}
 
 /// Neighbouring parts of one tensor type, as far as their place goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use quarrel_bench::svg::{anchored, escape, line};
+
 use crate::interval::Interval;
 use crate::study::Outcome;
 
@@ -63,10 +65,11 @@ pub fn svg(title: &str, outcomes: &[Outcome]) -> String {
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" width=\"{WIDTH}\" height=\"{HEIGHT}\" role=\"img\">\n\
          <style>{STYLE}</style>\n<rect class=\"back\" width=\"{WIDTH}\" height=\"{HEIGHT}\"/>\n"
     );
-    text(&mut out, (28.0, 34.0), "title", "start", title);
-    text(
+    anchored(&mut out, 28.0, 34.0, "title", "start", title);
+    anchored(
         &mut out,
-        (28.0, 56.0),
+        28.0,
+        56.0,
         "",
         "start",
         "distinct 2-grams against perplexity under a second model (lower is likelier text, drawn upwards)",
@@ -88,18 +91,19 @@ pub fn svg(title: &str, outcomes: &[Outcome]) -> String {
         let (vx, vy) = (x.0 + share * (x.1 - x.0), y.0 + share * (y.1 - y.0));
         line(&mut out, "grid", (px(vx), top), (px(vx), bottom));
         line(&mut out, "grid", (left, py(vy)), (right, py(vy)));
-        text(&mut out, (px(vx), bottom + 20.0), "", "middle", &format!("{vx:.2}"));
-        text(&mut out, (left - 8.0, py(vy) + 4.0), "", "end", &format!("{:.1}", vy.exp()));
+        anchored(&mut out, px(vx), bottom + 20.0, "", "middle", &format!("{vx:.2}"));
+        anchored(&mut out, left - 8.0, py(vy) + 4.0, "", "end", &format!("{:.1}", vy.exp()));
     }
     line(&mut out, "axis", (left, bottom), (right, bottom));
-    text(
+    anchored(
         &mut out,
-        ((left + right) / 2.0, bottom + 44.0),
+        (left + right) / 2.0,
+        bottom + 44.0,
         "",
         "middle",
         "distinct-2 of the answers to a prompt",
     );
-    text(&mut out, (left, top - 10.0), "", "start", "perplexity");
+    anchored(&mut out, left, top - 10.0, "", "start", "perplexity");
     let front: Vec<String> = frontier(&points)
         .iter()
         .map(|o| format!("{:.1},{:.1}", px(o.distinct_2.mean), py(o.nll.mean)))
@@ -124,7 +128,7 @@ pub fn svg(title: &str, outcomes: &[Outcome]) -> String {
         }
         taken.push((tx, ty));
         let (at, anchor) = if tx > right - 90.0 { (tx - 16.0, "end") } else { (tx, "start") };
-        text(&mut out, (at, ty), "name", anchor, o.method);
+        anchored(&mut out, at, ty, "name", anchor, o.method);
     }
     out += "</svg>\n";
     out
@@ -137,27 +141,6 @@ fn frontier<'a>(points: &[&'a Outcome]) -> Vec<&'a Outcome> {
         points.iter().copied().filter(|o| !points.iter().any(|p| beats(p, o))).collect();
     front.sort_by(|a, b| a.distinct_2.mean.total_cmp(&b.distinct_2.mean));
     front
-}
-
-fn text(out: &mut String, at: (f64, f64), class: &str, anchor: &str, text: &str) {
-    let (x, y) = at;
-    let _ = writeln!(
-        out,
-        "<text x=\"{x:.1}\" y=\"{y:.1}\" class=\"{class}\" text-anchor=\"{anchor}\">{}</text>",
-        escape(text)
-    );
-}
-
-fn line(out: &mut String, class: &str, a: (f64, f64), b: (f64, f64)) {
-    let _ = writeln!(
-        out,
-        "<line class=\"{class}\" x1=\"{:.1}\" y1=\"{:.1}\" x2=\"{:.1}\" y2=\"{:.1}\"/>",
-        a.0, a.1, b.0, b.1
-    );
-}
-
-fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 #[cfg(test)]

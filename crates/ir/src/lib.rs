@@ -16,6 +16,7 @@ pub mod op;
 pub mod program;
 pub mod reference;
 pub mod rope;
+mod uses;
 
 pub use device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
@@ -25,6 +26,7 @@ pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
 pub use op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};
 pub use rope::{RopeId, RopeStyle, RopeTable};
+pub use uses::{Uses, check_overlap, uses};
 
 /// What can go wrong between a Program and a device.
 #[derive(Debug, thiserror::Error)]

@@ -90,7 +90,7 @@ impl Banned {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
     Match,
-    /// In this state, as the automaton's states are numbered for now.
+    /// In this state: a number of the automaton, which holds until its cache is cleared.
     Open(usize, LazyStateID),
     Dead,
 }

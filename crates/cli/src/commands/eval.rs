@@ -1,6 +1,7 @@
 //! `quarrel eval`: what a model says, measured.
 
 use anyhow::{Context, Result, bail};
+use quarrel_bench::svg::file_name;
 use quarrel_engine::Handle;
 use quarrel_eval::study::{self, Party, Plan};
 use quarrel_eval::{Method, PROMPTS, report};
@@ -58,8 +59,7 @@ fn quality(args: EvalQuality) -> Result<()> {
     bar.finish_and_clear();
     let (name, by) = (&model.local.name, &judge.local.name);
     if let Some(path) = &args.plot {
-        let short = |name: &str| name.rsplit('/').next().unwrap_or(name).to_owned();
-        let svg = report::svg(&format!("{}, read by {}", short(name), short(by)), &outcomes);
+        let svg = report::svg(&format!("{}, read by {}", file_name(name), file_name(by)), &outcomes);
         std::fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
         render::note(format!("the picture is in {}", path.display()));
     }

@@ -1,0 +1,58 @@
+//! What a Program does with each of its weights, and what devices ask of a Program before they keep the weights in their own form.
+
+use crate::op::Op;
+use crate::program::Program;
+use crate::{Error, Result};
+
+/// How a Program uses a weight.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Uses {
+    /// Gains or biases, which are wanted as numbers.
+    pub vector: bool,
+    /// Multiplied with.
+    pub matrix: bool,
+    /// The matrix's first half gates its second.
+    pub halves: bool,
+    /// Its rows are looked up.
+    pub table: bool,
+}
+
+/// The uses of every weight of a Program, by `WeightId`.
+pub fn uses(program: &Program) -> Vec<Uses> {
+    let mut all = vec![Uses::default(); program.weights.len()];
+    for node in &program.ops {
+        match node.op {
+            Op::MatMul { weight, glu, .. } => {
+                let uses = &mut all[weight.0 as usize];
+                (uses.matrix, uses.halves) = (true, uses.halves || glu.is_some());
+            }
+            Op::Embed { table, .. } => all[table.0 as usize].table = true,
+            _ => {}
+        }
+        let vectors = match &node.op {
+            Op::Norm { norm, .. } => [norm.weight, norm.bias, None],
+            Op::MatMul { norm: Some(norm), bias, .. } => [norm.weight, norm.bias, *bias],
+            Op::MatMul { bias, .. } => [*bias, None, None],
+            _ => [None; 3],
+        };
+        vectors.into_iter().flatten().for_each(|w| all[w.0 as usize].vector = true);
+    }
+    all
+}
+
+/// Checks that no op writes columns that it reads, but for those that work in place: kernels read their inputs while they write
+/// their output.
+pub fn check_overlap(program: &Program) -> Result<()> {
+    for (i, node) in program.ops.iter().enumerate() {
+        let Some(out) = node.op.output().filter(|_| !node.op.in_place()) else { continue };
+        let mut clash = false;
+        node.op.for_inputs(|v| {
+            clash |= v.value == out.value && v.col < out.col + out.cols && out.col < v.col + v.cols;
+        });
+        if clash {
+            let at = format!("op {i} ({})", node.op.name());
+            return Err(Error::Shape { at, why: "the output overlaps an input".into() });
+        }
+    }
+    Ok(())
+}
