@@ -52,9 +52,12 @@ impl Access {
 /// Whether an op's work is split by rows.
 pub(crate) fn by_rows(op: &Op) -> bool {
     match op {
-        Op::Embed { .. } | Op::Norm { .. } | Op::Rope { .. } | Op::StoreKv { .. } | Op::PickRows { .. } => {
-            true
-        }
+        Op::Embed { .. }
+        | Op::Norm { .. }
+        | Op::Rope { .. }
+        | Op::StoreKv { .. }
+        | Op::PickRows { .. }
+        | Op::TopK { .. } => true,
         Op::MatMul { .. } | Op::Attend { .. } => false,
         Op::Glu { out, .. } | Op::Activate { out, .. } | Op::Add { out, .. } => out.cols < WIDE,
         Op::Scale { x, .. } | Op::Softcap { x, .. } => x.cols < WIDE,
