@@ -4,6 +4,7 @@
 
 mod bench;
 mod config;
+mod doctor;
 mod eval;
 mod guess;
 mod guide;
@@ -20,6 +21,7 @@ use quarrel_runtime::devices::Place;
 
 pub(crate) use bench::{Bench, BenchChild, BenchText};
 pub(crate) use config::{Config, ConfigArgs, ConfigCommand, ConfigOf};
+pub(crate) use doctor::Doctor;
 pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
 pub(crate) use guess::{DRAFT_MAX, Guess, GuessArgs};
 pub(crate) use guide::GuideArgs;
@@ -86,6 +88,8 @@ pub(crate) enum Command {
     Rm(Rm),
     /// Look into a model file: metadata, tensors, the program that runs it
     Inspect(Inspect),
+    /// Look for what is wrong with a model: metadata, tokenizer, template, ends of turns, rope, a few tokens
+    Doctor(Doctor),
     /// Turn text into token ids
     Tokenize(Tokenize),
     /// Turn texts into vectors, and show how alike they are
@@ -109,6 +113,9 @@ pub(crate) enum Command {
     /// Print this reference as Markdown
     #[command(hide = true)]
     DocsCli,
+    /// Print the table of architectures as Markdown
+    #[command(hide = true)]
+    DocsArchitectures,
     /// Print the OpenAPI document of `serve`
     #[command(hide = true)]
     DocsOpenapi,

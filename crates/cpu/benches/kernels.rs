@@ -228,6 +228,8 @@ fn ops(c: &mut Criterion) {
                         causal: true,
                         window: None,
                         softcap: None,
+                        alibi: None,
+                        sinks: None,
                     },
                 );
             });

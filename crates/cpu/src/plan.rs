@@ -138,6 +138,8 @@ mod tests {
             causal: true,
             window: None,
             softcap: None,
+            alibi: None,
+            sinks: None,
         };
         let a = p.attend(qkv.slice(0, 8), spec);
         let y = p.value("y", Rows::Tokens, 8);

@@ -146,7 +146,13 @@ impl Device for Cuda {
     fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared> {
         program.check()?;
         if program.looks_ahead() || program.ops.iter().any(|n| is_other_lookup(&n.op)) {
-            let why = "encoders do not run on it; the CPU runs them (--device cpu)".into();
+            let why = "models with a table of positions, as encoders, do not run on it; the CPU runs them (--device cpu)".into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
+        let biased =
+            |op: &Op| matches!(op, Op::Attend { spec, .. } if spec.alibi.is_some() || spec.sinks.is_some());
+        if program.ops.iter().any(|n| biased(&n.op)) {
+            let why = "has no attention with ALiBi or sinks; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
         check_overlap(&program)?;

@@ -93,6 +93,19 @@ pub struct AttendSpec {
     pub window: Option<u32>,
     /// `cap * tanh(score / cap)` before the softmax.
     pub softcap: Option<f32>,
+    /// ALiBi (Press et al. 2022): a score falls by [`alibi_slope`] of its head for each position that the key lies back;
+    /// this is the largest bias. Only where attention is causal.
+    pub alibi: Option<f32>,
+    /// A score for each query head that takes part in its softmax and adds nothing: `[1, heads]`.
+    pub sinks: Option<WeightId>,
+}
+
+/// The slope of query head `head` of `heads`: `2^(-max i / n)` with `n` the largest power of two up to `heads`; heads beyond
+/// it take every second step of the same with `2 n`.
+pub fn alibi_slope(max: f32, heads: u32, head: u32) -> f32 {
+    let n = 1u32 << heads.max(1).ilog2();
+    let steps = if head < n { f64::from(head + 1) } else { f64::from(head - n) + 0.5 };
+    (-f64::from(max) * steps / f64::from(n)).exp2() as f32
 }
 
 /// One operation. Shapes are `[rows, cols]`; `rows` is the step's.
@@ -342,6 +355,7 @@ impl Op {
                 bias.iter_mut().for_each(f);
             }
             Op::Embed { table, .. } => f(table),
+            Op::Attend { spec, .. } => spec.sinks.iter_mut().for_each(f),
             _ => {}
         }
     }

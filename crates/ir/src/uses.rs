@@ -7,7 +7,7 @@ use crate::{Error, Result};
 /// How a Program uses a weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Uses {
-    /// Gains or biases, which are wanted as numbers.
+    /// Gains, biases or sinks, which are wanted as numbers.
     pub vector: bool,
     /// Multiplied with.
     pub matrix: bool,
@@ -33,6 +33,7 @@ pub fn uses(program: &Program) -> Vec<Uses> {
             Op::Norm { norm, .. } => [norm.weight, norm.bias, None],
             Op::MatMul { norm: Some(norm), bias, .. } => [norm.weight, norm.bias, *bias],
             Op::MatMul { bias, .. } => [*bias, None, None],
+            Op::Attend { spec, .. } => [spec.sinks, None, None],
             _ => [None; 3],
         };
         vectors.into_iter().flatten().for_each(|w| all[w.0 as usize].vector = true);

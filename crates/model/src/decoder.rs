@@ -2,9 +2,7 @@
 
 use crate::arch::{Norms, QkNorm};
 use crate::spec::ModelSpec;
-use quarrel_ir::{
-    AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, Rows, View, WeightId, fuse,
-};
+use quarrel_ir::{AttendSpec, KvLayer, Lookup, NormSpec, Op, Program, RopeId, Rows, View, WeightId, fuse};
 
 /// How to build the tape.
 #[derive(Debug, Clone, Copy)]
@@ -13,11 +11,13 @@ pub struct Options {
     pub fuse: bool,
     /// Keep the hidden states of all tokens, for embeddings ([`Program::hidden`]); an encoder always does.
     pub hidden: bool,
+    /// Most tokens of a sequence, where rotations depend on it; otherwise what the file says.
+    pub context: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fuse: true, hidden: false }
+        Options { fuse: true, hidden: false, context: None }
     }
 }
 
@@ -34,13 +34,13 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
             window: l.window,
         })
         .collect();
-    let ropes: Vec<RopeId> = spec.ropes.iter().map(|t| b.p.rope(t.clone())).collect();
+    let context = options.context.unwrap_or(spec.context);
+    let ropes: Vec<RopeId> = spec.ropes.iter().map(|r| b.p.rope(r.table(context))).collect();
     let table = b.p.weight("token_embd.weight", spec.vocab, spec.dim);
     let mut x = b.embedding(table);
     for (l, layer) in spec.layers.iter().enumerate() {
         b.p.set_layer(Some(l as u32));
-        x = b.attention(x, l as u32, layer.window, ropes.get(layer.rope).copied());
-        x = b.feed_forward(x, l as u32);
+        x = b.block(x, l as u32, layer.window, layer.rope.and_then(|r| ropes.get(r).copied()));
     }
     b.p.set_layer(None);
     if spec.arch.causal {
@@ -67,8 +67,7 @@ impl Builder<'_> {
 
     fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
         let kind = self.s.arch.norm;
-        // Every family with this norm has its bias.
-        let bias = (kind == NormKind::Layer).then(|| weight.replace(".weight", ".bias"));
+        let bias = self.s.norm_bias.then(|| weight.replace(".weight", ".bias"));
         let bias = bias.map(|name| self.p.weight(name, 1, group));
         let weight = Some(self.p.weight(weight, 1, group));
         NormSpec { kind, eps: self.s.eps, group, weight, bias }
@@ -77,8 +76,7 @@ impl Builder<'_> {
     /// Rows of the table of tokens, with what else says where and what a token is, in the order in which BERT adds it.
     fn embedding(&mut self, table: WeightId) -> View {
         let s = self.s;
-        let scale = if s.arch.embed_sqrt_dim { (s.dim as f32).sqrt() } else { 1.0 };
-        let mut x = self.p.embed("embed", table, scale);
+        let mut x = self.p.embed("embed", table, s.embed_scale);
         let tables = [
             ("token_types.weight", s.token_types, Lookup::Row(0)),
             ("position_embd.weight", s.positions, Lookup::Position),
@@ -98,7 +96,10 @@ impl Builder<'_> {
 
     /// The norm before attention or feed-forward, where the family has one.
     fn before(&mut self, layer: u32, name: &'static str, x: View) -> View {
-        if self.s.arch.norms == Norms::After { x } else { self.layer_norm(layer, name, x, x.cols) }
+        match self.s.arch.norms {
+            Norms::After | Norms::Outputs => x,
+            Norms::Before | Norms::Around => self.layer_norm(layer, name, x, x.cols),
+        }
     }
 
     fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
@@ -120,7 +121,7 @@ impl Builder<'_> {
                 let sum = self.p.add("residual", x, y);
                 return self.layer_norm(layer, sum_norm, sum, sum.cols);
             }
-            Norms::Around => {}
+            Norms::Around | Norms::Outputs => {}
         }
         let norm = self.norm_spec(format!("blk.{layer}.{post_norm}.weight"), y.cols);
         let out = self.p.value("residual", Rows::Tokens, y.cols);
@@ -128,15 +129,43 @@ impl Builder<'_> {
         out
     }
 
-    fn attention(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
-        let s = self.s;
+    /// Attention and feed-forward, one after the other or side by side.
+    fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
         let h = self.before(l, "attn_norm", x);
+        let a = self.attention(h, l, window, rope);
+        if self.s.parallel {
+            let h = if self.s.ff_norm { self.before(l, "ffn_norm", x) } else { h };
+            let f = self.feed_forward(h, l);
+            let x = self.p.add("residual", x, a);
+            return self.p.add("residual", x, f);
+        }
+        let x = self.residual(l, ["post_attention_norm", "attn_output_norm"], x, a);
+        let h = self.before(l, "ffn_norm", x);
+        let f = self.feed_forward(h, l);
+        self.residual(l, ["post_ffw_norm", "layer_output_norm"], x, f)
+    }
+
+    /// What a block adds, with the factor that the family has.
+    fn scaled(&mut self, y: View) -> View {
+        if self.s.residual_scale != 1.0 {
+            self.p.push(Op::Scale { x: y, by: self.s.residual_scale });
+        }
+        y
+    }
+
+    fn attention(&mut self, h: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+        let s = self.s;
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
         let v = self.linear(l, "attn_v", h, s.kv_heads * s.v_dim, s.qkv_bias);
-        if s.arch.qk_norm == QkNorm::PerHead {
-            q = self.layer_norm(l, "attn_q_norm", q, s.head_dim);
-            k = self.layer_norm(l, "attn_k_norm", k, s.head_dim);
+        let groups = match s.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some((s.head_dim, s.head_dim)),
+            QkNorm::Whole => Some((q.cols, k.cols)),
+        };
+        if let Some((of_q, of_k)) = groups {
+            q = self.layer_norm(l, "attn_q_norm", q, of_q);
+            k = self.layer_norm(l, "attn_k_norm", k, of_k);
         }
         if let Some(table) = rope {
             for x in [q, k] {
@@ -154,15 +183,16 @@ impl Builder<'_> {
             causal: s.arch.causal,
             window,
             softcap: s.attn_softcap,
+            alibi: s.alibi,
+            sinks: None,
         };
         let a = self.p.attend(q, spec);
         let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
-        self.residual(l, ["post_attention_norm", "attn_output_norm"], x, y)
+        self.scaled(y)
     }
 
-    fn feed_forward(&mut self, x: View, l: u32) -> View {
+    fn feed_forward(&mut self, h: View, l: u32) -> View {
         let s = self.s;
-        let h = self.before(l, "ffn_norm", x);
         let a = if s.arch.gated {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
@@ -174,7 +204,7 @@ impl Builder<'_> {
             out
         };
         let y = self.linear(l, "ffn_down", a, s.dim, s.ff_bias);
-        self.residual(l, ["post_ffw_norm", "layer_output_norm"], x, y)
+        self.scaled(y)
     }
 
     fn head(&mut self, x: View, table: WeightId, hidden: bool) {
@@ -188,7 +218,11 @@ impl Builder<'_> {
         }
         let h = self.p.norm("output_norm", picked, norm);
         let w = if s.tied { table } else { self.p.weight("output.weight", s.vocab, s.dim) };
-        let logits = self.p.matmul("logits", h, w, None);
+        let bias = s.head_bias.then(|| self.p.weight("output.bias", 1, s.vocab));
+        let logits = self.p.matmul("logits", h, w, bias);
+        if s.logit_scale != 1.0 {
+            self.p.push(Op::Scale { x: logits, by: s.logit_scale });
+        }
         if let Some(cap) = s.logit_softcap {
             self.p.push(Op::Softcap { x: logits, cap });
         }

@@ -11,6 +11,7 @@ pub mod from_gguf;
 pub mod from_hf;
 pub mod lora;
 pub mod names;
+pub mod rope;
 pub mod spec;
 pub mod weights;
 
