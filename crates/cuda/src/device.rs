@@ -147,6 +147,10 @@ impl Device for Cuda {
             let why = "encoders do not run on it; the CPU runs them (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
+        if program.ops.iter().any(|n| is_of_experts(&n.op)) {
+            let why = "mixtures of experts do not run on it; the CPU runs them (--device cpu)".into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
         check_overlap(&program)?;
         self.gpu.bind()?;
         let belongs =
@@ -421,6 +425,10 @@ fn floats(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Whether an op looks rows of a table up by something else than the token, or adds to them.
+fn is_of_experts(op: &Op) -> bool {
+    matches!(op, Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. })
+}
+
 fn is_other_lookup(op: &Op) -> bool {
     matches!(op, Op::Embed { by, add, .. } if *by != Lookup::Token || add.is_some())
 }

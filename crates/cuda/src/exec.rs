@@ -135,6 +135,9 @@ impl Tape<'_> {
             Op::Add { out, a, b } => self.map(pass, "map_add", out, a, Some(b), 0, 0.0),
             Op::Scale { x, by } => self.map(pass, "map_scale", x, x, None, 0, by),
             Op::Softcap { x, cap } => self.map(pass, "map_softcap", x, x, None, 0, cap),
+            Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. } => {
+                unreachable!("`prepare` refused programs with experts")
+            }
             Op::PickRows { out, x } => {
                 let (o, i) = (self.at(out), self.at(x));
                 let args = args::Pick {

@@ -73,6 +73,17 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
             c.weight_bytes = weight_bytes(weight.0 as usize);
             c.flops = 2 * rows(*x) * u64::from(w.rows()) * u64::from(w.cols);
         }
+        // Of the experts, those that are chosen, when no two rows choose the same; it cannot be known before.
+        Op::MatMulExperts { out, route, experts, weight, glu, .. } => {
+            let w = &program.weights[weight.0 as usize];
+            let pairs = rows(*out) * u64::from(route.cols / 2);
+            let experts = u64::from(*experts);
+            c.weight_bytes = weight_bytes(weight.0 as usize) / experts.max(1) * pairs.min(experts);
+            let halves = if glu.is_some() { 2 } else { 1 };
+            c.flops = 2 * rows(*out) * u64::from(out.cols) * halves * u64::from(w.cols);
+        }
+        Op::Combine { x, .. } => c.flops = 2 * rows(*x) * u64::from(x.cols),
+        Op::Route { logits, .. } => c.flops = 8 * rows(*logits) * u64::from(logits.cols),
         Op::StoreKv { k, v, .. } => {
             c.kv_bytes = step.rows() * u64::from(k.cols + v.cols) * step.kv_element_bytes;
         }

@@ -11,6 +11,7 @@ pub mod cost;
 pub mod device;
 mod display;
 pub mod evict;
+pub mod experts;
 pub mod fuse;
 pub mod op;
 pub mod program;
@@ -23,6 +24,7 @@ pub use device::{
     RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, check_positions, no_adapter,
 };
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
+pub use experts::{ExpertGroups, Gate, RouteSpec, Scoring};
 pub use op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};
 pub use rope::{RopeId, RopeStyle, RopeTable};

@@ -1,6 +1,7 @@
 //! The operations of a Program: about a dozen coarse ops, plain data with `u32` handles.
 //! `match op` is exhaustive everywhere, so a device without a kernel for an op does not compile.
 
+use crate::experts::{Gate, RouteSpec};
 use crate::program::{ValueId, WeightId};
 use crate::rope::RopeId;
 
@@ -188,6 +189,47 @@ pub enum Op {
         /// Nonlinearity.
         act: Activation,
     },
+    /// Chooses experts for each row: see [`crate::experts::route`].
+    Route {
+        /// `[rows, 2 * used]`: the numbers of the experts, then their weights.
+        out: View,
+        /// `[rows, experts]`.
+        logits: View,
+        /// `[1, experts]`, added to the scores for the choice alone.
+        bias: Option<WeightId>,
+        /// From logits to experts and weights.
+        spec: RouteSpec,
+    },
+    /// The product of each row with the weight of each of its experts: `out[r, j] = x[r, j] W_e^T + bias_e` with
+    /// `e = route[r, j]`, or with `glu` `out[r, j] = gate(x[r, j] G_e^T + .., x[r, j] U_e^T + ..)`. Only weights of chosen experts
+    /// are read.
+    MatMulExperts {
+        /// `[rows, used * n]` where an expert gives `n` columns.
+        out: View,
+        /// `[rows, W cols]`, the same for all experts of a row, or `[rows, used * W cols]`.
+        x: View,
+        /// What an [`Op::Route`] has written.
+        route: View,
+        /// Experts.
+        experts: u32,
+        /// One part for each expert; with `glu` those of all gates, then those of all ups.
+        weight: WeightId,
+        /// Parts as in `weight`.
+        bias: Option<WeightId>,
+        /// The product with the first half of the parts gates that with the second.
+        glu: Option<Gate>,
+    },
+    /// `out = sum_j weights[j] * x[j]`, or `out = add + ..`, of blocks of columns as wide as `out`.
+    Combine {
+        /// `[rows, cols]`.
+        out: View,
+        /// `[rows, n * cols]`.
+        x: View,
+        /// `[rows, n]`.
+        weights: View,
+        /// Added to the sum.
+        add: Option<View>,
+    },
     /// `out = a + b`.
     Add {
         /// Output.
@@ -232,6 +274,9 @@ impl Op {
             Op::Attend { .. } => "attend",
             Op::Glu { .. } => "glu",
             Op::Activate { .. } => "activate",
+            Op::Route { .. } => "route",
+            Op::MatMulExperts { .. } => "matmul_experts",
+            Op::Combine { .. } => "combine",
             Op::Add { .. } => "add",
             Op::Scale { .. } => "scale",
             Op::Softcap { .. } => "softcap",
@@ -248,6 +293,9 @@ impl Op {
             | Op::Attend { out, .. }
             | Op::Glu { out, .. }
             | Op::Activate { out, .. }
+            | Op::Route { out, .. }
+            | Op::MatMulExperts { out, .. }
+            | Op::Combine { out, .. }
             | Op::Add { out, .. }
             | Op::PickRows { out, .. } => Some(out),
             Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => Some(x),
@@ -303,6 +351,23 @@ impl Op {
                 f(x, true);
                 f(out, false);
             }
+            Op::Route { out, logits, .. } => {
+                f(logits, true);
+                f(out, false);
+            }
+            Op::MatMulExperts { out, x, route, .. } => {
+                f(x, true);
+                f(route, true);
+                f(out, false);
+            }
+            Op::Combine { out, x, weights, add } => {
+                f(x, true);
+                f(weights, true);
+                if let Some(add) = add {
+                    f(add, true);
+                }
+                f(out, false);
+            }
             Op::Add { out, a, b } => {
                 f(a, true);
                 f(b, true);
@@ -327,10 +392,11 @@ impl Op {
             n.weight.iter_mut().chain(&mut n.bias).for_each(&mut f);
         }
         match self {
-            Op::MatMul { weight, bias, .. } => {
+            Op::MatMul { weight, bias, .. } | Op::MatMulExperts { weight, bias, .. } => {
                 f(weight);
                 bias.iter_mut().for_each(f);
             }
+            Op::Route { bias, .. } => bias.iter_mut().for_each(f),
             Op::Embed { table, .. } => f(table),
             _ => {}
         }

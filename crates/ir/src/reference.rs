@@ -6,6 +6,7 @@ use crate::device::{
     StepInputs, Weight, check_adapter, check_positions, no_adapter,
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
+use crate::experts::route;
 use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
 use crate::rope::RopeTable;
@@ -407,6 +408,58 @@ impl Ready {
                 }
             }
             Op::Activate { out, x, act } => self.map_rows(out, x, |v| activate(act, f64::from(v)) as f32),
+            Op::Route { out, logits, bias, ref spec } => {
+                let (bias, mut scratch) = (bias.map(|b| self.weight(all, b)), Vec::new());
+                for r in 0..self.row_count(out) {
+                    let mut row = vec![0.0; out.cols as usize];
+                    route(spec, bias, &self.read_row(logits, r), &mut scratch, &mut row);
+                    self.write_row(out, r, &row);
+                }
+            }
+            Op::MatMulExperts { out, x, route, experts, weight, bias, glu } => {
+                let (w, bias) = (self.weight(all, weight), bias.map(|b| self.weight(all, b)));
+                let (experts, used) = (experts as usize, route.cols as usize / 2);
+                let (cols, n) =
+                    (self.program.weights[weight.0 as usize].cols as usize, out.cols as usize / used);
+                for r in 0..self.row_count(out) {
+                    let (input, ids) = (self.read_row(x, r), self.read_row(route, r));
+                    let mut row = Vec::with_capacity(out.cols as usize);
+                    for (j, id) in ids[..used].iter().enumerate() {
+                        let input = if input.len() == cols { &input[..] } else { &input[j * cols..][..cols] };
+                        // The products with one of the experts' tensors.
+                        let product = |part: usize, o: usize| {
+                            let at = part * n + o;
+                            dot(&w[at * cols..][..cols], input) + bias.map_or(0.0, |b| f64::from(b[at]))
+                        };
+                        let e = *id as usize;
+                        row.extend((0..n).map(|o| match glu {
+                            Some(gate) => {
+                                let (g, u) = (product(e, o) as f32, product(experts + e, o) as f32);
+                                gate.apply(g.into(), u.into()) as f32
+                            }
+                            None => product(e, o) as f32,
+                        }));
+                    }
+                    self.write_row(out, r, &row);
+                }
+            }
+            Op::Combine { out, x, weights, add } => {
+                for r in 0..self.row_count(out) {
+                    let (x, weights) = (self.read_row(x, r), self.read_row(weights, r));
+                    let add = add.map(|a| self.read_row(a, r));
+                    let cols = out.cols as usize;
+                    let sum = |c: usize| -> f64 {
+                        weights
+                            .iter()
+                            .enumerate()
+                            .map(|(j, w)| f64::from(*w) * f64::from(x[j * cols + c]))
+                            .sum()
+                    };
+                    let y: Vec<f32> =
+                        (0..cols).map(|c| add.as_ref().map_or(0.0, |a| a[c]) + sum(c) as f32).collect();
+                    self.write_row(out, r, &y);
+                }
+            }
             Op::Add { out, a, b } => {
                 for r in 0..self.row_count(out) {
                     let (x, y) = (self.read_row(a, r), self.read_row(b, r));
