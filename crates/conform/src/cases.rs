@@ -239,15 +239,41 @@ pub fn mixture_of(
     };
     let names: &[&str] = if m.gate.is_some() { &["gate", "up"] } else { &["up"] };
     let first = stack(p, names, m.ff, m.cols, rng);
-    let mut a = p.matmul_experts("ff", (x, route), m.experts, first, m.gate);
+    let mut a = p.matmul_experts("ff", (x, Some(route)), m.experts, first, m.gate);
     if m.gate.is_none() {
         let out = p.value("act", Rows::Tokens, a.cols);
         p.push(Op::Activate { out, x: a, act: Activation::Relu });
         a = out;
     }
     let down = stack(p, &["down"], m.cols, m.ff, rng);
-    let y = p.matmul_experts("down", (a, route), m.experts, down, None);
+    let y = p.matmul_experts("down", (a, Some(route)), m.experts, down, None);
     p.combine("z", y, route.slice(m.spec.used, m.spec.used), Some(x))
+}
+
+/// Blocks of columns with a weight of their own, and what passes by them.
+pub fn blocks(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (dtype, heads, cols, n, rest) in [
+        (DType::F32, 3, 20, 7, 0),
+        (DType::BF16, 5, 16, 33, 6),
+        (DType::Q8_0, 4, 64, 40, 8),
+        (DType::F32, 1, 9, 4, 3),
+    ] {
+        for rows in [1, 3, 64] {
+            let (mut p, x, mut t) = with_input(heads * (cols + rest), rng);
+            let parts = (0..heads).map(|h| {
+                let name = format!("w.{h}");
+                t.insert(name.clone(), tensor(&name, dtype, &[n as usize, cols as usize], 0.3, rng));
+                WeightPart { name, rows: n }
+            });
+            let parts = parts.collect();
+            let w = p.stacked(parts, cols);
+            p.logits = Some(p.matmul_experts("y", (x, None), heads, (w, None), None));
+            let name = format!("{dtype} {heads} blocks {n}x{cols}+{rest}, {rows} rows");
+            cases.push(Case::new(name, p, t, rows, Measure::Rms));
+        }
+    }
+    cases
 }
 
 /// Ways to choose among experts and to gate, at odd shapes.

@@ -18,6 +18,7 @@ fn spec(arch: &'static Arch, bias: bool, tied: bool) -> ModelSpec {
         head_dim: 8,
         v_dim: 8,
         ff: 40,
+        experts: None,
         context: 64,
         eps: 1e-5,
         attn_scale: 0.35,
@@ -33,7 +34,10 @@ fn spec(arch: &'static Arch, bias: bool, tied: bool) -> ModelSpec {
             RopeTable::new(RopeStyle::Interleaved, 8, 10_000.0, None),
             RopeTable::new(RopeStyle::Neox, 8, 100.0, None),
         ],
-        layers: vec![LayerSpec { window: Some(5), rope: 1 }, LayerSpec { window: None, rope: 0 }],
+        layers: vec![
+            LayerSpec { window: Some(5), rope: 1, sparse: false },
+            LayerSpec { window: None, rope: 0, sparse: false },
+        ],
     }
 }
 

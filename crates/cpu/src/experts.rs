@@ -42,16 +42,16 @@ impl Groups {
     /// No thread may write `route` meanwhile.
     unsafe fn sort(
         &mut self,
-        route: Mat,
+        route: Option<Mat>,
         (rows, used, experts): (usize, usize, usize),
         place: impl Fn(usize, usize) -> usize,
     ) {
         let pairs = rows * used;
         // SAFETY: the caller's promise.
-        let ids = |r: usize| unsafe { &route.row(r)[..used] };
+        let expert = |r: usize, j: usize| route.map_or(j, |route| unsafe { route.row(r)[j] } as usize);
         self.counts.clear();
         self.counts.resize(experts, 0);
-        (0..rows).for_each(|r| ids(r).iter().for_each(|e| self.counts[*e as usize] += 1));
+        (0..rows).for_each(|r| (0..used).for_each(|j| self.counts[expert(r, j)] += 1));
         self.chosen.clear();
         let mut first = 0;
         for (expert, count) in self.counts.iter_mut().enumerate() {
@@ -64,8 +64,8 @@ impl Groups {
         self.pairs.resize(pairs.max(self.pairs.len()), (0, 0));
         self.places.resize(pairs.max(self.places.len()), 0);
         for r in 0..rows {
-            for (j, e) in ids(r).iter().enumerate() {
-                let at = &mut self.counts[*e as usize];
+            for j in 0..used {
+                let at = &mut self.counts[expert(r, j)];
                 (self.pairs[*at], self.places[*at]) = ((r as u32, j as u32), place(r, j));
                 *at += 1;
             }
@@ -79,7 +79,8 @@ pub(crate) fn groups_bytes(program: &Program, limits: &Limits) -> usize {
         Op::MatMulExperts { route, experts, .. } => {
             let pair = size_of::<(u32, u32)>() + size_of::<usize>();
             let expert = size_of::<Group>() + size_of::<usize>();
-            limits.rows * route.cols as usize / 2 * pair + *experts as usize * expert
+            limits.rows * route.as_ref().map_or(*experts, |r| r.cols / 2) as usize * pair
+                + *experts as usize * expert
         }
         _ => 0,
     };
@@ -129,10 +130,12 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, groups: &mut Gro
         return;
     }
     let (width, same) = (out.cols as usize / used, x.cols as usize == cols);
-    let (out, x) = (run.mat(*out), run.mat(*x));
+    let (each, block) =
+        (run.program.weights[weight.0 as usize].parts[0].rows as usize, x.cols as usize / used);
+    let (out, x, route) = (run.mat(*out), run.mat(*x), route.map(|r| run.mat(r)));
     let Rows { stride, .. } = out.columns(0);
     // SAFETY: the choices are complete, behind a barrier.
-    unsafe { groups.sort(run.mat(*route), (rows, used, experts), |r, j| r * stride + j * width) };
+    unsafe { groups.sort(route, (rows, used, experts), |r, j| r * stride + j * width) };
 
     // One row that every expert reads is prepared once.
     let once = rows == 1 && same && groups.chosen.iter().all(|g| g.len == 1);
@@ -160,7 +163,7 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, groups: &mut Gro
         let (quantized, floats) = prepared(nth);
         for p in mine.start.max(g.first)..mine.end.min(g.first + g.len) {
             let (row, j) = groups.pairs[p];
-            let first = if same { 0 } else { j as usize * cols };
+            let first = if same { 0 } else { j as usize * block };
             // SAFETY: the rows of `x` are complete, behind a barrier; the places of pair p are this thread's.
             unsafe {
                 let ptr = x.row(row as usize)[first..first + cols].as_ptr().cast_mut();
@@ -174,13 +177,22 @@ pub(crate) fn matmul(run: &Run, team: &Team, lines: &mut Lines, groups: &mut Gro
             }
         }
     }
+    if width > each {
+        for r in team.share(rows) {
+            for j in 0..used {
+                // SAFETY: rows are split over the threads, products have other columns, and `x` is complete.
+                let (out, x) = unsafe { (out.part_mut(r, j * width + each..(j + 1) * width), x.row(r)) };
+                out.copy_from_slice(&x[j * block + cols..(j + 1) * block]);
+            }
+        }
+    }
     if !own {
         team.barrier();
     }
 
     let pieces = &run.held(*weight).pieces;
     let bias = bias.map(|b| run.held(b).vector());
-    let part = |piece: usize| bias.map(|b| &b[piece * width..][..width]);
+    let part = |piece: usize| bias.map(|b| &b[piece * each..][..each]);
     for (nth, units) in shares(&groups.chosen, team, |e| pieces[e].weight.units()) {
         let g = &groups.chosen[nth];
         let (quantized, floats) = prepared(nth);

@@ -167,7 +167,8 @@ impl Product {
         let (x, weight, times, matrices) = match op {
             Op::MatMul { x, weight, .. } => (x, *weight, 1, 1),
             Op::MatMulExperts { x, route, weight, experts, .. } => {
-                (x, *weight, route.cols as usize / 2, *experts as usize)
+                let used = route.as_ref().map_or(*experts, |r| r.cols / 2) as usize;
+                (x, *weight, used, *experts as usize)
             }
             _ => return None,
         };

@@ -60,6 +60,7 @@ fn model(s: Shape) -> ModelSpec {
         head_dim: s.head_dim,
         v_dim: s.head_dim,
         ff: 96,
+        experts: None,
         context: 4096,
         eps: 1e-5,
         attn_scale: (s.head_dim as f32).powf(-0.5),
@@ -72,7 +73,10 @@ fn model(s: Shape) -> ModelSpec {
         positions: 0,
         token_types: 0,
         ropes: vec![rope(1e4), rope(1e3)],
-        layers: vec![LayerSpec { window: s.window, rope: 0 }, LayerSpec { window: None, rope: 1 }],
+        layers: vec![
+            LayerSpec { window: s.window, rope: 0, sparse: false },
+            LayerSpec { window: None, rope: 1, sparse: false },
+        ],
     }
 }
 

@@ -148,7 +148,9 @@ impl Device for Cuda {
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
         if program.ops.iter().any(|n| is_of_experts(&n.op)) {
-            let why = "mixtures of experts do not run on it; the CPU runs them (--device cpu)".into();
+            let why =
+                "mixtures of experts and latent attention do not run on it; the CPU runs them (--device cpu)"
+                    .into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
         check_overlap(&program)?;

@@ -103,13 +103,13 @@ impl Program {
                 )
             }
             Op::MatMulExperts { out, x, route, weight, bias, glu, .. } => {
+                let by = route.map_or("each block".into(), |r| self.view(r));
                 let bias = bias.map(|b| format!(" bias {}", self.weight_text(b))).unwrap_or_default();
                 let glu = glu.map(|g| format!(" glu {g:?}")).unwrap_or_default();
                 format!(
-                    "{} = matmul_experts {} {} {}{bias}{glu}",
+                    "{} = matmul_experts {} by {by} {}{bias}{glu}",
                     v(out),
                     v(x),
-                    v(route),
                     self.weight_text(*weight)
                 )
             }

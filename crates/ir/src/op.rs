@@ -202,15 +202,16 @@ pub enum Op {
     },
     /// The product of each row with the weight of each of its experts: `out[r, j] = x[r, j] W_e^T + bias_e` with
     /// `e = route[r, j]`, or with `glu` `out[r, j] = gate(x[r, j] G_e^T + .., x[r, j] U_e^T + ..)`. Only weights of chosen experts
-    /// are read.
+    /// are read. Without a route each block of columns has a weight of its own, `e = j`: the heads of latent attention.
     MatMulExperts {
-        /// `[rows, used * n]` where an expert gives `n` columns.
+        /// `[rows, used * (n + rest)]` where an expert gives `n` columns.
         out: View,
-        /// `[rows, W cols]`, the same for all experts of a row, or `[rows, used * W cols]`.
+        /// `[rows, W cols]`, the same for all experts of a row, or `[rows, used * (W cols + rest)]`; the last `rest` columns of a
+        /// block are copied behind its product.
         x: View,
         /// What an [`Op::Route`] has written.
-        route: View,
-        /// Experts.
+        route: Option<View>,
+        /// Experts, all of which are used without a route.
         experts: u32,
         /// One part for each expert; with `glu` those of all gates, then those of all ups.
         weight: WeightId,
@@ -357,7 +358,9 @@ impl Op {
             }
             Op::MatMulExperts { out, x, route, .. } => {
                 f(x, true);
-                f(route, true);
+                if let Some(route) = route {
+                    f(route, true);
+                }
                 f(out, false);
             }
             Op::Combine { out, x, weights, add } => {

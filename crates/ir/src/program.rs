@@ -189,17 +189,19 @@ impl Program {
         out
     }
 
-    /// Products with the chosen ones of `experts` as a new value.
+    /// Products with the chosen ones of `experts`, or with all, as a new value.
     pub fn matmul_experts(
         &mut self,
         name: &'static str,
-        (x, route): (View, View),
+        (x, route): (View, Option<View>),
         experts: u32,
         (weight, bias): (WeightId, Option<WeightId>),
         glu: Option<Gate>,
     ) -> View {
-        let each = self.weights[weight.0 as usize].rows() / experts / if glu.is_some() { 2 } else { 1 };
-        let out = self.value(name, self.rows_of(x), route.cols / 2 * each);
+        let (w, used) = (&self.weights[weight.0 as usize], route.map_or(experts, |r| r.cols / 2));
+        let each = w.rows() / experts / if glu.is_some() { 2 } else { 1 };
+        let rest = if x.cols == w.cols { 0 } else { (x.cols / used).saturating_sub(w.cols) };
+        let out = self.value(name, self.rows_of(x), used * (each + rest));
         self.push(Op::MatMulExperts { out, x, route, experts, weight, bias, glu });
         out
     }
@@ -331,7 +333,7 @@ impl Program {
             }
             Op::Rope { x, head_dim, table } => {
                 let fits = self.ropes.get(table.0 as usize).is_some_and(|t| {
-                    t.rot_dims <= *head_dim
+                    t.first.checked_add(t.rot_dims).is_some_and(|end| end <= *head_dim)
                         && t.rot_dims % 2 == 0
                         && t.inv_freq.len() == t.rot_dims as usize / 2
                 });
@@ -388,16 +390,15 @@ impl Program {
     fn experts_problem(&self, op: &Op) -> Option<String> {
         let Op::MatMulExperts { out, x, route, experts, weight, bias, glu } = op else { return None };
         let w = &self.weights[weight.0 as usize];
-        let (halves, used) = (if glu.is_some() { 2 } else { 1 }, u64::from(route.cols / 2));
+        let halves = if glu.is_some() { 2 } else { 1 };
+        let used = route.map_or(*experts, |r| r.cols / 2).max(1);
         let each = w.rows() / experts.max(&1) / halves;
         let parts = w.parts.iter().all(|p| p.rows == each)
-            && w.parts.len() as u64 == u64::from(*experts) * halves as u64;
-        let widths = [u64::from(w.cols), used * u64::from(w.cols)];
-        if each == 0
-            || !parts
-            || u64::from(out.cols) != used * u64::from(each)
-            || !widths.contains(&x.cols.into())
-        {
+            && w.parts.len() as u64 == u64::from(*experts) * u64::from(halves);
+        // Blocks of the input and of the output, less what is multiplied: the same is left of both.
+        let rest = |v: View, n: u32| (v.cols % used == 0).then(|| (v.cols / used).checked_sub(n)).flatten();
+        let left = if x.cols == w.cols { Some(0) } else { rest(*x, w.cols) };
+        if each == 0 || !parts || left.is_none() || rest(*out, each) != left {
             let (n, cols) = (w.parts.len(), w.cols);
             return Some(format!(
                 "{n} tensors of {each}x{cols} for {experts} experts between {} and {} columns",
@@ -408,11 +409,16 @@ impl Program {
         if bias.is_some_and(|b| length(&self.weights[b.0 as usize]) != w.rows()) {
             return Some(format!("bias does not have {} elements", w.rows()));
         }
+        if self.rows_of(*x) != self.rows_of(*out)
+            || route.is_some_and(|r| self.rows_of(r) != self.rows_of(*out))
+        {
+            return Some("its inputs have other rows".into());
+        }
         // The ids are used as they are, so nothing but a router for these experts may have written them.
+        let route = (*route)?;
         let mut writers = self.ops.iter().filter(|n| n.op.output().is_some_and(|o| o.value == route.value));
-        let routed = |n: &Node| matches!(n.op, Op::Route { out, logits, .. } if out == *route && logits.cols == *experts);
+        let routed = |n: &Node| matches!(n.op, Op::Route { out, logits, .. } if out == route && logits.cols == *experts);
         let by_router = writers.next().is_some_and(routed) && writers.next().is_none();
-        let rows = [*x, *route].iter().all(|v| self.rows_of(*v) == self.rows_of(*out));
-        (!by_router || !rows).then(|| format!("its route is not one over {experts} experts"))
+        (!by_router).then(|| format!("its route is not one over {experts} experts"))
     }
 }

@@ -418,20 +418,26 @@ impl Ready {
             }
             Op::MatMulExperts { out, x, route, experts, weight, bias, glu } => {
                 let (w, bias) = (self.weight(all, weight), bias.map(|b| self.weight(all, b)));
-                let (experts, used) = (experts as usize, route.cols as usize / 2);
-                let (cols, n) =
-                    (self.program.weights[weight.0 as usize].cols as usize, out.cols as usize / used);
+                let (experts, decl) = (experts as usize, &self.program.weights[weight.0 as usize]);
+                let (cols, used) = (decl.cols as usize, route.map_or(experts, |r| r.cols as usize / 2));
+                let n = decl.parts[0].rows as usize;
                 for r in 0..self.row_count(out) {
-                    let (input, ids) = (self.read_row(x, r), self.read_row(route, r));
+                    let input = self.read_row(x, r);
+                    let ids = route.map(|route| self.read_row(route, r));
                     let mut row = Vec::with_capacity(out.cols as usize);
-                    for (j, id) in ids[..used].iter().enumerate() {
-                        let input = if input.len() == cols { &input[..] } else { &input[j * cols..][..cols] };
+                    for j in 0..used {
+                        let block = if input.len() == cols {
+                            0..cols
+                        } else {
+                            j * (input.len() / used)..(j + 1) * (input.len() / used)
+                        };
+                        let (input, rest) = input[block].split_at(cols);
                         // The products with one of the experts' tensors.
                         let product = |part: usize, o: usize| {
                             let at = part * n + o;
                             dot(&w[at * cols..][..cols], input) + bias.map_or(0.0, |b| f64::from(b[at]))
                         };
-                        let e = *id as usize;
+                        let e = ids.as_ref().map_or(j, |ids| ids[j] as usize);
                         row.extend((0..n).map(|o| match glu {
                             Some(gate) => {
                                 let (g, u) = (product(e, o) as f32, product(experts + e, o) as f32);
@@ -439,6 +445,7 @@ impl Ready {
                             }
                             None => product(e, o) as f32,
                         }));
+                        row.extend_from_slice(rest);
                     }
                     self.write_row(out, r, &row);
                 }

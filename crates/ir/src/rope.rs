@@ -19,6 +19,8 @@ pub enum RopeStyle {
 pub struct RopeTable {
     /// Pairing of columns.
     pub style: RopeStyle,
+    /// Columns of a head before those that are rotated.
+    pub first: u32,
     /// Columns of a head that are rotated; the rest pass through.
     pub rot_dims: u32,
     /// One frequency per pair: `rot_dims / 2` of them.
@@ -36,14 +38,15 @@ impl RopeTable {
                 factors.map_or(f, |d| f / f64::from(d[i as usize]))
             })
             .collect();
-        RopeTable { style, rot_dims, inv_freq, mscale: 1.0 }
+        RopeTable { style, first: 0, rot_dims, inv_freq, mscale: 1.0 }
     }
 
     /// The columns of pair `i` in a head.
     pub fn columns(&self, i: usize) -> (usize, usize) {
+        let first = self.first as usize;
         match self.style {
-            RopeStyle::Neox => (i, i + self.rot_dims as usize / 2),
-            RopeStyle::Interleaved => (2 * i, 2 * i + 1),
+            RopeStyle::Neox => (first + i, first + i + self.rot_dims as usize / 2),
+            RopeStyle::Interleaved => (first + 2 * i, first + 2 * i + 1),
         }
     }
 

@@ -51,9 +51,9 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     if options.fuse { fuse::fuse(&b.p) } else { b.p }
 }
 
-struct Builder<'a> {
-    p: Program,
-    s: &'a ModelSpec,
+pub(crate) struct Builder<'a> {
+    pub(crate) p: Program,
+    pub(crate) s: &'a ModelSpec,
 }
 
 impl Builder<'_> {
@@ -106,7 +106,7 @@ impl Builder<'_> {
         self.p.norm(name, x, norm)
     }
 
-    fn linear(&mut self, layer: u32, name: &'static str, x: View, rows: u32, bias: bool) -> View {
+    pub(crate) fn linear(&mut self, layer: u32, name: &'static str, x: View, rows: u32, bias: bool) -> View {
         let w = self.weight(layer, name, rows, x.cols);
         let bias = self.bias(bias, layer, name, rows);
         self.p.matmul(name, x, w, bias)
@@ -163,6 +163,10 @@ impl Builder<'_> {
     fn feed_forward(&mut self, x: View, l: u32) -> View {
         let s = self.s;
         let h = self.before(l, "ffn_norm", x);
+        if let Some(experts) = s.experts.filter(|_| s.layers[l as usize].sparse) {
+            let y = self.mixture(h, l, &experts);
+            return self.residual(l, ["post_ffw_norm", "layer_output_norm"], x, y);
+        }
         let a = if s.arch.gated {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);

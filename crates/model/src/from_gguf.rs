@@ -3,10 +3,11 @@
 
 use crate::arch::{self, Arch, Norms, Positions, QkNorm};
 use crate::decoder::{Options, decoder};
+use crate::experts::{self, ExpertSpec, Said};
 use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
-use crate::{Error, Result, names, weights};
+use crate::{Error, Result, names, stacks, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
-use quarrel_ir::{NormKind, RopeTable};
+use quarrel_ir::{NormKind, RopeTable, Scoring};
 use std::collections::HashSet;
 
 /// Keys below `ARCH.` that are read here or cannot change the result.
@@ -15,6 +16,18 @@ const UNDERSTOOD: &[&str] = &[
     "context_length",
     "embedding_length",
     "feed_forward_length",
+    "expert_count",
+    "expert_used_count",
+    "expert_feed_forward_length", // the tensors say it
+    "expert_shared_feed_forward_length",
+    "expert_shared_count",
+    "expert_gating_func",
+    "expert_group_count",
+    "expert_group_used_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
+    "leading_dense_block_count", // which layers have a router is seen
+    "interleave_moe_layer_step",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -39,7 +52,7 @@ const UNDERSTOOD: &[&str] = &[
 ];
 
 /// Keys that are harmless when they have this value.
-const NEUTRAL: &[(&str, i128)] = &[("expert_count", 0), ("expert_used_count", 0)];
+const NEUTRAL: &[(&str, i128)] = &[("moe_every_n_layers", 1), ("moe_every_n_layers", 0)];
 
 /// Tensors that are used without appearing in a Program.
 const SIDE_TENSORS: &[&str] = &["rope_freqs.weight"];
@@ -49,7 +62,8 @@ pub fn spec(source: &Source, meta: &Metadata) -> Result<ModelSpec> {
     let name = meta.str("general.architecture").ok_or_else(|| {
         field_error("general.architecture", "is missing; this is no model for a language engine")
     })?;
-    let arch = arch::by_gguf(name).ok_or_else(|| unknown(name, source, meta))?;
+    let experts = meta.u32(&format!("{name}.expert_count")).is_some_and(|n| n > 0);
+    let arch = arch::by_gguf(name, experts).ok_or_else(|| unknown(name, source, meta))?;
     let reader = Reader { arch, meta, source };
     reader.refuse_unknown_keys()?;
     let spec = reader.spec()?.check()?;
@@ -113,7 +127,8 @@ impl Reader<'_> {
             .and_then(|v| u32::try_from(v).ok())
             .ok_or_else(|| self.missing("token_embd.weight"))?;
         let has = |name: &str| self.source.tensor(name).is_some();
-        let layers = self.layers(count)?;
+        let mut layers = self.layers(count)?;
+        let experts = self.experts(&mut layers)?;
         Ok(ModelSpec {
             arch: self.arch,
             vocab,
@@ -123,6 +138,7 @@ impl Reader<'_> {
             head_dim,
             v_dim: self.opt_u32("attention.value_length")?.unwrap_or(head_dim),
             ff: self.u32("feed_forward_length")?,
+            experts,
             context: self.u32("context_length")?,
             eps: self.opt_f32(eps)?.ok_or_else(|| field_error(self.key(eps), "is missing"))?,
             attn_scale: attn_scale(self.arch, count, dim, heads, head_dim),
@@ -137,6 +153,43 @@ impl Reader<'_> {
             ropes: self.ropes(head_dim)?,
             layers,
         })
+    }
+
+    /// The experts, and which layers have them: those with a router.
+    fn experts(&self, layers: &mut [LayerSpec]) -> Result<Option<ExpertSpec>> {
+        let (count, rules) = (self.opt_u32("expert_count")?.unwrap_or(0), self.arch.experts);
+        let Some(rules) = rules.filter(|_| count > 0) else {
+            return match count {
+                0 => Ok(None),
+                n => Err(field_error(
+                    self.key("expert_count"),
+                    format!("is {n}; this family is not known to have experts"),
+                )),
+            };
+        };
+        let scoring = match self.opt_u32("expert_gating_func")? {
+            None | Some(0) => None,
+            // The third is a softmax over the chosen alone, which is what dividing by the sum gives.
+            Some(1 | 3) => Some(Scoring::Softmax),
+            Some(2) => Some(Scoring::Sigmoid),
+            Some(n) => {
+                return Err(field_error(self.key("expert_gating_func"), format!("is {n}, 1 to 3 are known")));
+            }
+        };
+        let key = self.key("expert_weights_norm");
+        let said = Said {
+            count,
+            used: self.u32("expert_used_count")?,
+            scoring,
+            normalize: match self.meta.get(&key) {
+                Some(Value::Bool(b)) => Some(*b),
+                _ => None,
+            },
+            groups: self.opt_u32("expert_group_count")?.zip(self.opt_u32("expert_group_used_count")?),
+            scale: self.opt_f32("expert_weights_scale")?.filter(|s| *s != 0.0).unwrap_or(1.0),
+        };
+        let tensor = |name: &str| self.source.tensor(name);
+        experts::mark(layers, &tensor).map(|l| rules.spec(said, l, tensor)).transpose()
     }
 
     fn layers(&self, count: u32) -> Result<Vec<LayerSpec>> {
@@ -226,8 +279,8 @@ impl Reader<'_> {
         let parts = program.weights.iter().flat_map(|w| &w.parts);
         let used: HashSet<String> = parts
             .map(|p| match weights::fused(&p.name) {
-                Some((fused, _)) if self.source.tensor(&p.name).is_none() => fused,
-                _ => p.name.clone(),
+                Some((fused, _)) if self.source.tensor(&fused).is_some() => fused,
+                _ => stacks::stored(self.source, self.arch, &p.name).unwrap_or_else(|| p.name.clone()),
             })
             .collect();
         let unknown = self

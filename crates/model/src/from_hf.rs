@@ -2,9 +2,10 @@
 //! understood is refused by name.
 
 use crate::arch::{self, Arch, Positions, QkNorm};
+use crate::experts::{self, ExpertSpec, Said};
 use crate::from_gguf::shorten;
 use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
-use crate::{Error, Result, names};
+use crate::{Error, Result, names, stacks};
 use quarrel_formats::Source;
 use quarrel_ir::{NormKind, RopeStyle, RopeTable};
 use serde_json::Value;
@@ -110,6 +111,8 @@ impl Reader<'_> {
         let cap = |key: &str| {
             Ok::<_, Error>(self.opt_f64(self.config, key)?.filter(|c| *c != 0.0).map(|c| c as f32))
         };
+        let mut layers = self.layers(count)?;
+        let experts = self.experts(&mut layers)?;
         Ok(ModelSpec {
             arch: self.arch,
             vocab: self.u32("vocab_size")?,
@@ -119,6 +122,7 @@ impl Reader<'_> {
             head_dim,
             v_dim: head_dim,
             ff: self.u32("intermediate_size")?,
+            experts,
             context: self.u32("max_position_embeddings")?,
             eps: self
                 .opt_f64(self.config, eps)?
@@ -133,8 +137,24 @@ impl Reader<'_> {
             positions: self.table_rows("position_embd.weight"),
             token_types: self.table_rows("token_types.weight"),
             ropes: self.ropes(head_dim)?,
-            layers: self.layers(count)?,
+            layers,
         })
+    }
+
+    /// The experts, and which layers have them: those with a router.
+    fn experts(&self, layers: &mut [LayerSpec]) -> Result<Option<ExpertSpec>> {
+        let Some(rules) = self.arch.experts else { return Ok(None) };
+        let Some(count) = self.opt_u32(rules.hf_count)?.filter(|n| *n > 0) else { return Ok(None) };
+        let said = Said {
+            count,
+            used: self.u32("num_experts_per_tok")?,
+            scoring: None,
+            normalize: self.config["norm_topk_prob"].as_bool(),
+            groups: None,
+            scale: 1.0,
+        };
+        let tensor = |name: &str| names::hf(self.arch, name).and_then(|n| self.source.tensor(&n));
+        experts::mark(layers, &tensor).map(|l| rules.spec(said, l, tensor)).transpose()
     }
 
     fn layers(&self, count: u32) -> Result<Vec<LayerSpec>> {
@@ -224,7 +244,9 @@ impl Reader<'_> {
             .weights
             .iter()
             .flat_map(|w| &w.parts)
-            .filter_map(|p| names::hf(self.arch, &p.name))
+            .filter_map(|p| {
+                stacks::stored(self.source, self.arch, &p.name).or_else(|| names::hf(self.arch, &p.name))
+            })
             .collect();
         let mut unknown: Vec<String> = self
             .source

@@ -18,17 +18,28 @@ pub const COMMON: crate::arch::NameTable = &[
     ("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
     ("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
     ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
+    ("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate"),
+    ("blk.{}.ffn_gate_exps.{}", "model.layers.{}.mlp.experts.{}.gate_proj"),
+    ("blk.{}.ffn_up_exps.{}", "model.layers.{}.mlp.experts.{}.up_proj"),
+    ("blk.{}.ffn_down_exps.{}", "model.layers.{}.mlp.experts.{}.down_proj"),
+    ("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_expert.gate_proj"),
+    ("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_expert.up_proj"),
+    ("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_expert.down_proj"),
+    ("blk.{}.ffn_gate_inp_shexp", "model.layers.{}.mlp.shared_expert_gate"),
 ];
 
-/// The Hugging Face name of a canonical tensor name, e.g. `blk.3.attn_q.weight`.
+/// The Hugging Face name of a canonical tensor name, e.g. `blk.3.attn_q.weight` or, of expert 7, `blk.3.ffn_up_exps.7.weight`.
 pub fn hf(arch: &Arch, canonical: &str) -> Option<String> {
     let (stem, kind) = canonical.rsplit_once('.')?;
-    let (pattern, layer) = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-        Some((layer, rest)) => (format!("blk.{{}}.{rest}"), layer),
-        None => (stem.to_string(), ""),
+    let (pattern, layer, expert) = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, rest)) => match rest.split_once('.') {
+            Some((rest, expert)) => (format!("blk.{{}}.{rest}.{{}}"), layer, expert),
+            None => (format!("blk.{{}}.{rest}"), layer, ""),
+        },
+        None => (stem.to_string(), "", ""),
     };
     let (_, name) = arch.names.iter().chain(COMMON).find(|(c, _)| *c == pattern)?;
-    Some(format!("{}.{kind}", name.replace("{}", layer)))
+    Some(format!("{}.{kind}", name.replacen("{}", layer, 1).replacen("{}", expert, 1)))
 }
 
 /// The canonical name of a Hugging Face tensor name: the inverse of [`hf`].

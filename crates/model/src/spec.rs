@@ -1,6 +1,7 @@
 //! What a model is, after all differences between files are gone.
 
 use crate::arch::{Arch, AttnScale, Positions, WindowPattern};
+use crate::experts::ExpertSpec;
 use crate::{Error, Result};
 use quarrel_ir::RopeTable;
 
@@ -11,6 +12,8 @@ pub struct LayerSpec {
     pub window: Option<u32>,
     /// Index into [`ModelSpec::ropes`].
     pub rope: usize,
+    /// Its feed-forward block is a mixture of experts.
+    pub sparse: bool,
 }
 
 /// A decoder-only or encoder-only transformer.
@@ -32,6 +35,8 @@ pub struct ModelSpec {
     pub v_dim: u32,
     /// Width of the feed-forward block.
     pub ff: u32,
+    /// The experts of sparse layers.
+    pub experts: Option<ExpertSpec>,
     /// Context that the model was trained for, in tokens.
     pub context: u32,
     /// Norm epsilon.
@@ -80,7 +85,11 @@ impl ModelSpec {
         let o = u64::from(self.heads * self.v_dim);
         let tables = if self.tied || !self.arch.causal { 1 } else { 2 };
         let products = if self.arch.gated { 3 } else { 2 };
-        self.layers.len() as u64 * (d * (q + kv + o) + products * d * ff + 2 * d)
+        let sparse = self.layers.iter().filter(|l| l.sparse).count() as u64;
+        let dense = self.layers.len() as u64 - sparse;
+        self.layers.len() as u64 * (d * (q + kv + o) + 2 * d)
+            + dense * products * d * ff
+            + sparse * self.experts.map_or(0, |e| e.parameters(d))
             + (tables * u64::from(self.vocab) + u64::from(self.positions) + u64::from(self.token_types)) * d
             + d
     }
@@ -149,6 +158,7 @@ pub(crate) fn layers(arch: &Arch, local: &[bool], window: Option<u32>) -> Vec<La
     let layer = |local: &bool| LayerSpec {
         window: window.filter(|_| *local),
         rope: usize::from(*local && arch.local_rope_base.is_some()),
+        sparse: false,
     };
     local.iter().map(layer).collect()
 }

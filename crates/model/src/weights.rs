@@ -1,7 +1,7 @@
 //! From the tensors of a source to the weights of a device: names, Gemma's norm + 1, then `Device::load`.
 
 use crate::spec::ModelSpec;
-use crate::{Error, Result, names};
+use crate::{Error, Result, names, stacks};
 use quarrel_formats::{Bytes, DType, Source, Tensor, quant};
 use quarrel_ir::{Device, HostWeight, Program, Weight};
 
@@ -83,7 +83,8 @@ fn find(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
     match (source.tensor(&name), fused()) {
         (Some(tensor), _) => Ok(tensor.clone()),
         (None, Some((tensor, index))) => split(tensor, spec, canonical, index),
-        (None, None) => Err(Error::MissingTensor { name, file: crate::place(source) }),
+        (None, None) => stacks::find(source, spec.arch, canonical)?
+            .ok_or_else(|| Error::MissingTensor { name, file: crate::place(source) }),
     }
 }
 

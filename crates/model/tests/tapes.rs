@@ -14,6 +14,7 @@ fn spec(arch: &'static Arch, window: Option<u32>) -> ModelSpec {
         head_dim: 16,
         v_dim: 16,
         ff: 128,
+        experts: None,
         context: 512,
         eps: 1e-5,
         attn_scale: 0.25,
@@ -26,7 +27,7 @@ fn spec(arch: &'static Arch, window: Option<u32>) -> ModelSpec {
         positions: 0,
         token_types: 0,
         ropes: vec![RopeTable::new(RopeStyle::Neox, 16, 10_000.0, None)],
-        layers: vec![LayerSpec { window, rope: 0 }],
+        layers: vec![LayerSpec { window, rope: 0, sparse: false }],
     }
 }
 

@@ -24,6 +24,7 @@ pub fn spec() -> ModelSpec {
         head_dim: 6,
         v_dim: 6,
         ff: 20,
+        experts: None,
         context: 256,
         eps: 1e-5,
         attn_scale: 6f32.powf(-0.5),
@@ -37,7 +38,10 @@ pub fn spec() -> ModelSpec {
         token_types: 0,
         ropes: vec![RopeTable::new(RopeStyle::Neox, 6, 10_000.0, None)],
         // The second layer has a window that ends inside a block.
-        layers: vec![LayerSpec { window: None, rope: 0 }, LayerSpec { window: Some(21), rope: 0 }],
+        layers: vec![
+            LayerSpec { window: None, rope: 0, sparse: false },
+            LayerSpec { window: Some(21), rope: 0, sparse: false },
+        ],
     }
 }
 

@@ -12,6 +12,7 @@ pub const LLAMA: Arch = Arch {
     norm: NormKind::Rms,
     act: Activation::Silu,
     gated: true,
+    experts: None,
     qk_norm: QkNorm::None,
     norms: Norms::Before,
     causal: true,

@@ -1,18 +1,21 @@
 //! The table of architectures: each family is a row that says how it differs from Llama.
 //! A field enters only when a published checkpoint needs it.
 
+use crate::experts::Experts;
 use quarrel_ir::{Activation, NormKind, RopeStyle};
 
 mod encoders;
+mod experts;
 mod gemma;
 mod llama;
 
 pub use encoders::{BERT, NOMIC_BERT};
+pub use experts::{MIXTRAL, QWEN2_MOE, QWEN3_MOE};
 pub use gemma::GEMMA3;
 pub use llama::{LLAMA, MISTRAL};
 
 /// The rows, by kin. A file of rows is one line here.
-const KIN: &[&[&Arch]] = &[llama::ROWS, gemma::ROWS, encoders::ROWS];
+const KIN: &[&[&Arch]] = &[llama::ROWS, gemma::ROWS, experts::ROWS, encoders::ROWS];
 
 /// How queries and keys are normalised before rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,6 +86,8 @@ pub struct Arch {
     pub act: Activation,
     /// Whether it gates a second product.
     pub gated: bool,
+    /// How experts are chosen and used, where a model has them.
+    pub experts: Option<Experts>,
     /// Norm on queries and keys.
     pub qk_norm: QkNorm,
     /// Where the norms of a block are.
@@ -117,9 +122,10 @@ pub fn all() -> impl Iterator<Item = &'static Arch> {
     KIN.iter().flat_map(|rows| rows.iter().copied())
 }
 
-/// The family of a GGUF file.
-pub fn by_gguf(name: &str) -> Option<&'static Arch> {
-    all().find(|a| a.gguf == name)
+/// The family of a GGUF file: Mixtral's, for one, have Llama's name.
+pub fn by_gguf(name: &str, experts: bool) -> Option<&'static Arch> {
+    let of_name = || all().filter(|a| a.gguf == name);
+    of_name().find(|a| a.experts.is_some() == experts).or_else(|| of_name().next())
 }
 
 /// The family of a `config.json`.
