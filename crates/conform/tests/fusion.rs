@@ -19,6 +19,7 @@ fn spec(arch: &'static Arch, bias: bool, tied: bool) -> ModelSpec {
         v_dim: 8,
         ff: 40,
         experts: None,
+        latent: None,
         context: 64,
         eps: 1e-5,
         attn_scale: 0.35,

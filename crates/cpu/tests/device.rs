@@ -61,6 +61,7 @@ fn model(s: Shape) -> ModelSpec {
         v_dim: s.head_dim,
         ff: 96,
         experts: None,
+        latent: None,
         context: 4096,
         eps: 1e-5,
         attn_scale: (s.head_dim as f32).powf(-0.5),

@@ -65,7 +65,7 @@ impl Builder<'_> {
         when.then(|| self.p.weight(format!("blk.{layer}.{name}.bias"), 1, cols))
     }
 
-    fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
+    pub(crate) fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
         let kind = self.s.arch.norm;
         // Every family with this norm has its bias.
         let bias = (kind == NormKind::Layer).then(|| weight.replace(".weight", ".bias"));
@@ -101,7 +101,7 @@ impl Builder<'_> {
         if self.s.arch.norms == Norms::After { x } else { self.layer_norm(layer, name, x, x.cols) }
     }
 
-    fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
+    pub(crate) fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
         let norm = self.norm_spec(format!("blk.{layer}.{name}.weight"), group);
         self.p.norm(name, x, norm)
     }
@@ -131,6 +131,10 @@ impl Builder<'_> {
     fn attention(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
         let s = self.s;
         let h = self.before(l, "attn_norm", x);
+        if let Some(latent) = s.latent {
+            let y = self.latent_attention(h, l, rope, &latent);
+            return self.residual(l, ["post_attention_norm", "attn_output_norm"], x, y);
+        }
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
         let v = self.linear(l, "attn_v", h, s.kv_heads * s.v_dim, s.qkv_bias);
@@ -144,7 +148,15 @@ impl Builder<'_> {
             }
         }
         self.p.push(Op::StoreKv { k, v, kv_layer: l });
-        let spec = AttendSpec {
+        let spec = self.attend_spec(l, window);
+        let a = self.p.attend(q, spec);
+        let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
+        self.residual(l, ["post_attention_norm", "attn_output_norm"], x, y)
+    }
+
+    pub(crate) fn attend_spec(&self, l: u32, window: Option<u32>) -> AttendSpec {
+        let s = self.s;
+        AttendSpec {
             kv_layer: l,
             heads: s.heads,
             kv_heads: s.kv_heads,
@@ -154,10 +166,7 @@ impl Builder<'_> {
             causal: s.arch.causal,
             window,
             softcap: s.attn_softcap,
-        };
-        let a = self.p.attend(q, spec);
-        let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
-        self.residual(l, ["post_attention_norm", "attn_output_norm"], x, y)
+        }
     }
 
     fn feed_forward(&mut self, x: View, l: u32) -> View {

@@ -16,8 +16,6 @@ pub struct Experts {
     pub scoring: Scoring,
     /// Whether weights are divided by their sum, where the file does not say.
     pub normalize: bool,
-    /// A group of experts is judged by so many of its best, where the file has groups.
-    pub group_best: u32,
     /// How gate and up become one.
     pub gate: Gate,
     /// Weights multiply what an expert is given, not what it gives.
@@ -84,14 +82,13 @@ impl Experts {
         let size = |t: Option<&Tensor>, back: usize| {
             t.and_then(|t| t.shape.iter().rev().nth(back)).and_then(|n| u32::try_from(*n).ok())
         };
-        let groups = said.groups.filter(|g| g.0 > 1).map(|(count, used)| ExpertGroups {
-            count,
-            used,
-            best: self.group_best,
-        });
+        let scoring = said.scoring.unwrap_or(self.scoring);
+        // DeepSeek-V2 judges a group by its best expert; V3, whose scores are sigmoids, by the best two.
+        let best = if scoring == Scoring::Sigmoid { 2 } else { 1 };
+        let groups = said.groups.filter(|g| g.0 > 1).map(|(count, used)| ExpertGroups { count, used, best });
         let route = RouteSpec {
             used: said.used,
-            scoring: said.scoring.unwrap_or(self.scoring),
+            scoring,
             groups,
             normalize: said.normalize.unwrap_or(self.normalize),
             scale: said.scale,
@@ -233,10 +230,10 @@ pub(crate) fn mark<'a>(
     first
 }
 
-/// A canonical name of one expert's tensor: of all experts', and which it is.
+/// A canonical name of one expert's tensor, or of one head's: of all of them, and which it is.
 pub(crate) fn of_stack(canonical: &str) -> Option<(String, usize)> {
     let (stem, kind) = canonical.rsplit_once('.')?;
     let (stem, index) = stem.rsplit_once('.')?;
-    (stem.ends_with("_exps")).then_some(())?;
+    ["_exps", "attn_k_b", "attn_v_b"].iter().any(|s| stem.ends_with(s)).then_some(())?;
     Some((format!("{stem}.{kind}"), index.parse().ok()?))
 }

@@ -4,6 +4,7 @@
 use crate::arch::{self, Arch, Norms, Positions, QkNorm};
 use crate::decoder::{Options, decoder};
 use crate::experts::{self, ExpertSpec, Said};
+use crate::latent::Latent;
 use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, stacks, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
@@ -34,6 +35,10 @@ const UNDERSTOOD: &[&str] = &[
     "attention.value_length",
     "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
+    "attention.q_lora_rank",
+    "attention.kv_lora_rank",
+    "attention.key_length_mla",
+    "attention.value_length_mla",
     "attention.sliding_window",
     "attention.sliding_window_pattern",
     "attn_logit_softcapping",
@@ -129,7 +134,9 @@ impl Reader<'_> {
         let has = |name: &str| self.source.tensor(name).is_some();
         let mut layers = self.layers(count)?;
         let experts = self.experts(&mut layers)?;
-        Ok(ModelSpec {
+        let latent = self.latent()?;
+        let head_dim = latent.map_or(head_dim, |m| m.head());
+        let spec = ModelSpec {
             arch: self.arch,
             vocab,
             dim,
@@ -139,6 +146,7 @@ impl Reader<'_> {
             v_dim: self.opt_u32("attention.value_length")?.unwrap_or(head_dim),
             ff: self.u32("feed_forward_length")?,
             experts,
+            latent: None,
             context: self.u32("context_length")?,
             eps: self.opt_f32(eps)?.ok_or_else(|| field_error(self.key(eps), "is missing"))?,
             attn_scale: attn_scale(self.arch, count, dim, heads, head_dim),
@@ -152,7 +160,28 @@ impl Reader<'_> {
             token_types: self.table_rows("token_types.weight"),
             ropes: self.ropes(head_dim)?,
             layers,
-        })
+        };
+        Ok(spec.with_latent(latent))
+    }
+
+    /// The sizes of latent attention. Files from before 2025 have the heads' own lengths where others say `_mla`.
+    fn latent(&self) -> Result<Option<Latent>> {
+        if !self.arch.latent {
+            return Ok(None);
+        }
+        let length = |key: &str| match self.opt_u32(&format!("{key}_mla"))? {
+            Some(n) => Ok(n),
+            None => self.u32(key),
+        };
+        let (head, rotated) = (length("attention.key_length")?, self.u32("rope.dimension_count")?);
+        let m = Latent {
+            q_rank: self.opt_u32("attention.q_lora_rank")?.unwrap_or(0),
+            rank: self.u32("attention.kv_lora_rank")?,
+            plain: head.saturating_sub(rotated),
+            rotated,
+            v_dim: length("attention.value_length")?,
+        };
+        m.check().map(Some)
     }
 
     /// The experts, and which layers have them: those with a router.
@@ -280,7 +309,7 @@ impl Reader<'_> {
         let used: HashSet<String> = parts
             .map(|p| match weights::fused(&p.name) {
                 Some((fused, _)) if self.source.tensor(&fused).is_some() => fused,
-                _ => stacks::stored(self.source, self.arch, &p.name).unwrap_or_else(|| p.name.clone()),
+                _ => stacks::stored(self.source, spec, &p.name).unwrap_or_else(|| p.name.clone()),
             })
             .collect();
         let unknown = self

@@ -4,10 +4,11 @@
 use crate::arch::{self, Arch, Positions, QkNorm};
 use crate::experts::{self, ExpertSpec, Said};
 use crate::from_gguf::shorten;
+use crate::latent::Latent;
 use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, stacks};
 use quarrel_formats::Source;
-use quarrel_ir::{NormKind, RopeStyle, RopeTable};
+use quarrel_ir::{NormKind, RopeTable, Scoring};
 use serde_json::Value;
 
 /// Reads the specification of a safetensors model.
@@ -113,7 +114,10 @@ impl Reader<'_> {
         };
         let mut layers = self.layers(count)?;
         let experts = self.experts(&mut layers)?;
-        Ok(ModelSpec {
+        let latent = self.latent()?;
+        let head_dim = latent.map_or(head_dim, |m| m.head());
+        let scale = if latent.is_some() { (head_dim as f32).powf(-0.5) } else { scale };
+        let spec = ModelSpec {
             arch: self.arch,
             vocab: self.u32("vocab_size")?,
             dim,
@@ -123,6 +127,7 @@ impl Reader<'_> {
             v_dim: head_dim,
             ff: self.u32("intermediate_size")?,
             experts,
+            latent: None,
             context: self.u32("max_position_embeddings")?,
             eps: self
                 .opt_f64(self.config, eps)?
@@ -136,9 +141,25 @@ impl Reader<'_> {
             tied: !self.has("output.weight"),
             positions: self.table_rows("position_embd.weight"),
             token_types: self.table_rows("token_types.weight"),
-            ropes: self.ropes(head_dim)?,
+            ropes: self.ropes(latent.map_or(head_dim, |m| m.rotated))?,
             layers,
-        })
+        };
+        Ok(spec.with_latent(latent))
+    }
+
+    /// The sizes of latent attention.
+    fn latent(&self) -> Result<Option<Latent>> {
+        if !self.arch.latent {
+            return Ok(None);
+        }
+        let m = Latent {
+            q_rank: self.opt_u32("q_lora_rank")?.unwrap_or(0),
+            rank: self.u32("kv_lora_rank")?,
+            plain: self.u32("qk_nope_head_dim")?,
+            rotated: self.u32("qk_rope_head_dim")?,
+            v_dim: self.u32("v_head_dim")?,
+        };
+        m.check().map(Some)
     }
 
     /// The experts, and which layers have them: those with a router.
@@ -148,10 +169,24 @@ impl Reader<'_> {
         let said = Said {
             count,
             used: self.u32("num_experts_per_tok")?,
-            scoring: None,
+            scoring: match self.config["scoring_func"].as_str() {
+                None => None,
+                Some("softmax") => Some(Scoring::Softmax),
+                Some("sigmoid") => Some(Scoring::Sigmoid),
+                Some(other) => {
+                    return Err(field_error(
+                        "scoring_func",
+                        format!("is {other:?}, softmax and sigmoid are known"),
+                    ));
+                }
+            },
             normalize: self.config["norm_topk_prob"].as_bool(),
-            groups: None,
-            scale: 1.0,
+            // DeepSeek-V2-Lite has groups in its configuration and does not use them.
+            groups: match self.config["topk_method"].as_str() {
+                Some("greedy") => None,
+                _ => self.opt_u32("n_group")?.zip(self.opt_u32("topk_group")?),
+            },
+            scale: self.opt_f64(self.config, "routed_scaling_factor")?.unwrap_or(1.0) as f32,
         };
         let tensor = |name: &str| names::hf(self.arch, name).and_then(|n| self.source.tensor(&n));
         experts::mark(layers, &tensor).map(|l| rules.spec(said, l, tensor)).transpose()
@@ -197,7 +232,7 @@ impl Reader<'_> {
             None => self.opt_f64(self.config, "rope_theta")?.unwrap_or(10_000.0),
         };
         let scaling = if params["rope_type"].is_string() { params } else { &self.config["rope_scaling"] };
-        let mut global = RopeTable::new(RopeStyle::Neox, head_dim, base, None);
+        let mut global = RopeTable::new(self.arch.hf_rope, head_dim, base, None);
         self.scale_rope(scaling, &mut global)?;
         let local = self.arch.local_rope_base.map(|default| -> Result<RopeTable> {
             let nested = &self.config["rope_parameters"]["sliding_attention"];
@@ -205,7 +240,7 @@ impl Reader<'_> {
                 Some(b) => b,
                 None => self.opt_f64(self.config, "rope_local_base_freq")?.unwrap_or(default),
             };
-            Ok(RopeTable::new(RopeStyle::Neox, head_dim, base, None))
+            Ok(RopeTable::new(self.arch.hf_rope, head_dim, base, None))
         });
         std::iter::once(Ok(global)).chain(local).collect()
     }
@@ -238,6 +273,14 @@ impl Reader<'_> {
         Ok(())
     }
 
+    /// Whether a tensor belongs to the layers behind the last that predict tokens further ahead, which are not used.
+    fn predicts_more(&self, spec: &ModelSpec, name: &str) -> bool {
+        let layer = name.strip_prefix("model.layers.").and_then(|n| n.split_once('.'));
+        let more = self.config["num_nextn_predict_layers"].as_u64().unwrap_or(0) as usize;
+        let last = spec.layers.len();
+        layer.and_then(|(l, _)| l.parse().ok()).is_some_and(|l: usize| l >= last && l - last < more)
+    }
+
     fn refuse_unknown_tensors(&self, spec: &ModelSpec) -> Result<()> {
         let program = crate::decoder::decoder(spec, &crate::decoder::Options { fuse: false, hidden: false });
         let used: std::collections::HashSet<String> = program
@@ -245,7 +288,7 @@ impl Reader<'_> {
             .iter()
             .flat_map(|w| &w.parts)
             .filter_map(|p| {
-                stacks::stored(self.source, self.arch, &p.name).or_else(|| names::hf(self.arch, &p.name))
+                stacks::stored(self.source, spec, &p.name).or_else(|| names::hf(self.arch, &p.name))
             })
             .collect();
         let mut unknown: Vec<String> = self
@@ -254,7 +297,7 @@ impl Reader<'_> {
             .map(|t| t.name.clone())
             // Recomputed by every engine; old checkpoints store it.
             .filter(|n| !used.contains(n) && !n.ends_with("rotary_emb.inv_freq"))
-            .filter(|n| !self.arch.hf_unused.contains(&n.as_str()))
+            .filter(|n| !self.arch.hf_unused.contains(&n.as_str()) && !self.predicts_more(spec, n))
             .collect();
         unknown.sort();
         if unknown.is_empty() {

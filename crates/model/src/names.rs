@@ -38,7 +38,12 @@ pub fn hf(arch: &Arch, canonical: &str) -> Option<String> {
         },
         None => (stem.to_string(), "", ""),
     };
-    let (_, name) = arch.names.iter().chain(COMMON).find(|(c, _)| *c == pattern)?;
+    let of = |p: &str| arch.names.iter().chain(COMMON).find(|(c, _)| *c == p).map(|(_, name)| name);
+    // A few have names of their own, kind included.
+    if let Some(name) = of(&format!("{pattern}.{kind}")) {
+        return Some(name.replacen("{}", layer, 1));
+    }
+    let name = of(&pattern)?;
     Some(format!("{}.{kind}", name.replacen("{}", layer, 1).replacen("{}", expert, 1)))
 }
 

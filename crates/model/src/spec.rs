@@ -2,6 +2,7 @@
 
 use crate::arch::{Arch, AttnScale, Positions, WindowPattern};
 use crate::experts::ExpertSpec;
+use crate::latent::Latent;
 use crate::{Error, Result};
 use quarrel_ir::RopeTable;
 
@@ -37,6 +38,8 @@ pub struct ModelSpec {
     pub ff: u32,
     /// The experts of sparse layers.
     pub experts: Option<ExpertSpec>,
+    /// Latent attention; heads are then as the cache has them.
+    pub latent: Option<Latent>,
     /// Context that the model was trained for, in tokens.
     pub context: u32,
     /// Norm epsilon.
@@ -87,11 +90,20 @@ impl ModelSpec {
         let products = if self.arch.gated { 3 } else { 2 };
         let sparse = self.layers.iter().filter(|l| l.sparse).count() as u64;
         let dense = self.layers.len() as u64 - sparse;
-        self.layers.len() as u64 * (d * (q + kv + o) + 2 * d)
+        let attention = self.latent.map_or(d * (q + kv + o), |m| m.parameters(self));
+        self.layers.len() as u64 * (attention + 2 * d)
             + dense * products * d * ff
             + sparse * self.experts.map_or(0, |e| e.parameters(d))
             + (tables * u64::from(self.vocab) + u64::from(self.positions) + u64::from(self.token_types)) * d
             + d
+    }
+
+    /// With the heads that latent attention has in the cache.
+    pub(crate) fn with_latent(self, latent: Option<Latent>) -> ModelSpec {
+        match latent {
+            None => self,
+            Some(m) => ModelSpec { latent, kv_heads: 1, head_dim: m.rank + m.rotated, v_dim: m.rank, ..self },
+        }
     }
 
     /// Checks sizes that would make later arithmetic meaningless; files come from strangers.

@@ -83,7 +83,7 @@ fn find(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
     match (source.tensor(&name), fused()) {
         (Some(tensor), _) => Ok(tensor.clone()),
         (None, Some((tensor, index))) => split(tensor, spec, canonical, index),
-        (None, None) => stacks::find(source, spec.arch, canonical)?
+        (None, None) => stacks::find(source, spec, canonical)?
             .ok_or_else(|| Error::MissingTensor { name, file: crate::place(source) }),
     }
 }

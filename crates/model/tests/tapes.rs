@@ -15,6 +15,7 @@ fn spec(arch: &'static Arch, window: Option<u32>) -> ModelSpec {
         v_dim: 16,
         ff: 128,
         experts: None,
+        latent: None,
         context: 512,
         eps: 1e-5,
         attn_scale: 0.25,

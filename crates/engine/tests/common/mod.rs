@@ -25,6 +25,7 @@ pub fn spec() -> ModelSpec {
         v_dim: 6,
         ff: 20,
         experts: None,
+        latent: None,
         context: 256,
         eps: 1e-5,
         attn_scale: 6f32.powf(-0.5),

@@ -10,7 +10,7 @@ mod gemma;
 mod llama;
 
 pub use encoders::{BERT, NOMIC_BERT};
-pub use experts::{MIXTRAL, QWEN2_MOE, QWEN3_MOE};
+pub use experts::{DEEPSEEK2, MIXTRAL, QWEN2_MOE, QWEN3_MOE};
 pub use gemma::GEMMA3;
 pub use llama::{LLAMA, MISTRAL};
 
@@ -88,6 +88,8 @@ pub struct Arch {
     pub gated: bool,
     /// How experts are chosen and used, where a model has them.
     pub experts: Option<Experts>,
+    /// Keys and values come from a latent that both share.
+    pub latent: bool,
     /// Norm on queries and keys.
     pub qk_norm: QkNorm,
     /// Where the norms of a block are.
@@ -107,8 +109,10 @@ pub struct Arch {
     pub local_rope_base: Option<f64>,
     /// Score factor.
     pub attn_scale: AttnScale,
-    /// How GGUF stores rotated heads; Hugging Face files are always NeoX.
+    /// How GGUF stores rotated heads.
     pub gguf_rope: RopeStyle,
+    /// How Hugging Face files do.
+    pub hf_rope: RopeStyle,
     /// Hugging Face stores norm gains minus one.
     pub hf_norm_minus_one: bool,
     /// Tensor names that differ from [`crate::names::COMMON`].
