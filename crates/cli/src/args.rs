@@ -3,6 +3,7 @@
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::bare_urls, reason = "help texts are not Markdown")]
 
 mod config;
+mod doctor;
 mod eval;
 mod guess;
 mod guide;
@@ -18,6 +19,7 @@ use quarrel_runtime::EngineOptions;
 use quarrel_runtime::devices::Place;
 
 pub(crate) use config::{Config, ConfigArgs, ConfigCommand, ConfigOf};
+pub(crate) use doctor::Doctor;
 pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
 pub(crate) use guess::{DRAFT_MAX, Guess, GuessArgs};
 pub(crate) use guide::GuideArgs;
@@ -84,6 +86,8 @@ pub(crate) enum Command {
     Rm(Rm),
     /// Look into a model file: metadata, tensors, the program that runs it
     Inspect(Inspect),
+    /// Look for what is wrong with a model: metadata, tokenizer, template, ends of turns, rope, a few tokens
+    Doctor(Doctor),
     /// Turn text into token ids
     Tokenize(Tokenize),
     /// Turn texts into vectors, and show how alike they are
@@ -107,6 +111,9 @@ pub(crate) enum Command {
     /// Print this reference as Markdown
     #[command(hide = true)]
     DocsCli,
+    /// Print the table of architectures as Markdown
+    #[command(hide = true)]
+    DocsArchitectures,
     /// Print the OpenAPI document of `serve`
     #[command(hide = true)]
     DocsOpenapi,

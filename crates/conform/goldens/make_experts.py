@@ -211,7 +211,7 @@ MODELS |= {
         config={k: v for k, v in BASE.items() if k != "use_cache"} | dict(
             architectures=["GptOssForCausalLM"], model_type="gpt_oss", head_dim=16, intermediate_size=32,
             num_local_experts=4, num_experts_per_tok=2, experts_per_token=2, sliding_window=8,
-            layer_types=["sliding_attention", "full_attention"], attention_bias=True, swiglu_limit=1.5,
+            layer_types=["sliding_attention", "full_attention"], attention_bias=True, swiglu_limit=7.0,
             rope_theta=150000.0, max_position_embeddings=128,
             rope_scaling=dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=32, beta_fast=32.0,
                               beta_slow=1.0, truncate=False)),

@@ -408,10 +408,44 @@ pub fn attend(h: Heads, style: RopeStyle, rows: usize, rng: &mut Rng) -> Case {
         causal: true,
         window,
         softcap,
+        alibi: None,
+        chunked: false,
+        sinks: None,
     };
     p.logits = Some(p.attend(q, spec));
     let name = format!("{heads}/{kv_heads} heads of {head_dim}, window {window:?}, {style:?}, {rows} tokens");
     Case::new(name, p, t, rows, Measure::Rms)
+}
+
+/// Attention with ALiBi, with sinks and with both: heads that are and are not a power of two, windows and caps.
+pub fn biased_attention(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (heads, kv_heads, head_dim, window, softcap, rows) in [
+        (1, 1, 8, None, None, 70),
+        (4, 2, 33, None, Some(3.0), 70),
+        (6, 6, 16, Some(7), None, 70),
+        (12, 1, 64, Some(40), None, 150),
+        (14, 2, 20, None, None, 300),
+    ] {
+        for (alibi, sinks) in [(Some(8.0), false), (None, true), (Some(4.5), true)] {
+            let heads_of = Heads { heads, kv_heads, head_dim, rot_dims: 0, window, softcap };
+            let mut case = attend(heads_of, RopeStyle::Neox, rows, rng);
+            let weight = sinks.then(|| case.program.weight("sinks", 1, heads));
+            if sinks {
+                let scores = tensor("sinks", DType::F32, &[heads as usize], 2.0, rng);
+                case.tensors.insert("sinks".into(), scores);
+            }
+            for node in &mut case.program.ops {
+                if let Op::Attend { spec, .. } = &mut node.op {
+                    (spec.alibi, spec.sinks) = (alibi, weight);
+                }
+            }
+            case.program.check().unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            case.name = format!("{}, alibi {alibi:?}, sinks {sinks}", case.name);
+            cases.push(case);
+        }
+    }
+    cases
 }
 
 /// Attention over head sizes, groups, windows and caps.

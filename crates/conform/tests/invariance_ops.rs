@@ -207,8 +207,20 @@ fn attention((heads, kv_heads, head_dim, window, softcap): Shape, rng: &mut Rng)
     p.push(Op::StoreKv { k, v, kv_layer: 0 });
     let scale = (head_dim as f32).powf(-0.5);
     let (kv_layer, v_dim) = (0, head_dim);
-    let spec =
-        AttendSpec { kv_layer, heads, kv_heads, head_dim, v_dim, scale, causal: true, window, softcap };
+    let spec = AttendSpec {
+        kv_layer,
+        heads,
+        kv_heads,
+        head_dim,
+        v_dim,
+        scale,
+        causal: true,
+        window,
+        softcap,
+        alibi: None,
+        chunked: false,
+        sinks: None,
+    };
     p.logits = Some(p.attend(q, spec));
     p.check().unwrap();
     (p, t)

@@ -78,14 +78,15 @@ fn gates_are_exact_at_extremes_and_keep_nan() {
     }
 }
 
-/// Rope, cache and attention together, over head sizes, groups, windows and caps.
+/// Rope, cache and attention together, over head sizes, groups, windows, caps, biases and sinks.
 #[test]
 fn attention_at_odd_shapes() {
-    for case in cases::attention(&mut Rng(5)) {
+    let biased = cases::biased_attention(&mut Rng(7));
+    for case in cases::attention(&mut Rng(5)).into_iter().chain(biased) {
         // Keys and values are stored in 16 bits.
         let whole = check(&case, 2e-3);
         let rows = case.rows;
-        for (threads, chunks) in [(2, vec![rows]), (1, vec![1; rows]), (3, vec![33, 1, 16, 20])] {
+        for (threads, chunks) in [(2, vec![rows]), (1, vec![1; rows]), (3, vec![33, 1, 16, rows - 50])] {
             let other = case.run(&mut cpu(threads), &chunks).unwrap();
             assert!(same_bits(&whole, &other), "{}: chunks {chunks:?} change the bits", case.name);
         }

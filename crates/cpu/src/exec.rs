@@ -429,7 +429,9 @@ impl Run<'_> {
                 });
                 let rows: Vec<_> = rows.collect();
                 let scratch = &mut scratch.observed;
-                self.isa.run(Observed::<T> { spec, kv, rows: &rows, sums, scratch, stored: PhantomData });
+                let (first, sinks) = (head * (spec.heads / spec.kv_heads) as usize, self.sinks(spec));
+                let stored = PhantomData;
+                self.isa.run(Observed::<T> { spec, kv, first, sinks, rows: &rows, sums, scratch, stored });
             }
         }
     }
@@ -521,8 +523,14 @@ impl Run<'_> {
             let (row, h) = (tile.row + j / group, head * group + j % group);
             // SAFETY: rows and heads of a tile and kv head belong to the thread that claimed it.
             let out = unsafe { out.part_mut(row, h * vd..(h + 1) * vd) };
-            self.isa.run(attention::Finish { state, out, rotated: T::ROTATED });
+            let sink = self.sinks(spec).get(h).copied();
+            self.isa.run(attention::Finish { state, out, sink, rotated: T::ROTATED });
         }
+    }
+
+    /// The scores of the heads' sinks; empty without.
+    fn sinks(&self, spec: &AttendSpec) -> &[f32] {
+        spec.sinks.map_or(&[], |w| self.held(w).vector())
     }
 
     fn pack<T: Cached>(

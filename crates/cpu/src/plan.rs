@@ -141,6 +141,9 @@ mod tests {
             causal: true,
             window: None,
             softcap: None,
+            alibi: None,
+            chunked: false,
+            sinks: None,
         };
         let a = p.attend(qkv.slice(0, 8), spec);
         let y = p.value("y", Rows::Tokens, 8);

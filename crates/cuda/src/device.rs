@@ -144,12 +144,19 @@ impl Device for Cuda {
     fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared> {
         program.check()?;
         if program.looks_ahead() || program.ops.iter().any(|n| is_other_lookup(&n.op)) {
-            let why = "encoders do not run on it; the CPU runs them (--device cpu)".into();
+            let why = "models with a table of positions, as encoders, do not run on it; the CPU runs them (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
-        if program.ops.iter().any(|n| is_of_experts(&n.op)) {
+        let biased =
+            |op: &Op| matches!(op, Op::Attend { spec, .. } if spec.alibi.is_some() || spec.sinks.is_some());
+        if program.ops.iter().any(|n| biased(&n.op)) {
+            let why = "has no attention with ALiBi or sinks; the CPU has (--device cpu)".into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
+        let bent = program.ropes.iter().any(|t| t.first > 0 || t.growth.is_some());
+        if bent || program.ops.iter().any(|n| is_of_experts(&n.op)) {
             let why =
-                "mixtures of experts and latent attention do not run on it; the CPU runs them (--device cpu)"
+                "mixtures of experts, latent and chunked attention do not run on it; the CPU runs them (--device cpu)"
                     .into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
@@ -428,7 +435,8 @@ fn floats(bytes: &[u8], out: &mut [f32]) {
 
 /// Whether an op looks rows of a table up by something else than the token, or adds to them.
 fn is_of_experts(op: &Op) -> bool {
-    matches!(op, Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. })
+    let chunked = matches!(op, Op::Attend { spec, .. } if spec.chunked);
+    chunked || matches!(op, Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. })
 }
 
 fn is_other_lookup(op: &Op) -> bool {

@@ -82,18 +82,19 @@ impl Engine {
         progress: impl FnMut(u64),
     ) -> Result<Loaded> {
         let spec = quarrel_model::spec(source)?;
-        let program =
-            decoder::decoder(&spec, &decoder::Options { fuse: options.fuse, hidden: options.hidden });
-        let loaded = weights::load(source, &spec, &program, &mut *device, progress)?;
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
-        if program.looks_ahead() {
+        if !spec.arch.causal {
             config.step_tokens = config.step_tokens.max(context);
         }
         configure(&mut config);
         if config.disk_cache.is_some() && config.identity.is_none() {
             config.identity = Some(identity(source));
         }
+        let context = u32::try_from(config.context).ok();
+        let options = decoder::Options { fuse: options.fuse, hidden: options.hidden, context };
+        let program = decoder::decoder(&spec, &options);
+        let loaded = weights::load(source, &spec, &program, &mut *device, progress)?;
         let handle = Engine::start_model(device, program, &loaded, config, draft, Some(spec.clone()))?;
         Ok(Loaded { handle, spec })
     }
@@ -128,7 +129,8 @@ impl DraftModel {
         mut device: Box<dyn Device>,
         context: usize,
     ) -> Result<DraftModel> {
-        let program = decoder::decoder(&spec, &decoder::Options::default());
+        let options = decoder::Options { context: u32::try_from(context).ok(), ..Default::default() };
+        let program = decoder::decoder(&spec, &options);
         let loaded = weights::load(source, &spec, &program, &mut *device, |_| {})?;
         DraftModel::new(device, program, &loaded, DraftConfig::new(context))
     }

@@ -71,11 +71,14 @@ impl Program {
             }
             Op::StoreKv { k, v: value, kv_layer } => format!("store_kv {kv_layer} {} {}", v(k), v(value)),
             Op::Attend { out, q, spec: s } => {
-                let window = s.window.map(|w| format!(" window {w}")).unwrap_or_default();
+                let kind = if s.chunked { "chunk" } else { "window" };
+                let window = s.window.map(|w| format!(" {kind} {w}")).unwrap_or_default();
                 let cap = s.softcap.map(|c| format!(" softcap {c}")).unwrap_or_default();
+                let bias = s.alibi.map(|m| format!(" alibi {m}")).unwrap_or_default();
+                let sinks = s.sinks.map(|s| format!(" sinks {}", self.weight_text(s))).unwrap_or_default();
                 let sees = if s.causal { "" } else { " all" };
                 format!(
-                    "{} = attend{sees} {} kv {} heads {}/{} dim {}/{} scale {}{window}{cap}",
+                    "{} = attend{sees} {} kv {} heads {}/{} dim {}/{} scale {}{window}{cap}{bias}{sinks}",
                     v(out),
                     v(q),
                     s.kv_layer,

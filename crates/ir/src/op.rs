@@ -92,8 +92,23 @@ pub struct AttendSpec {
     pub causal: bool,
     /// A token at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
     pub window: Option<u32>,
+    /// The window begins at a multiple of its size: a token at `p` sees `p - p % window ..= p`.
+    pub chunked: bool,
     /// `cap * tanh(score / cap)` before the softmax.
     pub softcap: Option<f32>,
+    /// ALiBi (Press et al. 2022): a score falls by [`alibi_slope`] of its head for each position that the key lies back;
+    /// this is the largest bias. Only where attention is causal.
+    pub alibi: Option<f32>,
+    /// A score for each query head that takes part in its softmax and adds nothing: `[1, heads]`.
+    pub sinks: Option<WeightId>,
+}
+
+/// The slope of query head `head` of `heads`: `2^(-max i / n)` with `n` the largest power of two up to `heads`; heads beyond
+/// it take every second step of the same with `2 n`.
+pub fn alibi_slope(max: f32, heads: u32, head: u32) -> f32 {
+    let n = 1u32 << heads.max(1).ilog2();
+    let steps = if head < n { f64::from(head + 1) } else { f64::from(head - n) + 0.5 };
+    (-f64::from(max) * steps / f64::from(n)).exp2() as f32
 }
 
 /// One operation. Shapes are `[rows, cols]`; `rows` is the step's.
@@ -263,6 +278,17 @@ pub enum Op {
     },
 }
 
+impl AttendSpec {
+    /// The first position that a token sees, if it sees only what is before it.
+    pub fn first(&self, position: usize) -> usize {
+        match self.window.map(|w| w as usize) {
+            None => 0,
+            Some(w) if self.chunked => position - position % w.max(1),
+            Some(w) => (position + 1).saturating_sub(w),
+        }
+    }
+}
+
 impl Op {
     /// The name used in displays, benchmarks and errors.
     pub fn name(&self) -> &'static str {
@@ -401,6 +427,7 @@ impl Op {
             }
             Op::Route { bias, .. } => bias.iter_mut().for_each(f),
             Op::Embed { table, .. } => f(table),
+            Op::Attend { spec, .. } => spec.sinks.iter_mut().for_each(f),
             _ => {}
         }
     }

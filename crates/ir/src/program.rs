@@ -356,7 +356,11 @@ impl Program {
                     && q.cols == s.heads * s.head_dim
                     && out.cols == s.heads * s.v_dim
                     && s.window != Some(0)
-                    && (s.causal || s.window.is_none());
+                    && (s.causal || (s.window.is_none() && s.alibi.is_none()))
+                    && s.sinks.is_none_or(|w| {
+                        let w = &self.weights[w.0 as usize];
+                        (w.rows(), w.cols) == (1, s.heads)
+                    });
                 (!fits).then(|| format!("{} heads over {} do not fit", s.heads, s.kv_heads))
             }
             Op::Glu { out, gate, up, .. } => same(*out, *gate).or_else(|| same(*out, *up)),

@@ -7,7 +7,7 @@ use crate::device::{
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
 use crate::experts::route;
-use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View};
+use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
 use crate::rope::RopeTable;
 use crate::{Error, Result};
@@ -220,34 +220,41 @@ impl Ready {
         out
     }
 
-    /// The first position that query head `h` of a row sees, and the weights of all that it sees in a sequence of `end`
-    /// tokens, before they are divided by their sum.
+    /// The first position that query head `h` of a row sees, the weights of all that it sees in a sequence of `end` tokens
+    /// before they are divided by their sum, and that sum, the sink's weight included.
     fn weights_of(
         &self,
+        all: &[Vec<f32>],
         spec: &AttendSpec,
         h: usize,
         q: &[f32],
         blocks: &[u32],
         (position, end): (usize, usize),
-    ) -> (usize, Vec<f64>) {
+    ) -> (usize, Vec<f64>, f64) {
         let cache = &self.caches[spec.kv_layer as usize];
         let hd = spec.head_dim as usize;
         let kvh = h / (spec.heads / spec.kv_heads) as usize;
-        let first = spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+        let first = spec.first(position);
         let past = if spec.causal { position + 1 } else { end };
         let scores: Vec<f64> = (first..past)
             .map(|p| {
                 let k = cache.row(blocks, p) * cache.layer.kv_heads as usize * hd + kvh * hd;
                 let dot: f64 = (0..hd).map(|i| f64::from(q[h * hd + i]) * f64::from(cache.k[k + i])).sum();
                 let s = dot * f64::from(spec.scale);
-                spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+                let s = spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh());
+                let slope = spec.alibi.map_or(0.0, |max| alibi_slope(max, spec.heads, h as u32));
+                s - f64::from(slope) * (position as f64 - p as f64)
             })
             .collect();
         // `f64::max` drops NaN; a NaN score must reach the output instead.
+        let sink = spec.sinks.map_or(f64::NEG_INFINITY, |w| f64::from(self.weight(all, w)[h]));
         let max = scores
             .iter()
+            .chain([&sink])
             .fold(f64::NEG_INFINITY, |m, s| if s.is_nan() || m.is_nan() { f64::NAN } else { m.max(*s) });
-        (first, scores.iter().map(|s| (s - max).exp()).collect())
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let sum = weights.iter().sum::<f64>() + (sink - max).exp();
+        (first, weights, sum)
     }
 
     /// `scale * B (A x)` of every part of a weight, as long as the weight has rows.
@@ -264,14 +271,20 @@ impl Ready {
         delta
     }
 
-    fn attend_row(&self, spec: &AttendSpec, q: &[f32], blocks: &[u32], place: (usize, usize)) -> Vec<f32> {
+    fn attend_row(
+        &self,
+        all: &[Vec<f32>],
+        spec: &AttendSpec,
+        q: &[f32],
+        blocks: &[u32],
+        place: (usize, usize),
+    ) -> Vec<f32> {
         let cache = &self.caches[spec.kv_layer as usize];
         let vd = spec.v_dim as usize;
         let mut out = vec![0.0; spec.heads as usize * vd];
         for h in 0..spec.heads as usize {
             let kvh = h / (spec.heads / spec.kv_heads) as usize;
-            let (first, weights) = self.weights_of(spec, h, q, blocks, place);
-            let total: f64 = weights.iter().sum();
+            let (first, weights, total) = self.weights_of(all, spec, h, q, blocks, place);
             for i in 0..vd {
                 let sum: f64 = weights
                     .iter()
@@ -288,7 +301,7 @@ impl Ready {
     }
 
     /// Adds the weights of the rows that the step wants observed.
-    fn observe(&mut self, spec: &AttendSpec, q: View, step: &StepInputs) {
+    fn observe(&mut self, all: &[Vec<f32>], spec: &AttendSpec, q: View, step: &StepInputs) {
         let group = (spec.heads / spec.kv_heads) as usize;
         let before: u32 = self.program.kv[..spec.kv_layer as usize].iter().map(|l| l.kv_heads).sum();
         let mut row = 0;
@@ -299,8 +312,7 @@ impl Ready {
                 let end = seq.start + seq.rows;
                 let (q, place) = (self.read_row(q, row - back), (end - back, end));
                 for h in 0..spec.heads as usize {
-                    let (first, weights) = self.weights_of(spec, h, &q, seq.blocks, place);
-                    let total: f64 = weights.iter().sum();
+                    let (first, weights, total) = self.weights_of(all, spec, h, &q, seq.blocks, place);
                     let heads = &mut self.mass.get_mut(&o.slot).expect("made before the step").sums;
                     let sums = &mut heads[before as usize + h / group][first..];
                     sums.iter_mut().zip(weights).for_each(|(s, w)| *s += w / total / group as f64);
@@ -394,10 +406,10 @@ impl Ready {
                 for (r, (s, position)) in places.iter().enumerate() {
                     let seq = &step.seqs[*s];
                     let place = (*position, seq.start + seq.rows);
-                    let y = self.attend_row(spec, &self.read_row(q, r), seq.blocks, place);
+                    let y = self.attend_row(all, spec, &self.read_row(q, r), seq.blocks, place);
                     self.write_row(out, r, &y);
                 }
-                self.observe(spec, q, step);
+                self.observe(all, spec, q, step);
             }
             Op::Glu { out, gate, up, act } => {
                 for r in 0..self.row_count(out) {

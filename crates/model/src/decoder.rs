@@ -3,7 +3,8 @@
 use crate::arch::{Norms, QkNorm};
 use crate::spec::ModelSpec;
 use quarrel_ir::{
-    AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, Rows, View, WeightId, fuse,
+    AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, RopeStyle, RopeTable, Rows, View,
+    WeightId, fuse,
 };
 
 /// How to build the tape.
@@ -13,11 +14,13 @@ pub struct Options {
     pub fuse: bool,
     /// Keep the hidden states of all tokens, for embeddings ([`Program::hidden`]); an encoder always does.
     pub hidden: bool,
+    /// Most tokens of a sequence, where rotations depend on it; otherwise what the file says.
+    pub context: Option<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fuse: true, hidden: false }
+        Options { fuse: true, hidden: false, context: None }
     }
 }
 
@@ -34,13 +37,13 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
             window: l.window,
         })
         .collect();
-    let ropes: Vec<RopeId> = spec.ropes.iter().map(|t| b.p.rope(t.clone())).collect();
+    let context = options.context.unwrap_or(spec.context);
+    let ropes: Vec<RopeId> = spec.ropes.iter().map(|r| b.p.rope(r.table(context))).collect();
     let table = b.p.weight("token_embd.weight", spec.vocab, spec.dim);
     let mut x = b.embedding(table);
     for (l, layer) in spec.layers.iter().enumerate() {
         b.p.set_layer(Some(l as u32));
-        x = b.attention(x, l as u32, layer.window, ropes.get(layer.rope).copied());
-        x = b.feed_forward(x, l as u32);
+        x = b.block(x, l as u32, layer.window, layer.rope.and_then(|r| ropes.get(r).copied()));
     }
     b.p.set_layer(None);
     if spec.arch.causal {
@@ -67,8 +70,7 @@ impl Builder<'_> {
 
     pub(crate) fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
         let kind = self.s.arch.norm;
-        // Every family with this norm has its bias.
-        let bias = (kind == NormKind::Layer).then(|| weight.replace(".weight", ".bias"));
+        let bias = self.s.norm_bias.then(|| weight.replace(".weight", ".bias"));
         let bias = bias.map(|name| self.p.weight(name, 1, group));
         let weight = Some(self.p.weight(weight, 1, group));
         NormSpec { kind, eps: self.s.eps, group, weight, bias }
@@ -77,8 +79,7 @@ impl Builder<'_> {
     /// Rows of the table of tokens, with what else says where and what a token is, in the order in which BERT adds it.
     fn embedding(&mut self, table: WeightId) -> View {
         let s = self.s;
-        let scale = if s.arch.embed_sqrt_dim { (s.dim as f32).sqrt() } else { 1.0 };
-        let mut x = self.p.embed("embed", table, scale);
+        let mut x = self.p.embed("embed", table, s.embed_scale);
         let tables = [
             ("token_types.weight", s.token_types, Lookup::Row(0)),
             ("position_embd.weight", s.positions, Lookup::Position),
@@ -98,7 +99,10 @@ impl Builder<'_> {
 
     /// The norm before attention or feed-forward, where the family has one.
     fn before(&mut self, layer: u32, name: &'static str, x: View) -> View {
-        if self.s.arch.norms == Norms::After { x } else { self.layer_norm(layer, name, x, x.cols) }
+        match self.s.arch.norms {
+            Norms::After | Norms::Outputs => x,
+            Norms::Before | Norms::Around => self.layer_norm(layer, name, x, x.cols),
+        }
     }
 
     pub(crate) fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
@@ -120,7 +124,7 @@ impl Builder<'_> {
                 let sum = self.p.add("residual", x, y);
                 return self.layer_norm(layer, sum_norm, sum, sum.cols);
             }
-            Norms::Around => {}
+            Norms::Around | Norms::Outputs => {}
         }
         let norm = self.norm_spec(format!("blk.{layer}.{post_norm}.weight"), y.cols);
         let out = self.p.value("residual", Rows::Tokens, y.cols);
@@ -128,20 +132,49 @@ impl Builder<'_> {
         out
     }
 
-    fn attention(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+    /// Attention and feed-forward, one after the other or side by side.
+    fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
         let s = self.s;
         let h = self.before(l, "attn_norm", x);
-        if let Some(latent) = s.latent {
-            let y = self.latent_attention(h, l, rope, &latent);
-            return self.residual(l, ["post_attention_norm", "attn_output_norm"], x, y);
+        let a = match s.latent {
+            Some(latent) => self.latent_attention(h, l, rope, &latent),
+            None => self.attention(h, l, window, rope),
+        };
+        if self.s.parallel {
+            let h = if self.s.ff_norm { self.before(l, "ffn_norm", x) } else { h };
+            let f = self.feed_forward(h, l);
+            let x = self.p.add("residual", x, a);
+            return self.p.add("residual", x, f);
         }
+        let x = self.residual(l, ["post_attention_norm", "attn_output_norm"], x, a);
+        let h = self.before(l, "ffn_norm", x);
+        let f = self.feed_forward(h, l);
+        self.residual(l, ["post_ffw_norm", "layer_output_norm"], x, f)
+    }
+
+    /// What a block adds, with the factor that the family has.
+    fn scaled(&mut self, y: View) -> View {
+        if self.s.residual_scale != 1.0 {
+            self.p.push(Op::Scale { x: y, by: self.s.residual_scale });
+        }
+        y
+    }
+
+    fn attention(&mut self, h: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+        let s = self.s;
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
         let v = self.linear(l, "attn_v", h, s.kv_heads * s.v_dim, s.qkv_bias);
-        if s.arch.qk_norm == QkNorm::PerHead {
-            q = self.layer_norm(l, "attn_q_norm", q, s.head_dim);
-            k = self.layer_norm(l, "attn_k_norm", k, s.head_dim);
+        let groups = match s.qk_norm {
+            QkNorm::None => None,
+            QkNorm::PerHead => Some((s.head_dim, s.head_dim)),
+            QkNorm::Whole => Some((q.cols, k.cols)),
+        };
+        if let Some((of_q, of_k)) = groups {
+            q = self.layer_norm(l, "attn_q_norm", q, of_q);
+            k = self.layer_norm(l, "attn_k_norm", k, of_k);
         }
+        [q, k] = self.bare([q, k], rope.is_some());
         if let Some(table) = rope {
             for x in [q, k] {
                 self.p.push(Op::Rope { x, head_dim: s.head_dim, table });
@@ -151,11 +184,12 @@ impl Builder<'_> {
         let spec = self.attend_spec(l, window);
         let a = self.p.attend(q, spec);
         let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
-        self.residual(l, ["post_attention_norm", "attn_output_norm"], x, y)
+        self.scaled(y)
     }
 
-    pub(crate) fn attend_spec(&self, l: u32, window: Option<u32>) -> AttendSpec {
+    pub(crate) fn attend_spec(&mut self, l: u32, window: Option<u32>) -> AttendSpec {
         let s = self.s;
+        let sinks = s.sinks.then(|| self.p.weight(format!("blk.{l}.attn_sinks.weight"), 1, s.heads));
         AttendSpec {
             kv_layer: l,
             heads: s.heads,
@@ -165,16 +199,41 @@ impl Builder<'_> {
             scale: s.attn_scale,
             causal: s.arch.causal,
             window,
+            chunked: s.chunked && window.is_some(),
             softcap: s.attn_softcap,
+            alibi: s.alibi,
+            sinks,
         }
     }
 
-    fn feed_forward(&mut self, x: View, l: u32) -> View {
+    /// What Llama 4 does to queries and keys: a norm without gain where they are rotated, which a rotation leaves as it is, and
+    /// queries that grow with their position where they are not.
+    fn bare(&mut self, [mut q, mut k]: [View; 2], rotated: bool) -> [View; 2] {
         let s = self.s;
-        let h = self.before(l, "ffn_norm", x);
-        if let Some(experts) = s.experts.filter(|_| s.layers[l as usize].sparse) {
+        if s.bare_norm && rotated {
+            let norm =
+                NormSpec { kind: NormKind::Rms, eps: s.eps, group: s.head_dim, weight: None, bias: None };
+            (q, k) = (self.p.norm("attn_q_norm", q, norm), self.p.norm("attn_k_norm", k, norm));
+        }
+        if let Some(growth) = s.growth.filter(|_| !rotated) {
+            // A rotation by nothing, with a factor.
+            let dims = s.head_dim / 2 * 2;
+            let still = RopeTable {
+                inv_freq: vec![0.0; dims as usize / 2],
+                growth: Some(growth),
+                ..RopeTable::new(RopeStyle::Neox, dims, 1.0, None)
+            };
+            let table = self.p.rope(still);
+            self.p.push(Op::Rope { x: q, head_dim: s.head_dim, table });
+        }
+        [q, k]
+    }
+
+    fn feed_forward(&mut self, h: View, l: u32) -> View {
+        let s = self.s;
+        if let Some(experts) = s.experts.filter(|_| s.sparse.get(l as usize) == Some(&true)) {
             let y = self.mixture(h, l, &experts);
-            return self.residual(l, ["post_ffw_norm", "layer_output_norm"], x, y);
+            return self.scaled(y);
         }
         let a = if s.arch.gated {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
@@ -187,7 +246,7 @@ impl Builder<'_> {
             out
         };
         let y = self.linear(l, "ffn_down", a, s.dim, s.ff_bias);
-        self.residual(l, ["post_ffw_norm", "layer_output_norm"], x, y)
+        self.scaled(y)
     }
 
     fn head(&mut self, x: View, table: WeightId, hidden: bool) {
@@ -201,7 +260,11 @@ impl Builder<'_> {
         }
         let h = self.p.norm("output_norm", picked, norm);
         let w = if s.tied { table } else { self.p.weight("output.weight", s.vocab, s.dim) };
-        let logits = self.p.matmul("logits", h, w, None);
+        let bias = s.head_bias.then(|| self.p.weight("output.bias", 1, s.vocab));
+        let logits = self.p.matmul("logits", h, w, bias);
+        if s.logit_scale != 1.0 {
+            self.p.push(Op::Scale { x: logits, by: s.logit_scale });
+        }
         if let Some(cap) = s.logit_softcap {
             self.p.push(Op::Softcap { x: logits, cap });
         }

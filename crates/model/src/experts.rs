@@ -4,7 +4,7 @@
 //! their names; how they are chosen and weighted is the family's, or the file's where it says so.
 
 use crate::decoder::Builder;
-use crate::spec::{LayerSpec, field_error};
+use crate::spec::field_error;
 use crate::{Error, Result};
 use quarrel_formats::Tensor;
 use quarrel_ir::{ExpertGroups, Gate, RouteSpec, Scoring, View, WeightId, WeightPart};
@@ -33,6 +33,8 @@ pub enum Stack {
     Rows,
     /// Turned, `[in, out]`, else the same.
     Turned,
+    /// As products read them, but gate and up row by row.
+    Interleaved,
 }
 
 /// The experts of a model's sparse layers.
@@ -68,20 +70,32 @@ pub(crate) struct Said {
     pub normalize: Option<bool>,
     pub groups: Option<(u32, u32)>,
     pub scale: f32,
+    pub gate: Gate,
 }
 
 impl Experts {
-    /// Completes the family's rules with what a file says and has: `tensor` finds by canonical name.
-    pub(crate) fn spec<'a>(
+    /// Completes the family's rules with what a file says and has: `tensor` finds by canonical name. Which layers are sparse is told by
+    /// their routers.
+    pub(crate) fn read<'a>(
+        &self,
+        said: Said,
+        layers: u32,
+        tensor: impl Fn(&str) -> Option<&'a Tensor>,
+    ) -> Result<(Option<ExpertSpec>, Vec<bool>)> {
+        let router = |l: u32| tensor(&format!("blk.{l}.ffn_gate_inp.weight")).is_some();
+        let sparse: Vec<bool> = (0..layers.min(1 << 16)).map(router).collect();
+        let first = (0..).zip(&sparse).find(|(_, sparse)| **sparse).map(|(l, _)| l);
+        let spec = first.map(|l| self.spec(said, l, tensor)).transpose()?;
+        Ok((spec, sparse))
+    }
+
+    fn spec<'a>(
         &self,
         said: Said,
         sparse: u32,
         tensor: impl Fn(&str) -> Option<&'a Tensor>,
     ) -> Result<ExpertSpec> {
         let at = |name: &str| format!("blk.{sparse}.{name}");
-        let size = |t: Option<&Tensor>, back: usize| {
-            t.and_then(|t| t.shape.iter().rev().nth(back)).and_then(|n| u32::try_from(*n).ok())
-        };
         let scoring = said.scoring.unwrap_or(self.scoring);
         // DeepSeek-V2 judges a group by its best expert; V3, whose scores are sigmoids, by the best two.
         let best = if scoring == Scoring::Sigmoid { 2 } else { 1 };
@@ -93,14 +107,19 @@ impl Experts {
             normalize: said.normalize.unwrap_or(self.normalize),
             scale: said.scale,
         };
-        // One expert's rows of the product that comes last, or all experts' in one tensor.
-        let down = [at("ffn_down_exps.0.weight"), at("ffn_down_exps.weight")];
-        let down = down.iter().find_map(|n| tensor(n));
-        let turned = down.is_some_and(|t| t.shape.len() == 3) && self.hf_stack == Stack::Turned;
-        let ff = size(down, usize::from(turned)).ok_or_else(|| Error::MissingTensor {
-            name: at("ffn_down_exps.weight"),
-            file: "the model".into(),
-        })?;
+        // One expert's matrix of the product that comes last, under an old name too, or all experts' in one tensor.
+        let down = ["ffn_down_exps.0.weight", "ffn_down.0.weight", "ffn_down_exps.weight"];
+        let down = down.iter().find_map(|n| tensor(&at(n)));
+        let missing = || Error::MissingTensor { name: at("ffn_down_exps.weight"), file: "the model".into() };
+        let shape = &down.ok_or_else(missing)?.shape[..];
+        let ff = match (shape, self.hf_stack) {
+            // Blocks of numbers of four bits, two a byte.
+            ([_, _, blocks, bytes], _) => blocks * bytes * 2,
+            ([_, rows, _], Stack::Turned) if tensor(&at("ffn_gate_up_exps.weight")).is_some() => *rows,
+            ([.., cols], _) => *cols,
+            ([], _) => return Err(missing()),
+        };
+        let ff = u32::try_from(ff).map_err(|_| missing())?;
         let has = |name: &str| tensor(&at(name)).is_some();
         let spec = ExpertSpec {
             count: said.count,
@@ -109,9 +128,11 @@ impl Experts {
             choice_bias: has("exp_probs_b.bias"),
             ff,
             bias: ["ffn_down_exps.bias", "ffn_down_exps.0.bias"].into_iter().any(has),
-            gate: self.gate,
+            gate: said.gate,
             weigh_input: self.weigh_input,
-            shared_ff: size(tensor(&at("ffn_down_shexp.weight")), 0).unwrap_or(0),
+            shared_ff: tensor(&at("ffn_down_shexp.weight"))
+                .and_then(|t| t.shape.last())
+                .map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX)),
             shared_gate: has("ffn_gate_inp_shexp.weight"),
         };
         spec.check()
@@ -215,19 +236,6 @@ impl Builder<'_> {
         let weight = self.p.route(logit, None, sigmoid).slice(1, 1);
         self.p.combine("ffn_shared", y, weight, None)
     }
-}
-
-/// Marks the layers that have a router, and gives the first.
-pub(crate) fn mark<'a>(
-    layers: &mut [LayerSpec],
-    tensor: &impl Fn(&str) -> Option<&'a Tensor>,
-) -> Option<u32> {
-    let mut first = None;
-    for (l, layer) in (0..).zip(layers) {
-        layer.sparse = tensor(&format!("blk.{l}.ffn_gate_inp.weight")).is_some();
-        first = first.or(layer.sparse.then_some(l));
-    }
-    first
 }
 
 /// A canonical name of one expert's tensor, or of one head's: of all of them, and which it is.

@@ -13,6 +13,7 @@ pub mod from_hf;
 pub mod latent;
 pub mod lora;
 pub mod names;
+pub mod rope;
 pub mod spec;
 mod stacks;
 pub mod weights;

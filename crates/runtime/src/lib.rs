@@ -8,6 +8,7 @@
 mod answer;
 mod breakers;
 pub mod devices;
+pub mod doctor;
 pub mod embed;
 mod explain;
 mod file;
