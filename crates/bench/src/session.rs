@@ -250,7 +250,7 @@ impl Session {
 
     /// Whether an op multiplies quantised weights.
     pub(crate) fn quantised(&self, op: &Op) -> bool {
-        matches!(op, Op::MatMul { weight, .. } if self.stored[weight.0 as usize].quantised)
+        matches!(op, Op::MatMul { weight, .. } | Op::MatMulExperts { weight, .. } if self.stored[weight.0 as usize].quantised)
     }
 }
 

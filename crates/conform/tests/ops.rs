@@ -99,3 +99,10 @@ fn attention_at_odd_shapes() {
         }
     }
 }
+
+#[test]
+fn mixtures_of_experts_at_odd_shapes() {
+    for case in cases::mixtures(&mut Rng(8)).into_iter().chain(cases::blocks(&mut Rng(9))) {
+        check(&case, if case.quantized { 2e-4 } else { 1e-5 });
+    }
+}

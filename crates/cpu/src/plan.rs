@@ -56,9 +56,11 @@ pub(crate) fn by_rows(op: &Op) -> bool {
         | Op::Norm { .. }
         | Op::Rope { .. }
         | Op::StoreKv { .. }
-        | Op::PickRows { .. }
-        | Op::TopK { .. } => true,
-        Op::MatMul { .. } | Op::Attend { .. } => false,
+        | Op::Route { .. }
+        | Op::Combine { .. }
+        | Op::TopK { .. }
+        | Op::PickRows { .. } => true,
+        Op::MatMul { .. } | Op::MatMulExperts { .. } | Op::Attend { .. } => false,
         Op::Glu { out, .. } | Op::Activate { out, .. } | Op::Add { out, .. } => out.cols < WIDE,
         Op::Scale { x, .. } | Op::Softcap { x, .. } => x.cols < WIDE,
     }
@@ -87,7 +89,9 @@ fn accesses(program: &Program, arena: &Arena, node: &Node) -> Vec<Access> {
             all.push(Access { place: Place::Cache(spec.kv_layer), split: Split::Own, write: false });
             all.push(Access { place: Place::Shared, split: Split::Own, write: true });
         }
-        Op::MatMul { .. } => all.push(Access { place: Place::Shared, split: Split::Own, write: true }),
+        Op::MatMul { .. } | Op::MatMulExperts { .. } => {
+            all.push(Access { place: Place::Shared, split: Split::Own, write: true })
+        }
         _ => {}
     }
     all
@@ -139,6 +143,7 @@ mod tests {
             window: None,
             softcap: None,
             alibi: None,
+            chunked: false,
             sinks: None,
         };
         let a = p.attend(qkv.slice(0, 8), spec);

@@ -155,6 +155,13 @@ impl Device for Cuda {
             let why = "has no attention with ALiBi or sinks; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
+        let bent = program.ropes.iter().any(|t| t.first > 0 || t.growth.is_some());
+        if bent || program.ops.iter().any(|n| is_of_experts(&n.op)) {
+            let why =
+                "mixtures of experts, latent and chunked attention do not run on it; the CPU runs them (--device cpu)"
+                    .into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
         check_overlap(&program)?;
         self.gpu.bind()?;
         let belongs =
@@ -452,6 +459,11 @@ fn floats(bytes: &[u8], out: &mut [f32]) {
 }
 
 /// Whether an op looks rows of a table up by something else than the token, or adds to them.
+fn is_of_experts(op: &Op) -> bool {
+    let chunked = matches!(op, Op::Attend { spec, .. } if spec.chunked);
+    chunked || matches!(op, Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. })
+}
+
 fn is_other_lookup(op: &Op) -> bool {
     matches!(op, Op::Embed { by, add, .. } if *by != Lookup::Token || add.is_some())
 }

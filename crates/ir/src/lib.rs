@@ -12,6 +12,7 @@ pub mod cost;
 pub mod device;
 mod display;
 pub mod evict;
+pub mod experts;
 pub mod fuse;
 pub mod op;
 pub mod program;
@@ -25,9 +26,10 @@ pub use device::{
     RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, check_positions, no_adapter,
 };
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
+pub use experts::{ExpertGroups, Gate, RouteSpec, Scoring};
 pub use op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};
-pub use rope::{RopeId, RopeStyle, RopeTable};
+pub use rope::{Growth, RopeId, RopeStyle, RopeTable};
 pub use uses::{Uses, check_overlap, uses};
 
 /// What can go wrong between a Program and a device.

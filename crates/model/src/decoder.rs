@@ -2,7 +2,10 @@
 
 use crate::arch::{Norms, QkNorm};
 use crate::spec::ModelSpec;
-use quarrel_ir::{AttendSpec, KvLayer, Lookup, NormSpec, Op, Program, RopeId, Rows, View, WeightId, fuse};
+use quarrel_ir::{
+    AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, RopeStyle, RopeTable, Rows, View,
+    WeightId, fuse,
+};
 
 /// How to build the tape.
 #[derive(Debug, Clone, Copy)]
@@ -51,9 +54,9 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     if options.fuse { fuse::fuse(&b.p) } else { b.p }
 }
 
-struct Builder<'a> {
-    p: Program,
-    s: &'a ModelSpec,
+pub(crate) struct Builder<'a> {
+    pub(crate) p: Program,
+    pub(crate) s: &'a ModelSpec,
 }
 
 impl Builder<'_> {
@@ -65,7 +68,7 @@ impl Builder<'_> {
         when.then(|| self.p.weight(format!("blk.{layer}.{name}.bias"), 1, cols))
     }
 
-    fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
+    pub(crate) fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
         let kind = self.s.arch.norm;
         let bias = self.s.norm_bias.then(|| weight.replace(".weight", ".bias"));
         let bias = bias.map(|name| self.p.weight(name, 1, group));
@@ -102,12 +105,12 @@ impl Builder<'_> {
         }
     }
 
-    fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
+    pub(crate) fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
         let norm = self.norm_spec(format!("blk.{layer}.{name}.weight"), group);
         self.p.norm(name, x, norm)
     }
 
-    fn linear(&mut self, layer: u32, name: &'static str, x: View, rows: u32, bias: bool) -> View {
+    pub(crate) fn linear(&mut self, layer: u32, name: &'static str, x: View, rows: u32, bias: bool) -> View {
         let w = self.weight(layer, name, rows, x.cols);
         let bias = self.bias(bias, layer, name, rows);
         self.p.matmul(name, x, w, bias)
@@ -131,8 +134,12 @@ impl Builder<'_> {
 
     /// Attention and feed-forward, one after the other or side by side.
     fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+        let s = self.s;
         let h = self.before(l, "attn_norm", x);
-        let a = self.attention(h, l, window, rope);
+        let a = match s.latent {
+            Some(latent) => self.latent_attention(h, l, rope, &latent),
+            None => self.attention(h, l, window, rope),
+        };
         if self.s.parallel {
             let h = if self.s.ff_norm { self.before(l, "ffn_norm", x) } else { h };
             let f = self.feed_forward(h, l);
@@ -167,13 +174,23 @@ impl Builder<'_> {
             q = self.layer_norm(l, "attn_q_norm", q, of_q);
             k = self.layer_norm(l, "attn_k_norm", k, of_k);
         }
+        [q, k] = self.bare([q, k], rope.is_some());
         if let Some(table) = rope {
             for x in [q, k] {
                 self.p.push(Op::Rope { x, head_dim: s.head_dim, table });
             }
         }
         self.p.push(Op::StoreKv { k, v, kv_layer: l });
-        let spec = AttendSpec {
+        let spec = self.attend_spec(l, window);
+        let a = self.p.attend(q, spec);
+        let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
+        self.scaled(y)
+    }
+
+    pub(crate) fn attend_spec(&mut self, l: u32, window: Option<u32>) -> AttendSpec {
+        let s = self.s;
+        let sinks = s.sinks.then(|| self.p.weight(format!("blk.{l}.attn_sinks.weight"), 1, s.heads));
+        AttendSpec {
             kv_layer: l,
             heads: s.heads,
             kv_heads: s.kv_heads,
@@ -182,17 +199,42 @@ impl Builder<'_> {
             scale: s.attn_scale,
             causal: s.arch.causal,
             window,
+            chunked: s.chunked && window.is_some(),
             softcap: s.attn_softcap,
             alibi: s.alibi,
-            sinks: None,
-        };
-        let a = self.p.attend(q, spec);
-        let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
-        self.scaled(y)
+            sinks,
+        }
+    }
+
+    /// What Llama 4 does to queries and keys: a norm without gain where they are rotated, which a rotation leaves as it is, and
+    /// queries that grow with their position where they are not.
+    fn bare(&mut self, [mut q, mut k]: [View; 2], rotated: bool) -> [View; 2] {
+        let s = self.s;
+        if s.bare_norm && rotated {
+            let norm =
+                NormSpec { kind: NormKind::Rms, eps: s.eps, group: s.head_dim, weight: None, bias: None };
+            (q, k) = (self.p.norm("attn_q_norm", q, norm), self.p.norm("attn_k_norm", k, norm));
+        }
+        if let Some(growth) = s.growth.filter(|_| !rotated) {
+            // A rotation by nothing, with a factor.
+            let dims = s.head_dim / 2 * 2;
+            let still = RopeTable {
+                inv_freq: vec![0.0; dims as usize / 2],
+                growth: Some(growth),
+                ..RopeTable::new(RopeStyle::Neox, dims, 1.0, None)
+            };
+            let table = self.p.rope(still);
+            self.p.push(Op::Rope { x: q, head_dim: s.head_dim, table });
+        }
+        [q, k]
     }
 
     fn feed_forward(&mut self, h: View, l: u32) -> View {
         let s = self.s;
+        if let Some(experts) = s.experts.filter(|_| s.sparse.get(l as usize) == Some(&true)) {
+            let y = self.mixture(h, l, &experts);
+            return self.scaled(y);
+        }
         let a = if s.arch.gated {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);

@@ -1,9 +1,11 @@
 //! What a model is, after all differences between files are gone.
 
 use crate::arch::{Arch, AttnScale, Positions, QkNorm, Unrotated, WindowPattern};
+use crate::experts::ExpertSpec;
+use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
-use quarrel_ir::NormKind;
+use quarrel_ir::{Growth, NormKind};
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -75,6 +77,20 @@ pub struct ModelSpec {
     pub token_types: u32,
     /// Rotations.
     pub ropes: Vec<Rotary>,
+    /// The experts of sparse layers.
+    pub experts: Option<ExpertSpec>,
+    /// Layers whose feed-forward block is a mixture of experts, where there are any.
+    pub sparse: Vec<bool>,
+    /// Latent attention; heads are then as the cache has them.
+    pub latent: Option<Latent>,
+    /// Attention of every layer has a score for each head that adds nothing.
+    pub sinks: bool,
+    /// Windows begin at multiples of their size.
+    pub chunked: bool,
+    /// Queries and keys of rotated layers are normalised without a gain.
+    pub bare_norm: bool,
+    /// What queries of layers without rotation grow by.
+    pub growth: Option<Growth>,
     /// Layers, first to last.
     pub layers: Vec<LayerSpec>,
 }
@@ -118,6 +134,13 @@ impl ModelSpec {
             positions: 0,
             token_types: 0,
             ropes: Vec::new(),
+            experts: None,
+            sparse: Vec::new(),
+            latent: None,
+            sinks: false,
+            chunked: false,
+            bare_norm: false,
+            growth: None,
             layers: Vec::new(),
         }
     }
@@ -135,9 +158,22 @@ impl ModelSpec {
         let o = u64::from(self.heads * self.v_dim);
         let tables = if self.tied || !self.arch.causal { 1 } else { 2 };
         let products = if self.arch.gated { 3 } else { 2 };
-        self.layers.len() as u64 * (d * (q + kv + o) + products * d * ff + 2 * d)
+        let attention = self.latent.map_or(d * (q + kv + o), |m| m.parameters(self));
+        let sparse = self.sparse.iter().filter(|s| **s).count() as u64;
+        let dense = (self.layers.len() as u64).saturating_sub(sparse);
+        self.layers.len() as u64 * (attention + 2 * d)
+            + dense * products * d * ff
+            + sparse * self.experts.map_or(0, |e| e.parameters(d))
             + (tables * u64::from(self.vocab) + u64::from(self.positions) + u64::from(self.token_types)) * d
             + d
+    }
+
+    /// With the heads that latent attention has in the cache.
+    pub(crate) fn with_latent(self, latent: Option<Latent>) -> ModelSpec {
+        match latent {
+            None => self,
+            Some(m) => ModelSpec { latent, kv_heads: 1, head_dim: m.rank + m.rotated, v_dim: m.rank, ..self },
+        }
     }
 
     /// Checks sizes that would make later arithmetic meaningless; files come from strangers.
