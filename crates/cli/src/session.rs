@@ -285,14 +285,14 @@ impl Running {
     }
 }
 
-fn token_json(tokenizer: &Tokenizer, id: u32, logprob: f64) -> Result<Value> {
+fn token_json(tokenizer: &Tokenizer, id: u32, logprob: Option<f32>) -> Result<Value> {
     let text = String::from_utf8_lossy(tokenizer.token_bytes(id)?);
     Ok(json!({ "id": id, "text": text, "logprob": logprob }))
 }
 
-fn token_logprobs(tokenizer: &Tokenizer, id: u32, logprob: f32, top: &[(u32, f32)]) -> Result<Value> {
-    let mut value = token_json(tokenizer, id, logprob.into())?;
-    let top: Result<Vec<Value>> = top.iter().map(|(id, l)| token_json(tokenizer, *id, (*l).into())).collect();
+fn token_logprobs(tokenizer: &Tokenizer, id: u32, logprob: Option<f32>, top: &[(u32, f32)]) -> Result<Value> {
+    let mut value = token_json(tokenizer, id, logprob)?;
+    let top: Result<Vec<Value>> = top.iter().map(|(id, l)| token_json(tokenizer, *id, Some(*l))).collect();
     value["top"] = top?.into();
     Ok(value)
 }

@@ -22,8 +22,8 @@ pub enum Event {
         choice: u32,
         /// Its id.
         id: u32,
-        /// Natural logarithm of its probability, in the distribution that [`crate::Request::logprobs_of`] says; NaN if in none.
-        logprob: f32,
+        /// Natural logarithm of its probability, in the distribution that [`crate::Request::logprobs_of`] says; none where it says none.
+        logprob: Option<f32>,
         /// The best tokens there, best first, if the request wants them.
         top: Vec<(u32, f32)>,
         /// How it was drawn, if the request wants that.

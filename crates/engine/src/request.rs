@@ -63,7 +63,7 @@ pub enum LogprobsOf {
     Raw,
     /// Of the distribution that the token was drawn from: after the chain. A token that the chain removed has none.
     Sampled,
-    /// Nobody's: events have NaN. It saves a pass over the vocabulary, where nothing else needs it.
+    /// Nobody's: events have none. It saves a pass over the vocabulary, where nothing else needs it.
     Unreported,
 }
 

@@ -160,7 +160,7 @@ fn prefill_reports_progress_and_logprobs_come_sorted() {
     assert_eq!(done, [(7, 20), (14, 20), (20, 20)]);
     for e in &events {
         if let Event::Token { id, logprob, top, .. } = e {
-            assert_eq!((top.len(), top[0]), (4, (*id, *logprob)));
+            assert_eq!((top.len(), top[0]), (4, (*id, logprob.unwrap())));
             assert!(top.windows(2).all(|w| w[0].1 >= w[1].1));
         }
     }
@@ -234,7 +234,7 @@ proptest! {
             let want: Answer = run(&alone, a.request.clone());
             let got: Vec<(u32, f32)> = events
                 .iter()
-                .filter_map(|e| if let Event::Token { id, logprob, .. } = e { Some((*id, *logprob)) } else { None })
+                .filter_map(|e| if let Event::Token { id, logprob, .. } = e { Some((*id, logprob.unwrap())) } else { None })
                 .collect();
             let want: Vec<(u32, f32)> = want.tokens.into_iter().zip(want.logprobs).collect();
             prop_assert_eq!(got, want);

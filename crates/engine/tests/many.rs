@@ -38,7 +38,7 @@ fn choices(handle: &Handle, request: Request) -> Choices {
                 let entry = out.entry(choice).or_default();
                 assert!(entry.2.is_none(), "a token after the end");
                 entry.0.push(id);
-                entry.1.push(logprob);
+                entry.1.extend(logprob);
             }
             Event::Finished { choice, reason } => out.entry(choice).or_default().2 = Some(reason),
             Event::Failed(e) => panic!("{e}"),

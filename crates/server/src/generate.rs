@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone)]
 pub(crate) struct Token {
     pub(crate) id: u32,
-    pub(crate) logprob: f32,
+    pub(crate) logprob: Option<f32>,
     /// The best tokens.
     pub(crate) top: Vec<(u32, f32)>,
     /// How it was drawn, if that was asked for.

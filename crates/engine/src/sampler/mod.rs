@@ -98,8 +98,8 @@ impl Scratch {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Choice {
     pub(crate) id: u32,
-    /// Natural logarithm of the probability of `id` that is reported.
-    pub(crate) logprob: f32,
+    /// Natural logarithm of the probability of `id`, if it is reported.
+    pub(crate) logprob: Option<f32>,
     /// The best tokens by the same probabilities, best first.
     pub(crate) top: Vec<(u32, f32)>,
     /// The same logarithm in the raw model's distribution.
@@ -241,9 +241,9 @@ impl Sampler {
         let trace = tracer.map(|t| t.finish(name, of));
         self.push(id, raw);
         let logprob = match self.logprobs_of {
-            LogprobsOf::Raw => raw,
-            LogprobsOf::Sampled => p.ln() as f32,
-            LogprobsOf::Unreported => f32::NAN,
+            LogprobsOf::Raw => Some(raw),
+            LogprobsOf::Sampled => Some(p.ln() as f32),
+            LogprobsOf::Unreported => None,
         };
         Ok(Choice { id, logprob, top, raw, certainty, trace })
     }
@@ -525,12 +525,12 @@ mod tests {
         let z: f64 = row.iter().map(|l| f64::from(*l).exp()).sum::<f64>().ln();
         let got = one(greedy.clone(), &row).unwrap();
         assert_eq!(got.id, 1);
-        assert!((f64::from(got.logprob) - (3.0 - z)).abs() < 1e-6);
+        assert!((f64::from(got.logprob.unwrap()) - (3.0 - z)).abs() < 1e-6);
         assert_eq!(got.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 0]);
         // A bias moves the choice, not the reported probability.
         let moved = one(Sampling { logit_bias: vec![(0, 50.0)], ..greedy }, &row).unwrap();
         assert_eq!(moved.id, 0);
-        assert!((f64::from(moved.logprob) - (1.0 - z)).abs() < 1e-6);
+        assert!((f64::from(moved.logprob.unwrap()) - (1.0 - z)).abs() < 1e-6);
         assert_eq!(moved.top, got.top);
     }
 

@@ -123,7 +123,7 @@ pub fn collect(stream: Stream) -> std::result::Result<Answer, quarrel_engine::Er
             Event::Prefill { done, total } => assert!(done <= total),
             Event::Token { id, logprob, .. } => {
                 tokens.push(id);
-                logprobs.push(logprob);
+                logprobs.extend(logprob);
             }
             Event::Done { reason, stats } => {
                 assert_eq!(stats.completion_tokens, tokens.len());

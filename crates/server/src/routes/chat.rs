@@ -349,12 +349,12 @@ async fn whole(
 
 /// OpenAI's object for a token.
 fn logprob(generating: &Generating, token: &Token) -> Value {
-    let object = |id: u32, logprob: f32| {
+    let object = |id: u32, logprob: Option<f32>| {
         let (text, bytes) = token_text(generating.lease().tokenizer(), id);
         json!({ "token": text, "logprob": logprob, "bytes": bytes })
     };
     let mut value = object(token.id, token.logprob);
-    value["top_logprobs"] = token.top.iter().map(|(id, l)| object(*id, *l)).collect();
+    value["top_logprobs"] = token.top.iter().map(|(id, l)| object(*id, Some(*l))).collect();
     value
 }
 

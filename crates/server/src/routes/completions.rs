@@ -297,7 +297,7 @@ async fn collect(
         let mut logs = scores.clone().or_else(|| logprobs.map(|_| Logprobs::default()));
         if let (Some(logs), Some(n)) = (&mut logs, logprobs) {
             for t in &answer.tokens {
-                logs.push(generating.lease(), t.id, Some(t.logprob), &t.top, n > 0);
+                logs.push(generating.lease(), t.id, t.logprob, &t.top, n > 0);
             }
         }
         CompletionChoice {
@@ -345,7 +345,7 @@ impl Chunks {
             return Value::Null;
         };
         let mut one = Logprobs { at: place.at, ..Logprobs::default() };
-        one.push(generating.lease(), token.id, Some(token.logprob), &token.top, n > 0);
+        one.push(generating.lease(), token.id, token.logprob, &token.top, n > 0);
         place.at = one.at;
         json!(one)
     }
