@@ -111,7 +111,7 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     let open = serve("server", &["--data", &format!("{data}/open")])?;
     let locked = serve("server-with-key", &["--data", &format!("{data}/locked"), "--api-key", KEY])?;
     // What asks at random may ask for the longest answer that there is.
-    let short = serve("server-of-short-answers", &["--data", &format!("{data}/short"), "--ctx", "512"])?;
+    let short = serve("server-of-short-answers", &["--data", &format!("{data}/short"), "--ctx", "256"])?;
     let servers = [&open, &locked, &short];
     let steps = steps(&python, &binary, &models[0], servers.map(|s| &*s.base));
     let mut done = Vec::new();
@@ -121,10 +121,8 @@ pub(crate) fn test(options: &Options) -> Result<()> {
     let gone: Vec<_> = servers.iter().filter(|s| !s.lives()).map(|s| &*s.log).collect();
     tell(&done, options.json, began.elapsed());
     let failed: Vec<_> = done.iter().filter(|d| d.outcome == Outcome::Failed).map(|d| d.name).collect();
-    if !alive {
-        bail!(
-            "a server did not answer /health at the end; see {DIR}/server.log and {DIR}/server-with-key.log"
-        );
+    if !gone.is_empty() {
+        bail!("a server did not answer /health at the end; see {}", gone.join(", "));
     }
     if !failed.is_empty() {
         bail!("{} failed; their logs are in {DIR}", failed.join(", "));
@@ -191,13 +189,13 @@ fn steps(python: &Path, binary: &Path, model: &Path, [open, locked, short]: [&st
     let mut lm_eval = of("lm-eval", "lm_eval/run.py", 300, &[open, "smol"]);
     lm_eval.command.arg(binary).arg(model);
     let mut all = vec![
-        of("openai (Python)", "openai_client.py", 180, &[open, "smol"]),
-        of("openai (Python), with a key", "openai_client.py", 180, &[locked, "smol", KEY]),
-        of("anthropic", "anthropic_client.py", 120, &[open, "smol"]),
-        of("ollama", "ollama_client.py", 120, &[open, "smol"]),
-        of("streams and WebSockets", "streams_client.py", 120, &[open, "smol"]),
+        of("openai (Python)", "openai_client.py", 300, &[open, "smol"]),
+        of("openai (Python), with a key", "openai_client.py", 300, &[locked, "smol", KEY]),
+        of("anthropic", "anthropic_client.py", 300, &[open, "smol"]),
+        of("ollama", "ollama_client.py", 300, &[open, "smol"]),
+        of("streams and WebSockets", "streams_client.py", 300, &[open, "smol"]),
         lm_eval,
-        of("clients that misbehave", "hostile.py", 240, &[open, "smol"]),
+        of("clients that misbehave", "hostile.py", 300, &[open, "smol"]),
     ];
     let node = || Some("node and npm").filter(|_| !(has("node") && has("npm")));
     // The package is found beside the script.
@@ -206,7 +204,7 @@ fn steps(python: &Path, binary: &Path, model: &Path, [open, locked, short]: [&st
     let mut command = Command::new("node");
     command.arg(&script).args([open, "smol"]);
     let lacks = node().or(Some("a folder that can be written to").filter(|_| copied.is_err()));
-    all.push(Step { name: "openai (JavaScript)", command, limit: 120, lacks });
+    all.push(Step { name: "openai (JavaScript)", command, limit: 300, lacks });
     let paths = ["/usr/bin/chromium", "/usr/bin/chromium-browser", "/usr/bin/google-chrome"];
     let chromium = std::env::var_os("CHROMIUM").is_some() || paths.iter().any(|p| Path::new(p).exists());
     for (name, args) in [
@@ -219,7 +217,7 @@ fn steps(python: &Path, binary: &Path, model: &Path, [open, locked, short]: [&st
         let shots = format!("{DIR}/shots/{}", name.replace([' ', ','], "-"));
         command.args(["--shots", &shots]);
         let lacks = node().or(Some("Chromium").filter(|_| !chromium));
-        all.push(Step { name, command, limit: 300, lacks });
+        all.push(Step { name, command, limit: 420, lacks });
     }
     let mut command = Command::new(python.with_file_name("schemathesis"));
     command.args(["run", &format!("{short}/openapi.json")]);
@@ -237,13 +235,13 @@ fn steps(python: &Path, binary: &Path, model: &Path, [open, locked, short]: [&st
         "--generation-database",
         "none",
         "--request-timeout",
-        "60",
+        "120",
         "--workers",
         "2",
         "--no-color",
     ]);
     command.args(["--continue-on-failure", "--warnings", "off"]);
-    all.push(Step { name: "schemathesis", command, limit: 300, lacks: None });
+    all.push(Step { name: "schemathesis", command, limit: 420, lacks: None });
     all
 }
 
