@@ -1,5 +1,6 @@
 //! A model that runs: file, tokenizer, template and engine; and one answer from it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -9,7 +10,7 @@ use quarrel_engine::{
     Speculate, Trace,
 };
 use quarrel_runtime::memory::Use;
-use quarrel_runtime::{EngineOptions, Talk, TextStream, process};
+use quarrel_runtime::{Embedder, EngineOptions, GuideOptions, Sentences, Talk, TextStream, process};
 use quarrel_text::Tokenizer;
 use quarrel_text::stream_decoder::{Control, Leading};
 use serde_json::{Value, json};
@@ -58,12 +59,42 @@ pub(crate) fn load_to_guess(
     let draft = guess.draft.as_ref().map(|name| open(&model.clone().or_named(Some(name.clone()))));
     // A negative prompt has a sequence of its own beside the answer's, and so have sentences that are scored.
     let batch = 1 + usize::from(guide.negative_prompt.is_some()) + usize::from(guide.scores_sentences());
+    // The candidates of a search share all but their last token.
+    let batch = batch.max(guide.candidates().unwrap_or(1) as usize);
     // A sentence's tokens are scored all at once.
     let outputs = if guide.scores_sentences() { Use::SCORE.outputs } else { batch };
     let usage = Use { guesses, batch, outputs, ..Use::ONE };
-    let options = EngineOptions { exit_layers: guide.exit_layer, ..args.options() };
+    let options = EngineOptions {
+        exit_layers: guide.exit_layer,
+        exits: guide.exits(),
+        embeddings: guide.candidates().is_some(),
+        ..args.options()
+    };
     let running = load_with(opened, &options, usage, draft.transpose()?.as_ref(), lora)?;
     Ok(Running { speculate, ..running })
+}
+
+/// Guidance with the embedding model that it asks for, which is loaded.
+pub(crate) fn compared(
+    options: GuideOptions,
+    guide: &GuideArgs,
+    model: &ModelArgs,
+    opened: &Opened,
+    prompt: &str,
+) -> Result<GuideOptions> {
+    let Some(name) = guide.embedding_model.as_ref().filter(|_| guide.compares()) else { return Ok(options) };
+    let other = open(&model.clone().or_named(Some(name.clone())))?;
+    let sentences = Sentences::new(embedder(&other, None)?, opened.tokenizer.clone(), prompt.into());
+    Ok(GuideOptions { meaning: Some(Arc::new(sentences)), ..options })
+}
+
+/// Loads a model that makes embeddings of sentences.
+pub(crate) fn embedder(opened: &Opened, threads: Option<u16>) -> Result<Embedder> {
+    let options = EngineOptions { embeddings: true, threads, ..EngineOptions::default() };
+    // A sentence, the one before it and the prompt.
+    let usage = Use { batch: 3, ..Use::ONE };
+    let running = opened.load(&options, usage, None, 0, TALK, |_| {})?;
+    Embedder::new(opened, &running)
 }
 
 /// Loads the weights, with the sizes that flags and memory allow.

@@ -36,6 +36,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How often one with nothing else to do looks whether sentences have been compared.
+const COMPARING: Duration = Duration::from_micros(500);
 /// Most KV blocks: their numbers are of 32 bits.
 const BLOCKS_MAX: usize = 1 << 31;
 
@@ -77,6 +79,8 @@ pub struct EngineConfig {
     pub identity: Option<[u8; 32]>,
     /// Every sequence has all its rows in one step: an encoder's, whose engine sees to it by itself.
     pub whole: bool,
+    /// Exits that the Program was built with ([`quarrel_model::decoder::Options::exits`]), for [`crate::Dola`].
+    pub exits: usize,
 }
 
 impl EngineConfig {
@@ -99,6 +103,7 @@ impl EngineConfig {
             disk_cache: None,
             identity: None,
             whole: false,
+            exits: 0,
         }
     }
 
@@ -162,6 +167,8 @@ pub struct EngineInfo {
     pub generates: bool,
     /// Length of an embedding, if there are hidden states to make it of.
     pub hidden: Option<usize>,
+    /// Layers after which there are logits too.
+    pub exits: usize,
     /// Whether a sequence can be shortened in the cache.
     pub evicts: bool,
     /// Whether there is a draft model.
@@ -216,6 +223,7 @@ impl Engine {
         let logits = program.logits.map(|l| l.cols as usize);
         let vocab = logits.unwrap_or_else(|| quarrel_ir::reference::vocab(&program));
         let hidden = program.hidden;
+        let exits = quarrel_model::decoder::exit_logits(&program, config.exits);
         if let Some(d) = draft.as_ref().filter(|d| d.vocab() != vocab) {
             return Err(Error::DraftVocabulary { draft: d.vocab(), vocab });
         }
@@ -241,6 +249,7 @@ impl Engine {
             max_running: limits.running,
             generates: logits.is_some(),
             hidden: hidden.map(|h| h.cols as usize),
+            exits: exits.len(),
             evicts,
             draft: draft.is_some(),
             device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
@@ -258,6 +267,9 @@ impl Engine {
             row: vec![0.0; logits.unwrap_or(0)],
             hidden,
             states: Vec::new(),
+            exits,
+            exit_rows: Vec::new(),
+            exit_row: Vec::new(),
             scratch: Scratch::default(),
             speculation: Speculation::new(&config, draft),
             context: config.context,
@@ -295,6 +307,10 @@ struct Worker {
     /// Where the hidden states are, and those of a step.
     hidden: Option<View>,
     states: Vec<f32>,
+    /// Where the logits of the exits are, those of a step, and those of a row.
+    exits: Vec<View>,
+    exit_rows: Vec<Vec<f32>>,
+    exit_row: Vec<f32>,
     scratch: Scratch,
     speculation: Speculation,
     context: usize,
@@ -354,6 +370,7 @@ impl Worker {
             for sequence in self.scheduler.expired(self.epoch.elapsed()) {
                 self.expire(sequence);
             }
+            self.take_compared();
             if !self.scheduler.is_idle()
                 && let Err(error) = self.step()
             {
@@ -403,7 +420,8 @@ impl Worker {
                     shadow = Some((self.next_id, negative.prompt.clone()));
                 }
                 let beside = shadow.as_ref().map(|s| s.0);
-                let g = Box::new(Generation::new(*request, seed, sequence, beside, events));
+                let dim = self.hidden.map_or(0, |h| h.cols as usize);
+                let g = Box::new(Generation::new(*request, seed, sequence, beside, dim, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, top, evictor: e, reply } => {
@@ -447,6 +465,7 @@ impl Worker {
         };
         let sequence = Sequence {
             request: id,
+            states: client.wants_hidden(),
             standing,
             retention,
             evictor,
@@ -503,6 +522,28 @@ impl Worker {
         }
     }
 
+    /// Goes on with answers whose sentences another model has compared.
+    fn take_compared(&mut self) {
+        let mut acts = Vec::new();
+        for (request, client) in self.clients.iter_mut().filter(|(_, c)| c.compares()) {
+            let Task::Generate(g) = &mut client.task else { continue };
+            let tools = &mut Tools {
+                row: &mut self.row,
+                exits: None,
+                amateur: None,
+                row_time: self.scheduler.pace().per_row(),
+                scratch: &mut self.scratch,
+                context: self.context,
+                next_id: &mut self.next_id,
+                epoch: self.epoch,
+            };
+            acts.extend(g.poll(tools).into_iter().map(|act| (*request, act)));
+        }
+        for (request, act) in acts {
+            self.act(request, act);
+        }
+    }
+
     /// Before the thread sleeps: blocks that are to survive are kept.
     fn rest(&mut self) {
         if let Err(error) = self.apply_ops(&HashMap::new()) {
@@ -537,6 +578,10 @@ impl Worker {
     fn step(&mut self) -> Result<()> {
         let loads = self.plan();
         if self.scheduler.plan().is_empty() {
+            if self.clients.values().any(Client::compares) {
+                std::thread::sleep(COMPARING);
+                return Ok(());
+            }
             // Every sequence waits for another: a bug, and better an error than a standstill.
             return Err(Error::Panicked("no sequence can go on".into()));
         }
@@ -581,6 +626,7 @@ impl Worker {
         let amateur = self.speculation.amateur(&plan, &self.scheduler, &mut self.clients);
         let row_time = self.scheduler.pace().per_row();
         let mut acts = self.pool(&plan)?;
+        self.read_exits(&plan)?;
         let mut output = 0;
         for chunk in &plan {
             let s = &self.scheduler.running()[chunk.running];
@@ -608,8 +654,11 @@ impl Worker {
                 let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
                 let is_new = |c: &Client| matches!(&c.task, Task::Generate(g) if g.is_new());
                 let new = is_new(client);
+                let wants = client.wants_exits();
+                gather(&self.exit_rows, output - 1, row.len(), wants, &mut self.exit_row);
                 let tools = &mut Tools {
                     row,
+                    exits: wants.then_some(&self.exit_row),
                     amateur: amateur.get(&s.id),
                     row_time,
                     scratch,
@@ -654,7 +703,8 @@ impl Worker {
             let ahead = self.scheduler.ahead().iter().find(|a| a.id == s.id);
             let rows = ahead.map_or(chunk.rows.len(), |a| a.tree.nodes().len());
             let states = &self.states[row * dim..(row + rows) * dim];
-            let act = self.clients.get_mut(&s.request).and_then(|c| c.hidden(chunk.rows.start, states));
+            let client = self.clients.get_mut(&s.request);
+            let act = client.and_then(|c| c.hidden(s.id, chunk.rows.start, states));
             if matches!(act, Some(Act::Finish)) {
                 self.stats.embedded_texts += 1;
                 self.stats.embedded_tokens += s.tokens.len() as u64;
@@ -663,6 +713,24 @@ impl Worker {
             row += rows;
         }
         Ok(acts)
+    }
+
+    /// Brings the logits of the exits of a step here, if somebody wants them.
+    fn read_exits(&mut self, plan: &[Chunk]) -> Result<()> {
+        let wants = |c: &Chunk| {
+            let request = self.scheduler.running()[c.running].request;
+            !c.outputs.is_empty() && self.clients.get(&request).is_some_and(Client::wants_exits)
+        };
+        if !plan.iter().any(wants) {
+            return Ok(());
+        }
+        let rows = plan.iter().map(|c| c.outputs.len()).sum::<usize>() + self.scheduler.guessed();
+        self.exit_rows.resize(self.exits.len(), Vec::new());
+        for (view, into) in self.exits.iter().zip(&mut self.exit_rows) {
+            into.resize(rows * view.cols as usize, 0.0);
+            self.device.read(self.prepared, Readout::View(*view), into)?;
+        }
+        Ok(())
     }
 
     /// Shortens a sequence that has outgrown its budget.
@@ -699,7 +767,8 @@ impl Worker {
             let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
             let row_time = self.scheduler.pace().per_row();
             let (context, epoch) = (self.context, self.epoch);
-            let tools = &mut Tools { row, amateur: None, row_time, scratch, context, next_id, epoch };
+            let tools =
+                &mut Tools { row, exits: None, amateur: None, row_time, scratch, context, next_id, epoch };
             let between = |d| self.stats.between_tokens.observe(d);
             last = client.output(s, ahead.root, tools, between);
             self.stats.sampled_tokens += 1;
@@ -850,6 +919,14 @@ impl Worker {
         let backlog = u64::try_from(scheduler.clear_time().as_nanos()).unwrap_or(u64::MAX);
         self.shared.backlog.store(backlog, Ordering::Relaxed);
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = *s;
+    }
+}
+
+/// The rows of all exits for one output, one after another, where they are wanted.
+fn gather(exits: &[Vec<f32>], output: usize, vocab: usize, wants: bool, into: &mut Vec<f32>) {
+    if wants {
+        into.clear();
+        exits.iter().for_each(|e| into.extend_from_slice(&e[output * vocab..(output + 1) * vocab]));
     }
 }
 

@@ -222,7 +222,7 @@ impl Reader<'_> {
     }
 
     fn refuse_unknown_tensors(&self, spec: &ModelSpec) -> Result<()> {
-        let program = decoder(spec, &Options { fuse: false, hidden: false });
+        let program = decoder(spec, &Options { fuse: false, ..Options::default() });
         let parts = program.weights.iter().flat_map(|w| &w.parts);
         let used: HashSet<String> = parts
             .map(|p| match weights::fused(&p.name) {

@@ -219,7 +219,7 @@ impl Reader<'_> {
     }
 
     fn refuse_unknown_tensors(&self, spec: &ModelSpec) -> Result<()> {
-        let program = crate::decoder::decoder(spec, &crate::decoder::Options { fuse: false, hidden: false });
+        let program = crate::decoder::decoder(spec, &crate::decoder::Options { fuse: false, ..Default::default() });
         let used: std::collections::HashSet<String> = program
             .weights
             .iter()

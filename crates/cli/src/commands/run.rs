@@ -27,7 +27,8 @@ pub(crate) fn run(args: Run) -> Result<()> {
     }
     let negative = args.guide.negative_prompt.as_ref().map(|text| encode(&args, &opened, text));
     let negative = negative.transpose()?.map(|(ids, _)| ids);
-    let guide = args.guide.options(negative).guide(&opened.tokenizer)?;
+    let guide = session::compared(args.guide.options(negative), &args.guide, &args.model, &opened, &prompt)?
+        .guide(&opened.tokenizer)?;
     let lora = args.adapter.lora.as_ref();
     let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.guide, &args.model, lora)?;
     render::detail(format!("sampling {}", Value::from(settings.values())));
