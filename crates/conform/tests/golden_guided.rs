@@ -1,7 +1,7 @@
 //! Contrastive search and DoLa against the tokens that `transformers` found with the tiny models of random weights
 //! (`goldens/make_guided.py` made them), on the CPU's kernels and on the reference.
 
-use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_cpu::{Cpu, CpuOptions, KvType};
 use quarrel_engine::{ContrastiveSearch, Dola, Engine, Event, Guide, LoadOptions, Request, Sampling};
 use quarrel_formats::Source;
 use quarrel_ir::Device;
@@ -58,7 +58,8 @@ fn guided_answers_are_those_of_transformers() {
     assert!(choices.filter(|c| c.iter().any(|l| *l != c[0])).count() > 2);
     assert!(golden.cases.iter().filter(|c| c.alpha.is_some()).count() > 20);
     for case in &golden.cases {
-        let cpu = Cpu::new(CpuOptions { threads: Some(1), ..CpuOptions::default() }).unwrap();
+        let cpu =
+            Cpu::new(CpuOptions { threads: Some(1), kv: KvType::F32, ..CpuOptions::default() }).unwrap();
         let devices: [Box<dyn Device>; 2] = [Box::new(cpu), Box::new(Reference::default())];
         for device in devices {
             let name = device.info().name.clone();

@@ -536,14 +536,16 @@ fn contrastive_search_is_the_papers() {
     let mut changed = 0;
     for (salt, alpha, k) in [(1, 0.6, 4), (2, 0.3, 6), (3, 0.9, 2)] {
         let text = prompt(20, salt);
-        let ask = |alpha, k| Request { max_tokens: Some(16), ..request(text.clone(), &searching(alpha, k)) };
+        let ask = |alpha, k| Request {
+            sampling: Sampling::default(),
+            max_tokens: Some(16),
+            ..request(text.clone(), &searching(alpha, k))
+        };
         let got = run(&handle, ask(alpha, k));
         assert_eq!(got.tokens, search_by_hand(&handle, &text, 16, f64::from(alpha), k as usize));
         assert_eq!(got.stats.guide.extra_rows, 16 * u64::from(k - 1), "{:?}", got.stats.guide);
-        let greedy = run(
-            &handle,
-            Request { sampling: Sampling { temperature: 0.0, ..sampled() }, guide: None, ..ask(0.0, 1) },
-        );
+        let greedy = Request { sampling: Sampling::greedy(), guide: None, ..ask(0.0, 1) };
+        let greedy = run(&handle, greedy);
         changed += u32::from(got.tokens != greedy.tokens);
         for identity in [ask(0.0, 4), ask(0.6, 1)] {
             let got = run(&handle, identity);

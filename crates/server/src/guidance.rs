@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use quarrel_engine::{Amateur, Confidence, ContrastiveSearch, Dola, Guide, GuideStats, Repetition};
+use quarrel_engine::{Amateur, Confidence, ContrastiveSearch, Dola, Guide, GuideStats, Meaning, Repetition};
 use quarrel_runtime::{CoherenceOptions, GuideOptions};
 use quarrel_text::Tokenizer;
 use serde::{Deserialize, Serialize};
@@ -154,10 +154,17 @@ impl Guidance {
 }
 
 impl Fields {
-    /// What the request says about guidance; `negative` makes tokens of a negative prompt.
+    /// Whether sentences are compared by an embedding model.
+    pub(crate) fn compares(&self) -> bool {
+        let coherence = self.guidance.as_ref().and_then(|g| g.coherence);
+        coherence.is_some_and(|c| c.adjacent.is_some() || c.prompt.is_some())
+    }
+
+    /// What the request says about guidance; sentences are compared by `meaning`, and `negative` makes tokens of a negative prompt.
     pub(crate) fn guide(
         &self,
         tokenizer: &Arc<Tokenizer>,
+        meaning: Option<Arc<dyn Meaning>>,
         negative: impl FnOnce(&str) -> Result<Vec<u32>, ApiError>,
     ) -> Result<Option<Box<Guide>>, ApiError> {
         let guidance = self.guidance.clone().unwrap_or_default();
@@ -176,9 +183,14 @@ impl Fields {
         let options = GuideOptions {
             banned_strings: own("banned_strings", &self.banned_strings)?,
             banned_regexes: own("banned_regexes", &self.banned_regexes)?,
+            meaning,
             ..guidance.options(guidance.negative_prompt.as_deref().map(negative).transpose()?)
         };
-        let field = if self.banned_regexes.is_some() { "banned_regexes" } else { "banned_strings" };
+        let field = match (options.coherence, &self.banned_regexes) {
+            (Some(_), _) => "guidance.coherence",
+            (None, Some(_)) => "banned_regexes",
+            (None, None) => "banned_strings",
+        };
         options.guide(tokenizer).map_err(|e| ApiError::field(field, format!("{e:#}")))
     }
 }
