@@ -85,6 +85,24 @@ impl Method {
             set: |r, _, _| sampling(r, |s| (s.temperature, s.dry_multiplier) = (0.7, 0.8)),
         },
         Method {
+            name: "min-p dry",
+            about: "min-p 0.1, DRY 0.8",
+            set: |r, _, _| sampling(r, |s| (s.min_p, s.dry_multiplier) = (0.1, 0.8)),
+        },
+        Method {
+            name: "sigma dry",
+            about: "top-n-sigma 1, DRY 0.8",
+            set: |r, _, _| sampling(r, |s| (s.top_n_sigma, s.dry_multiplier) = (1.0, 0.8)),
+        },
+        Method {
+            name: "entropy dry",
+            about: "temperature 0.2 to 1.5 by entropy, top-p 0.9, DRY 0.8",
+            set: |r, _, _| {
+                r.sampling = Sampling::quality();
+                r.sampling.dry_multiplier = 0.8;
+            },
+        },
+        Method {
             name: "edt",
             about: "EDT with theta 0.1",
             set: |r, _, _| sampling(r, |s| s.edt_theta = 0.1),
