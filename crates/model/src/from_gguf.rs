@@ -321,9 +321,8 @@ fn unknown(name: &str, source: &Source, meta: &Metadata) -> Error {
         kinds.dedup();
         kinds
     };
-    let (nearest, tensors) = arch::ALL
-        .iter()
-        .map(|a| (*a, unknown_of(a)))
+    let (nearest, tensors) = arch::all()
+        .map(|a| (a, unknown_of(a)))
         .min_by_key(|(_, t)| t.len())
         .expect("the table of architectures is not empty");
     let fields = unknown_keys(name, None, meta);

@@ -278,15 +278,14 @@ fn unknown(name: &str, source: &Source) -> Error {
         let qk = stem.ends_with("_norm") && arch.qk_norm == QkNorm::None && stem.contains("self_attn");
         !qk && arch.names.iter().chain(names::COMMON).any(|(_, hf)| hf.replace("{}", "*") == stem)
     };
-    let (nearest, tensors) = arch::ALL
-        .iter()
-        .map(|a| (*a, stems.iter().filter(|s| !known_by(a, s)).cloned().collect::<Vec<_>>()))
+    let (nearest, tensors) = arch::all()
+        .map(|a| (a, stems.iter().filter(|s| !known_by(a, s)).cloned().collect::<Vec<_>>()))
         .min_by_key(|(_, t)| t.len())
         .expect("the table of architectures is not empty");
     Error::UnknownArch {
         name: name.into(),
         nearest: nearest.gguf.into(),
-        known: arch::ALL.iter().flat_map(|a| a.hf).copied().collect::<Vec<_>>().join(", "),
+        known: arch::all().flat_map(|a| a.hf).copied().collect::<Vec<_>>().join(", "),
         fields: "config.json is read only for known families".into(),
         tensors: shorten(&tensors),
     }

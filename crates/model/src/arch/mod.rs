@@ -3,6 +3,17 @@
 
 use quarrel_ir::{Activation, NormKind, RopeStyle};
 
+mod encoders;
+mod gemma;
+mod llama;
+
+pub use encoders::{BERT, NOMIC_BERT};
+pub use gemma::GEMMA3;
+pub use llama::{LLAMA, MISTRAL};
+
+/// The rows, by kin. A file of rows is one line here.
+const KIN: &[&[&Arch]] = &[llama::ROWS, gemma::ROWS, encoders::ROWS];
+
 /// How queries and keys are normalised before rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
@@ -101,115 +112,22 @@ pub struct Arch {
     pub hf_unused: &'static [&'static str],
 }
 
-/// Llama 1 to 3.3, SmolLM 1 and 2, TinyLlama, and Mistral 7B as GGUF calls it.
-pub const LLAMA: Arch = Arch {
-    gguf: "llama",
-    hf: &["LlamaForCausalLM"],
-    title: "Llama 2, 3, 3.1, 3.2; SmolLM, SmolLM2; TinyLlama",
-    norm: NormKind::Rms,
-    act: Activation::Silu,
-    gated: true,
-    qk_norm: QkNorm::None,
-    norms: Norms::Before,
-    causal: true,
-    positions: Positions::Rotated,
-    embed_norm: false,
-    embed_sqrt_dim: false,
-    windows: WindowPattern::All,
-    local_rope_base: None,
-    attn_scale: AttnScale::HeadDim,
-    gguf_rope: RopeStyle::Interleaved,
-    hf_norm_minus_one: false,
-    names: &[],
-    hf_unused: &[],
-};
-
-/// Mistral 7B and its kin, where a file says so itself.
-pub const MISTRAL: Arch = Arch {
-    gguf: "mistral",
-    hf: &["MistralForCausalLM"],
-    title: "Mistral 7B (sliding window where set)",
-    ..LLAMA
-};
-
-/// Gemma 3, text.
-pub const GEMMA3: Arch = Arch {
-    gguf: "gemma3",
-    hf: &["Gemma3ForCausalLM"],
-    title: "Gemma 3 (text)",
-    act: Activation::GeluTanh,
-    qk_norm: QkNorm::PerHead,
-    norms: Norms::Around,
-    embed_sqrt_dim: true,
-    windows: WindowPattern::AllButEvery(6),
-    local_rope_base: Some(10_000.0),
-    attn_scale: AttnScale::HeadDimBut { layers: 62 },
-    gguf_rope: RopeStyle::Neox,
-    hf_norm_minus_one: true,
-    names: &[
-        ("blk.{}.post_attention_norm", "model.layers.{}.post_attention_layernorm"),
-        ("blk.{}.ffn_norm", "model.layers.{}.pre_feedforward_layernorm"),
-        ("blk.{}.post_ffw_norm", "model.layers.{}.post_feedforward_layernorm"),
-    ],
-    ..LLAMA
-};
-
-/// BERT and its kin: all-MiniLM, BGE, E5, GTE and other encoders of text.
-pub const BERT: Arch = Arch {
-    gguf: "bert",
-    hf: &["BertModel"],
-    title: "BERT encoders (all-MiniLM, BGE, E5): embeddings",
-    norm: NormKind::Layer,
-    act: Activation::GeluErf,
-    gated: false,
-    norms: Norms::After,
-    causal: false,
-    positions: Positions::Learned,
-    embed_norm: true,
-    gguf_rope: RopeStyle::Neox,
-    names: &[
-        ("token_embd", "embeddings.word_embeddings"),
-        ("token_types", "embeddings.token_type_embeddings"),
-        ("position_embd", "embeddings.position_embeddings"),
-        ("token_embd_norm", "embeddings.LayerNorm"),
-        ("blk.{}.attn_q", "encoder.layer.{}.attention.self.query"),
-        ("blk.{}.attn_k", "encoder.layer.{}.attention.self.key"),
-        ("blk.{}.attn_v", "encoder.layer.{}.attention.self.value"),
-        ("blk.{}.attn_output", "encoder.layer.{}.attention.output.dense"),
-        ("blk.{}.attn_output_norm", "encoder.layer.{}.attention.output.LayerNorm"),
-        ("blk.{}.ffn_up", "encoder.layer.{}.intermediate.dense"),
-        ("blk.{}.ffn_down", "encoder.layer.{}.output.dense"),
-        ("blk.{}.layer_output_norm", "encoder.layer.{}.output.LayerNorm"),
-    ],
-    hf_unused: &["embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"],
-    ..LLAMA
-};
-
-/// nomic-embed-text: a BERT with rotations and a gate. GGUF only; its checkpoints come with code of their own.
-pub const NOMIC_BERT: Arch = Arch {
-    gguf: "nomic-bert",
-    hf: &[],
-    title: "nomic-embed-text v1, v1.5 (GGUF): embeddings",
-    act: Activation::Silu,
-    gated: true,
-    positions: Positions::Rotated,
-    ..BERT
-};
-
 /// All families.
-pub const ALL: &[&Arch] = &[&LLAMA, &MISTRAL, &GEMMA3, &BERT, &NOMIC_BERT];
+pub fn all() -> impl Iterator<Item = &'static Arch> {
+    KIN.iter().flat_map(|rows| rows.iter().copied())
+}
 
 /// The family of a GGUF file.
 pub fn by_gguf(name: &str) -> Option<&'static Arch> {
-    ALL.iter().copied().find(|a| a.gguf == name)
+    all().find(|a| a.gguf == name)
 }
 
 /// The family of a `config.json`.
 pub fn by_hf(name: &str) -> Option<&'static Arch> {
-    ALL.iter().copied().find(|a| a.hf.contains(&name))
+    all().find(|a| a.hf.contains(&name))
 }
 
 /// All GGUF names, for error messages.
 pub fn known() -> String {
-    ALL.iter().map(|a| a.gguf).collect::<Vec<_>>().join(", ")
+    all().map(|a| a.gguf).collect::<Vec<_>>().join(", ")
 }
