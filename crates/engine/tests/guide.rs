@@ -5,13 +5,15 @@ mod common;
 
 use common::{Answer, VOCAB, collect, load_salted, program, prompt, run, spec, start, start_program};
 use quarrel_engine::{
-    Amateur, Beams, Coherence, Confidence, ContrastiveSearch, Dola, DraftConfig, DraftModel, EmbedRequest,
-    Engine, EngineConfig, Error, Event, Eviction, FinishReason, Guide, Handle, LogprobsOf, Negative, Pooling,
-    Repetition, Request, Sampling, Speculate, Verdict, Watch, WatchBox,
+    Amateur, Beams, Coherence, Comparing, Confidence, ContrastiveSearch, Dola, DraftConfig, DraftModel,
+    EmbedRequest, Engine, EngineConfig, Error, Event, Eviction, FinishReason, Guide, Handle, Likeness,
+    LogprobsOf, Meaning, Meant, Negative, Pooling, Repetition, Request, Sampling, Speculate, Verdict, Watch,
+    WatchBox,
 };
 use quarrel_ir::reference::Reference;
 use quarrel_model::{LayerSpec, ModelSpec, decoder};
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Refuses three tokens in a row whose sum is a multiple of `modulus`, and any two equal ones; with 0 nothing. It holds two tokens back as
@@ -663,4 +665,79 @@ fn layers_are_contrasted_as_the_paper_says() {
     assert!(none.starts_with("guidance.dola: the engine was loaded without exits"), "{none}");
     let none = start(config(128)).submit(request(prompt(9, 1), &searching(0.5, 3))).err().unwrap();
     assert!(none.to_string().starts_with("guidance.contrastive_search: "), "{none}");
+}
+
+/// Says of a sentence what its tokens add up to, at the third time of asking; keeps what it was asked.
+#[derive(Default)]
+struct Sums(Mutex<Vec<(Vec<u32>, Vec<u32>)>>);
+
+fn sum(sentence: &[u32]) -> f32 {
+    (sentence.iter().sum::<u32>() % 10) as f32 / 10.0
+}
+
+struct Later(u32, Likeness);
+
+impl Comparing for Later {
+    fn poll(&mut self) -> Option<Result<Likeness, String>> {
+        self.0 += 1;
+        (self.0 == 3).then_some(Ok(self.1))
+    }
+}
+
+impl Meaning for Sums {
+    fn compare(&self, before: &[u32], sentence: &[u32]) -> Box<dyn Comparing> {
+        self.0.lock().unwrap().push((before.to_vec(), sentence.to_vec()));
+        let adjacent = (!before.is_empty()).then(|| 1.0 - (sum(before) - sum(sentence)).abs());
+        Box::new(Later(0, Likeness { adjacent, prompt: sum(sentence) }))
+    }
+}
+
+#[test]
+fn sentences_that_mean_something_else_are_drawn_again() {
+    let handle = start(config(160));
+    let guide = |by: &Arc<Sums>, adjacent, prompt, min| {
+        let meant = Some(Meant { by: by.clone(), adjacent, prompt });
+        let coherence = Coherence { tries: 3, min, meant, tokens: 4, empty: vec![3] };
+        Guide { coherence: Some(coherence), watch: toy(0), ..Guide::default() }
+    };
+    let ask = |guide: &Guide| Request { max_tokens: Some(32), ..request(prompt(20, 4), guide) };
+    let plain = run(&handle, Request { guide: None, ..ask(&Guide::default()) });
+    // Nothing is unlike enough: the plain answer, each sentence asked about once with the one before it.
+    let sums = Arc::new(Sums::default());
+    let open = run(&handle, ask(&guide(&sums, -1.0, -1.0, None)));
+    same(&open, &plain);
+    let asked = std::mem::take(&mut *sums.0.lock().unwrap());
+    let sentences: Vec<&[u32]> = plain.tokens.chunks(8).collect();
+    let each: Vec<&[u32]> = asked.iter().map(|a| &a.1[..]).collect();
+    assert_eq!(each, sentences);
+    let before: Vec<&[u32]> = asked.iter().map(|a| &a.0[..]).collect();
+    assert_eq!(before, [&[][..], sentences[0], sentences[1], sentences[2]]);
+    assert_eq!((open.stats.guide.extra_rows, open.stats.guide.retries), (0, 0));
+    // Beside the PMI, others, and answers of the same request: nobody waits for ever, and the best tries are told.
+    for min in [None, Some(-1e6)] {
+        let guided = ask(&guide(&sums, 0.6, 0.5, min));
+        let streams: Vec<_> = [&guided, &ask(&Guide::default()), &guided]
+            .map(|r| handle.submit(r.clone()).unwrap())
+            .into_iter()
+            .collect();
+        let mut got = streams.into_iter().map(|s| collect(s).unwrap());
+        let (first, other, second) = (got.next().unwrap(), got.next().unwrap(), got.next().unwrap());
+        same(&first, &second);
+        same(&other, &plain);
+        assert!(first.stats.guide.retries > 0 && first.stats.guide.retries <= 12, "{:?}", first.stats.guide);
+        assert_eq!(first.stats.guide.extra_rows > 0, min.is_some());
+        let asked = std::mem::take(&mut *sums.0.lock().unwrap());
+        let short = |before: &[u32], s: &[u32]| {
+            let adjacent = if before.is_empty() { 1.0 } else { 1.0 - (sum(before) - sum(s)).abs() };
+            (0.6 - adjacent).max(0.0) + (0.5 - sum(s)).max(0.0)
+        };
+        let mut before: &[u32] = &[];
+        for s in first.tokens.chunks(8) {
+            let tries = asked.iter().filter(|a| a.0 == before);
+            let best = tries.map(|a| short(before, &a.1)).fold(f32::INFINITY, f32::min);
+            assert!((short(before, s) - best).abs() < 1e-6, "{s:?} after {before:?}");
+            before = s;
+        }
+    }
+    settle(&handle);
 }
