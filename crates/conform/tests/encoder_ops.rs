@@ -114,6 +114,9 @@ fn attention_that_looks_ahead_at_odd_shapes_and_in_any_company() {
             causal: false,
             window: None,
             softcap,
+            alibi: None,
+            chunked: false,
+            sinks: None,
         };
         p.logits = Some(p.attend(q, spec));
         p.check().unwrap();

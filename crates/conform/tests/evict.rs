@@ -74,8 +74,23 @@ fn program(layers: &[Layer]) -> (Program, Tensors) {
         p.kv.push(KvLayer { kv_heads, head_dim, v_dim, window });
         p.push(Op::StoreKv { k: x.slice(at + q, k), v: x.slice(at + q + k, v), kv_layer });
         let scale = (head_dim as f32).powf(-0.5);
-        let spec =
-            AttendSpec { kv_layer, heads, kv_heads, head_dim, v_dim, scale, causal: true, window, softcap };
+        // Layers without rotation know distances by a bias, and those with a cap have sinks.
+        let alibi = rope.is_none().then_some(8.0);
+        let sinks = softcap.map(|_| p.weight(format!("sinks{kv_layer}"), 1, heads));
+        let spec = AttendSpec {
+            kv_layer,
+            heads,
+            kv_heads,
+            head_dim,
+            v_dim,
+            scale,
+            causal: true,
+            window,
+            softcap,
+            alibi,
+            chunked: false,
+            sinks,
+        };
         p.push(Op::Attend { out: out.slice(to, heads * v_dim), q: x.slice(at, q), spec });
         (at, to) = (at + cols(l), to + heads * v_dim);
     }
@@ -83,7 +98,13 @@ fn program(layers: &[Layer]) -> (Program, Tensors) {
     p.check().unwrap();
     let shape = [VOCAB as usize, all as usize];
     let input = tensor("input", DType::F32, &shape, 1.0, &mut Rng(u64::from(all)));
-    (p, Tensors::from([("input".into(), input)]))
+    let mut tensors = Tensors::from([("input".into(), input)]);
+    for (kv_layer, l) in layers.iter().enumerate().filter(|(_, l)| l.softcap.is_some()) {
+        let name = format!("sinks{kv_layer}");
+        let scores = tensor(&name, DType::F32, &[l.heads as usize], 1.0, &mut Rng(u64::from(all) + 1));
+        tensors.insert(name, scores);
+    }
+    (p, tensors)
 }
 
 struct Rig {

@@ -4,13 +4,13 @@ use quarrel_conform::random::{Rng, tensor};
 use quarrel_conform::{Tensors, compare, prepare, run_chunks};
 use quarrel_formats::DType;
 use quarrel_ir::reference::Reference;
-use quarrel_ir::{Limits, Op, Program, RopeStyle, RopeTable};
+use quarrel_ir::{Limits, Op, Program, RopeStyle};
 use quarrel_model::decoder::{Options, decoder};
+use quarrel_model::rope::Rotary;
 use quarrel_model::{Arch, LayerSpec, ModelSpec, arch};
 
 fn spec(arch: &'static Arch, bias: bool, tied: bool) -> ModelSpec {
     ModelSpec {
-        arch,
         vocab: 50,
         dim: 24,
         heads: 4,
@@ -21,19 +21,16 @@ fn spec(arch: &'static Arch, bias: bool, tied: bool) -> ModelSpec {
         context: 64,
         eps: 1e-5,
         attn_scale: 0.35,
-        attn_softcap: None,
-        logit_softcap: None,
         qkv_bias: bias,
         out_bias: bias,
         ff_bias: bias,
         tied,
-        positions: 0,
-        token_types: 0,
         ropes: vec![
-            RopeTable::new(RopeStyle::Interleaved, 8, 10_000.0, None),
-            RopeTable::new(RopeStyle::Neox, 8, 100.0, None),
+            Rotary::plain(RopeStyle::Interleaved, 8, 10_000.0),
+            Rotary::plain(RopeStyle::Neox, 8, 100.0),
         ],
-        layers: vec![LayerSpec { window: Some(5), rope: 1 }, LayerSpec { window: None, rope: 0 }],
+        layers: vec![LayerSpec { window: Some(5), rope: Some(1) }, LayerSpec { window: None, rope: Some(0) }],
+        ..ModelSpec::new(arch)
     }
 }
 

@@ -72,22 +72,37 @@ fn elementwise_ops_and_picked_rows() {
 }
 
 #[test]
+fn the_best_of_rows_with_ties() {
+    for case in cases::candidates(&mut Rng(7)) {
+        check(&case, 1e-6);
+    }
+}
+
+#[test]
 fn gates_are_exact_at_extremes_and_keep_nan() {
     for case in cases::extremes() {
         check(&case, 1e-6);
     }
 }
 
-/// Rope, cache and attention together, over head sizes, groups, windows and caps.
+/// Rope, cache and attention together, over head sizes, groups, windows, caps, biases and sinks.
 #[test]
 fn attention_at_odd_shapes() {
-    for case in cases::attention(&mut Rng(5)) {
+    let biased = cases::biased_attention(&mut Rng(7));
+    for case in cases::attention(&mut Rng(5)).into_iter().chain(biased) {
         // Keys and values are stored in 16 bits.
         let whole = check(&case, 2e-3);
         let rows = case.rows;
-        for (threads, chunks) in [(2, vec![rows]), (1, vec![1; rows]), (3, vec![33, 1, 16, 20])] {
+        for (threads, chunks) in [(2, vec![rows]), (1, vec![1; rows]), (3, vec![33, 1, 16, rows - 50])] {
             let other = case.run(&mut cpu(threads), &chunks).unwrap();
             assert!(same_bits(&whole, &other), "{}: chunks {chunks:?} change the bits", case.name);
         }
+    }
+}
+
+#[test]
+fn mixtures_of_experts_at_odd_shapes() {
+    for case in cases::mixtures(&mut Rng(8)).into_iter().chain(cases::blocks(&mut Rng(9))) {
+        check(&case, if case.quantized { 2e-4 } else { 1e-5 });
     }
 }

@@ -228,6 +228,9 @@ fn ops(c: &mut Criterion) {
                         causal: true,
                         window: None,
                         softcap: None,
+                        alibi: None,
+                        chunked: false,
+                        sinks: None,
                     },
                 );
             });

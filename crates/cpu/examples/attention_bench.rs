@@ -1,7 +1,7 @@
 //! The speed of attention alone, at any depth: the bytes of keys and values that it reads and the multiplications it does.
 //!
-//! `attention_bench [--heads 9] [--kv-heads 3] [--dim 64] [--layers 30] [--depth 2048] [--rows 1] [--threads 1] [--n 20]`;
-//! `--rows 512` is a part of a prompt. Prints the median and the best of `n` steps; `--isa avx2` and the like choose
+//! `attention_bench [--heads 9] [--kv-heads 3] [--dim 64] [--layers 30] [--depth 2048] [--rows 1] [--threads 1] [--n 20]
+//! [--window 0]`; `--rows 512` is a part of a prompt. Prints the median and the best of `n` steps; `--isa avx2` and the like choose
 //! kernels, `--kv q8_0` and the like the cache.
 
 use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
@@ -25,6 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (heads, kv_heads) = (number("--heads", 9)? as u32, number("--kv-heads", 3)? as u32);
     let (dim, layers) = (number("--dim", 64)? as u32, number("--layers", 30)? as u32);
     let (depth, rows) = (number("--depth", 2048)?, number("--rows", 1)?);
+    let window = Some(number("--window", 0)?).filter(|w| *w > 0);
     let (threads, n) = (number("--threads", 1)?, number("--n", 20)?);
     let wanted = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1));
     let isa = Isa::available().into_iter().find(|i| wanted("--isa").is_none_or(|w| *w == i.name()));
@@ -35,7 +36,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (q_cols, kv_cols) = (heads * dim, kv_heads * dim);
     let table = p.weight("input", VOCAB as u32, q_cols + 2 * kv_cols);
     let x = p.embed("input", table, 1.0);
-    p.kv = vec![KvLayer { kv_heads, head_dim: dim, v_dim: dim, window: None }; layers as usize];
+    p.kv = vec![
+        KvLayer { kv_heads, head_dim: dim, v_dim: dim, window: window.map(|w| w as u32) };
+        layers as usize
+    ];
     let (k, v) = (x.slice(q_cols, kv_cols), x.slice(q_cols + kv_cols, kv_cols));
     for kv_layer in 0..layers {
         p.push(Op::StoreKv { k, v, kv_layer });
@@ -48,8 +52,11 @@ fn main() -> Result<(), Box<dyn Error>> {
             v_dim: dim,
             scale,
             causal: true,
-            window: None,
+            window: window.map(|w| w as u32),
             softcap: None,
+            alibi: None,
+            chunked: false,
+            sinks: None,
         };
         p.logits = Some(p.attend(x.slice(0, q_cols), spec));
     }
@@ -82,8 +89,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     feed(depth.max(1), rows)?;
     let mut times = (0..n).map(|_| feed(depth.max(1), rows)).collect::<Result<Vec<f64>, _>>()?;
     times.sort_by(f64::total_cmp);
-    let seen = (depth * rows + rows * (rows + 1) / 2) as f64;
-    let read = kv.bits() / 8.0 * f64::from(2 * kv_cols * layers) * (depth + rows) as f64;
+    let sees = |p: usize| window.map_or(p + 1, |w| w.min(p + 1));
+    let seen = (depth..depth + rows).map(sees).sum::<usize>() as f64;
+    let read = kv.bits() / 8.0 * f64::from(2 * kv_cols * layers) * (sees(depth) + rows - 1) as f64;
     let products = seen * f64::from(2 * q_cols * layers);
     for (name, t) in [("median", times[n / 2]), ("best", times[0])] {
         println!(

@@ -5,11 +5,12 @@ use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_formats::{Bytes, DType, Tensor, quant};
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{
-    BLOCK_TOKENS, Device, HostWeight, Limits, Op, Prepared, Program, Readout, RopeStyle, RopeTable, SeqStep,
-    StepInputs, Weight,
+    BLOCK_TOKENS, Device, HostWeight, Limits, Op, Prepared, Program, Readout, RopeStyle, SeqStep, StepInputs,
+    Weight,
 };
 use quarrel_model::arch::{Arch, GEMMA3, LLAMA};
 use quarrel_model::decoder::{Options, decoder};
+use quarrel_model::rope::Rotary;
 use quarrel_model::{LayerSpec, ModelSpec};
 
 const VOCAB: u32 = 96;
@@ -50,9 +51,8 @@ const BASE: Shape = Shape {
 };
 
 fn model(s: Shape) -> ModelSpec {
-    let rope = |base| RopeTable::new(s.style, s.head_dim / 2 * 2, base, None);
+    let rope = |base| Rotary::plain(s.style, s.head_dim / 2 * 2, base);
     ModelSpec {
-        arch: s.arch,
         vocab: VOCAB,
         dim: 64,
         heads: s.heads,
@@ -69,10 +69,12 @@ fn model(s: Shape) -> ModelSpec {
         out_bias: s.bias,
         ff_bias: s.bias,
         tied: true,
-        positions: 0,
-        token_types: 0,
         ropes: vec![rope(1e4), rope(1e3)],
-        layers: vec![LayerSpec { window: s.window, rope: 0 }, LayerSpec { window: None, rope: 1 }],
+        layers: vec![
+            LayerSpec { window: s.window, rope: Some(0) },
+            LayerSpec { window: None, rope: Some(1) },
+        ],
+        ..ModelSpec::new(s.arch)
     }
 }
 

@@ -1,12 +1,14 @@
 //! The semantics: a scalar interpreter with f64 accumulation and f32 values, one op at a time, nothing fused or tiled.
 //! It is a [`Device`], so tests run it and a fast device side by side.
 
+use crate::candidates;
 use crate::device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
     StepInputs, Weight, check_adapter, check_positions, no_adapter,
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
-use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View};
+use crate::experts::route;
+use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
 use crate::rope::RopeTable;
 use crate::{Error, Result};
@@ -219,34 +221,41 @@ impl Ready {
         out
     }
 
-    /// The first position that query head `h` of a row sees, and the weights of all that it sees in a sequence of `end`
-    /// tokens, before they are divided by their sum.
+    /// The first position that query head `h` of a row sees, the weights of all that it sees in a sequence of `end` tokens
+    /// before they are divided by their sum, and that sum, the sink's weight included.
     fn weights_of(
         &self,
+        all: &[Vec<f32>],
         spec: &AttendSpec,
         h: usize,
         q: &[f32],
         blocks: &[u32],
         (position, end): (usize, usize),
-    ) -> (usize, Vec<f64>) {
+    ) -> (usize, Vec<f64>, f64) {
         let cache = &self.caches[spec.kv_layer as usize];
         let hd = spec.head_dim as usize;
         let kvh = h / (spec.heads / spec.kv_heads) as usize;
-        let first = spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+        let first = spec.first(position);
         let past = if spec.causal { position + 1 } else { end };
         let scores: Vec<f64> = (first..past)
             .map(|p| {
                 let k = cache.row(blocks, p) * cache.layer.kv_heads as usize * hd + kvh * hd;
                 let dot: f64 = (0..hd).map(|i| f64::from(q[h * hd + i]) * f64::from(cache.k[k + i])).sum();
                 let s = dot * f64::from(spec.scale);
-                spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh())
+                let s = spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh());
+                let slope = spec.alibi.map_or(0.0, |max| alibi_slope(max, spec.heads, h as u32));
+                s - f64::from(slope) * (position as f64 - p as f64)
             })
             .collect();
         // `f64::max` drops NaN; a NaN score must reach the output instead.
+        let sink = spec.sinks.map_or(f64::NEG_INFINITY, |w| f64::from(self.weight(all, w)[h]));
         let max = scores
             .iter()
+            .chain([&sink])
             .fold(f64::NEG_INFINITY, |m, s| if s.is_nan() || m.is_nan() { f64::NAN } else { m.max(*s) });
-        (first, scores.iter().map(|s| (s - max).exp()).collect())
+        let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+        let sum = weights.iter().sum::<f64>() + (sink - max).exp();
+        (first, weights, sum)
     }
 
     /// `scale * B (A x)` of every part of a weight, as long as the weight has rows.
@@ -263,14 +272,20 @@ impl Ready {
         delta
     }
 
-    fn attend_row(&self, spec: &AttendSpec, q: &[f32], blocks: &[u32], place: (usize, usize)) -> Vec<f32> {
+    fn attend_row(
+        &self,
+        all: &[Vec<f32>],
+        spec: &AttendSpec,
+        q: &[f32],
+        blocks: &[u32],
+        place: (usize, usize),
+    ) -> Vec<f32> {
         let cache = &self.caches[spec.kv_layer as usize];
         let vd = spec.v_dim as usize;
         let mut out = vec![0.0; spec.heads as usize * vd];
         for h in 0..spec.heads as usize {
             let kvh = h / (spec.heads / spec.kv_heads) as usize;
-            let (first, weights) = self.weights_of(spec, h, q, blocks, place);
-            let total: f64 = weights.iter().sum();
+            let (first, weights, total) = self.weights_of(all, spec, h, q, blocks, place);
             for i in 0..vd {
                 let sum: f64 = weights
                     .iter()
@@ -287,7 +302,7 @@ impl Ready {
     }
 
     /// Adds the weights of the rows that the step wants observed.
-    fn observe(&mut self, spec: &AttendSpec, q: View, step: &StepInputs) {
+    fn observe(&mut self, all: &[Vec<f32>], spec: &AttendSpec, q: View, step: &StepInputs) {
         let group = (spec.heads / spec.kv_heads) as usize;
         let before: u32 = self.program.kv[..spec.kv_layer as usize].iter().map(|l| l.kv_heads).sum();
         let mut row = 0;
@@ -298,8 +313,7 @@ impl Ready {
                 let end = seq.start + seq.rows;
                 let (q, place) = (self.read_row(q, row - back), (end - back, end));
                 for h in 0..spec.heads as usize {
-                    let (first, weights) = self.weights_of(spec, h, &q, seq.blocks, place);
-                    let total: f64 = weights.iter().sum();
+                    let (first, weights, total) = self.weights_of(all, spec, h, &q, seq.blocks, place);
                     let heads = &mut self.mass.get_mut(&o.slot).expect("made before the step").sums;
                     let sums = &mut heads[before as usize + h / group][first..];
                     sums.iter_mut().zip(weights).for_each(|(s, w)| *s += w / total / group as f64);
@@ -393,10 +407,10 @@ impl Ready {
                 for (r, (s, position)) in places.iter().enumerate() {
                     let seq = &step.seqs[*s];
                     let place = (*position, seq.start + seq.rows);
-                    let y = self.attend_row(spec, &self.read_row(q, r), seq.blocks, place);
+                    let y = self.attend_row(all, spec, &self.read_row(q, r), seq.blocks, place);
                     self.write_row(out, r, &y);
                 }
-                self.observe(spec, q, step);
+                self.observe(all, spec, q, step);
             }
             Op::Glu { out, gate, up, act } => {
                 for r in 0..self.row_count(out) {
@@ -407,6 +421,65 @@ impl Ready {
                 }
             }
             Op::Activate { out, x, act } => self.map_rows(out, x, |v| activate(act, f64::from(v)) as f32),
+            Op::Route { out, logits, bias, ref spec } => {
+                let (bias, mut scratch) = (bias.map(|b| self.weight(all, b)), Vec::new());
+                for r in 0..self.row_count(out) {
+                    let mut row = vec![0.0; out.cols as usize];
+                    route(spec, bias, &self.read_row(logits, r), &mut scratch, &mut row);
+                    self.write_row(out, r, &row);
+                }
+            }
+            Op::MatMulExperts { out, x, route, experts, weight, bias, glu } => {
+                let (w, bias) = (self.weight(all, weight), bias.map(|b| self.weight(all, b)));
+                let (experts, decl) = (experts as usize, &self.program.weights[weight.0 as usize]);
+                let (cols, used) = (decl.cols as usize, route.map_or(experts, |r| r.cols as usize / 2));
+                let n = decl.parts[0].rows as usize;
+                for r in 0..self.row_count(out) {
+                    let input = self.read_row(x, r);
+                    let ids = route.map(|route| self.read_row(route, r));
+                    let mut row = Vec::with_capacity(out.cols as usize);
+                    for j in 0..used {
+                        let block = if input.len() == cols {
+                            0..cols
+                        } else {
+                            j * (input.len() / used)..(j + 1) * (input.len() / used)
+                        };
+                        let (input, rest) = input[block].split_at(cols);
+                        // The products with one of the experts' tensors.
+                        let product = |part: usize, o: usize| {
+                            let at = part * n + o;
+                            dot(&w[at * cols..][..cols], input) + bias.map_or(0.0, |b| f64::from(b[at]))
+                        };
+                        let e = ids.as_ref().map_or(j, |ids| ids[j] as usize);
+                        row.extend((0..n).map(|o| match glu {
+                            Some(gate) => {
+                                let (g, u) = (product(e, o) as f32, product(experts + e, o) as f32);
+                                gate.apply(g.into(), u.into()) as f32
+                            }
+                            None => product(e, o) as f32,
+                        }));
+                        row.extend_from_slice(rest);
+                    }
+                    self.write_row(out, r, &row);
+                }
+            }
+            Op::Combine { out, x, weights, add } => {
+                for r in 0..self.row_count(out) {
+                    let (x, weights) = (self.read_row(x, r), self.read_row(weights, r));
+                    let add = add.map(|a| self.read_row(a, r));
+                    let cols = out.cols as usize;
+                    let sum = |c: usize| -> f64 {
+                        weights
+                            .iter()
+                            .enumerate()
+                            .map(|(j, w)| f64::from(*w) * f64::from(x[j * cols + c]))
+                            .sum()
+                    };
+                    let y: Vec<f32> =
+                        (0..cols).map(|c| add.as_ref().map_or(0.0, |a| a[c]) + sum(c) as f32).collect();
+                    self.write_row(out, r, &y);
+                }
+            }
             Op::Add { out, a, b } => {
                 for r in 0..self.row_count(out) {
                     let (x, y) = (self.read_row(a, r), self.read_row(b, r));
@@ -417,6 +490,13 @@ impl Ready {
             Op::Scale { x, by } => self.map_rows(x, x, |v| v * by),
             Op::Softcap { x, cap } => {
                 self.map_rows(x, x, |v| (f64::from(cap) * (f64::from(v) / f64::from(cap)).tanh()) as f32)
+            }
+            Op::TopK { out, x } => {
+                for r in 0..self.row_count(out) {
+                    let mut best = vec![0.0; out.cols as usize];
+                    candidates::choose(&self.read_row(x, r), &mut best);
+                    self.write_row(out, r, &best);
+                }
             }
             Op::PickRows { out, x } => {
                 for (i, r) in step.outputs.iter().enumerate() {

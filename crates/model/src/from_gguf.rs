@@ -1,13 +1,15 @@
 //! A specification from GGUF metadata. Every key of the family is either understood or refused by name, because a key
 //! that is ignored silently changes what the model computes.
 
-use crate::arch::{self, Arch, Norms, Positions, QkNorm};
+use crate::arch::{self, Arch, Multipliers, Norms, Positions, QkNorm};
 use crate::decoder::{Options, decoder};
-use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
+use crate::experts::{ExpertSpec, Said};
+use crate::latent::Latent;
+use crate::rope::{Rotary, Scaling, yarn_attention};
+use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
-use quarrel_ir::{NormKind, RopeTable};
-use std::collections::HashSet;
+use quarrel_ir::{NormKind, Scoring};
 
 /// Keys below `ARCH.` that are read here or cannot change the result.
 const UNDERSTOOD: &[&str] = &[
@@ -15,12 +17,30 @@ const UNDERSTOOD: &[&str] = &[
     "context_length",
     "embedding_length",
     "feed_forward_length",
+    "expert_count",
+    "expert_used_count",
+    "expert_feed_forward_length", // the tensors say it
+    "expert_shared_feed_forward_length",
+    "expert_shared_count",
+    "expert_gating_func",
+    "expert_group_count",
+    "expert_group_used_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
+    "leading_dense_block_count", // which layers have a router is seen
+    "interleave_moe_layer_step",
+    "attention.q_lora_rank",
+    "attention.kv_lora_rank",
+    "attention.key_length_mla",
+    "attention.value_length_mla",
+    "rope.scaling.yarn_log_multiplier",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
     "attention.value_length",
     "attention.layer_norm_epsilon",
     "attention.layer_norm_rms_epsilon",
+    "attention.scale",
     "attention.sliding_window",
     "attention.sliding_window_pattern",
     "attn_logit_softcapping",
@@ -30,26 +50,39 @@ const UNDERSTOOD: &[&str] = &[
     "rope.freq_base",
     "rope.freq_base_swa",
     "rope.scaling.type",
+    "rope.scaling.attn_factor",
     "rope.scaling.factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
     "rope.scaling.original_context_length",
     "rope.scaling.finetuned",
     "rope.scale_linear",
     "tensor_data_layout",
+    "use_parallel_residual",
     "vocab_size",
 ];
 
+/// Keys of factors, which mean something only in families that have them.
+const FACTORS: &[&str] = &["embedding_scale", "residual_scale", "logit_scale"];
+
 /// Keys that are harmless when they have this value.
-const NEUTRAL: &[(&str, i128)] = &[("expert_count", 0), ("expert_used_count", 0)];
+const NEUTRAL: &[(&str, i128)] = &[
+    ("moe_every_n_layers", 0),
+    ("moe_every_n_layers", 1),
+    ("attention.clamp_kqv", 0),
+    ("rope.scaling.yarn_ext_factor", 1),
+];
 
 /// Tensors that are used without appearing in a Program.
-const SIDE_TENSORS: &[&str] = &["rope_freqs.weight"];
+const SIDE_TENSORS: &[&str] = &["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
 
 /// Reads the specification of a GGUF model.
 pub fn spec(source: &Source, meta: &Metadata) -> Result<ModelSpec> {
     let name = meta.str("general.architecture").ok_or_else(|| {
         field_error("general.architecture", "is missing; this is no model for a language engine")
     })?;
-    let arch = arch::by_gguf(name).ok_or_else(|| unknown(name, source, meta))?;
+    let experts = meta.u32(&format!("{name}.expert_count")).is_some_and(|n| n > 0);
+    let arch = arch::by_gguf(name, experts).ok_or_else(|| unknown(name, source, meta))?;
     let reader = Reader { arch, meta, source };
     reader.refuse_unknown_keys()?;
     let spec = reader.spec()?.check()?;
@@ -112,10 +145,20 @@ impl Reader<'_> {
             .and_then(|t| t.shape.first().copied())
             .and_then(|v| u32::try_from(v).ok())
             .ok_or_else(|| self.missing("token_embd.weight"))?;
-        let has = |name: &str| self.source.tensor(name).is_some();
-        let layers = self.layers(count)?;
-        Ok(ModelSpec {
-            arch: self.arch,
+        let has = |name: &str| weights::has(self.source, self.arch, name);
+        let latent = self.latent()?;
+        let head_dim = latent.map_or(head_dim, |m| m.head());
+        let positions = spec::positions(self.arch, count);
+        let ropes = match positions {
+            Positions::Rotated => self.ropes(head_dim)?,
+            _ => Vec::new(),
+        };
+        let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
+        let scale = self.opt_f32("attention.scale")?.filter(|s| *s != 0.0);
+        let (experts, sparse) = self.experts(count)?;
+        let spread = latent.map_or(Ok(1.0), |_| self.latent_scale())?;
+        let llama4 = self.arch.chunks;
+        let spec = ModelSpec {
             vocab,
             dim,
             heads,
@@ -125,22 +168,137 @@ impl Reader<'_> {
             ff: self.u32("feed_forward_length")?,
             context: self.u32("context_length")?,
             eps: self.opt_f32(eps)?.ok_or_else(|| field_error(self.key(eps), "is missing"))?,
-            attn_scale: attn_scale(self.arch, count, dim, heads, head_dim),
+            attn_scale: spread * scale.unwrap_or_else(|| attn_scale(self.arch, count, dim, heads, head_dim)),
             attn_softcap: self.opt_f32("attn_logit_softcapping")?.filter(|c| *c != 0.0),
             logit_softcap: self.opt_f32("final_logit_softcapping")?.filter(|c| *c != 0.0),
-            qkv_bias: has("blk.0.attn_q.bias") || has("blk.0.attn_qkv.bias"),
+            qk_norm: if has("blk.0.attn_q_norm.weight") { self.arch.qk_norm } else { QkNorm::None },
+            norm_bias: spec::has_norm_bias(has),
+            parallel: self.flag("use_parallel_residual")?.unwrap_or(self.arch.parallel),
+            ff_norm: has("blk.0.ffn_norm.weight"),
+            alibi: match positions {
+                Positions::Alibi => Some(self.opt_f32("attention.max_alibi_bias")?.unwrap_or(8.0)),
+                _ => None,
+            },
+            embed_scale,
+            residual_scale,
+            logit_scale,
+            qkv_bias: has("blk.0.attn_q.bias"),
             out_bias: has("blk.0.attn_output.bias"),
             ff_bias: has("blk.0.ffn_down.bias"),
+            head_bias: has("output.bias"),
             tied: !has("output.weight"),
             positions: self.table_rows("position_embd.weight"),
             token_types: self.table_rows("token_types.weight"),
-            ropes: self.ropes(head_dim)?,
-            layers,
+            layers: self.layers(count, &ropes)?,
+            ropes,
+            experts,
+            sparse,
+            sinks: has("blk.0.attn_sinks.weight"),
+            chunked: llama4.is_some(),
+            // llama.cpp tells the model that has no norms by its number of experts.
+            bare_norm: llama4.is_some() && experts.is_some_and(|e| e.count != 128),
+            growth: llama4.map(|l| l.growth),
+            ..ModelSpec::new(self.arch)
+        };
+        Ok(spec.with_latent(latent))
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        let key = self.key(key);
+        match self.meta.get(&key) {
+            None => Ok(None),
+            Some(Value::Bool(b)) => Ok(Some(*b)),
+            Some(_) => Err(field_error(key, "is neither true nor false")),
+        }
+    }
+
+    /// Factors on embeddings, on what blocks add, and on logits.
+    fn factors(&self, dim: u32, layers: u32) -> Result<[f32; 3]> {
+        let of = |key: &str| Ok::<_, Error>(self.opt_f32(key)?.filter(|s| *s != 0.0));
+        let own = [of("embedding_scale")?, of("residual_scale")?, of("logit_scale")?];
+        let plain = if self.arch.embed_sqrt_dim { (dim as f32).sqrt() } else { 1.0 };
+        Ok(match self.arch.multipliers {
+            Multipliers::None => [plain, 1.0, 1.0],
+            Multipliers::Granite => {
+                [own[0].unwrap_or(1.0), own[1].unwrap_or(1.0), 1.0 / own[2].unwrap_or(1.0)]
+            }
+            // Those of MiniCPM 1 and 2 where an old file says nothing.
+            Multipliers::MiniCpm => [
+                own[0].unwrap_or(12.0),
+                own[1].unwrap_or(1.4 / (layers.max(1) as f32).sqrt()),
+                1.0 / own[2].unwrap_or(dim as f32 / 256.0),
+            ],
+            Multipliers::Logits => [plain, 1.0, own[2].unwrap_or(1.0)],
         })
     }
 
-    fn layers(&self, count: u32) -> Result<Vec<LayerSpec>> {
+    /// The sizes of latent attention. Files from before 2025 have the heads' own lengths where others say `_mla`.
+    fn latent(&self) -> Result<Option<Latent>> {
+        if !self.arch.latent {
+            return Ok(None);
+        }
+        let length = |key: &str| match self.opt_u32(&format!("{key}_mla"))? {
+            Some(n) => Ok(n),
+            None => self.u32(key),
+        };
+        let (head, rotated) = (length("attention.key_length")?, self.u32("rope.dimension_count")?);
+        let m = Latent {
+            q_rank: self.opt_u32("attention.q_lora_rank")?.unwrap_or(0),
+            rank: self.u32("attention.kv_lora_rank")?,
+            plain: head.saturating_sub(rotated),
+            rotated,
+            v_dim: length("attention.value_length")?,
+        };
+        m.check().map(Some)
+    }
+
+    /// What YaRN does to the scores of latent attention.
+    fn latent_scale(&self) -> Result<f32> {
+        let (factor, log) =
+            (self.positive("rope.scaling.factor")?, self.positive("rope.scaling.yarn_log_multiplier")?);
+        Ok(match factor.zip(log) {
+            Some((factor, log)) => yarn_attention(factor, 10.0 * log).powi(2) as f32,
+            None => 1.0,
+        })
+    }
+
+    /// The experts, and which layers have them: those with a router.
+    fn experts(&self, layers: u32) -> Result<(Option<ExpertSpec>, Vec<bool>)> {
+        let (count, rules) = (self.opt_u32("expert_count")?.unwrap_or(0), self.arch.experts);
+        let Some(rules) = rules.filter(|_| count > 0) else {
+            return match count {
+                0 => Ok((None, Vec::new())),
+                n => {
+                    let why = format!("is {n}; this family is not known to have experts");
+                    Err(field_error(self.key("expert_count"), why))
+                }
+            };
+        };
+        let scoring = match self.opt_u32("expert_gating_func")? {
+            None | Some(0) => None,
+            // The third is a softmax over the chosen alone, which is what dividing by the sum gives.
+            Some(1 | 3) => Some(Scoring::Softmax),
+            Some(2) => Some(Scoring::Sigmoid),
+            Some(n) => {
+                return Err(field_error(self.key("expert_gating_func"), format!("is {n}, 1 to 3 are known")));
+            }
+        };
+        let said = Said {
+            count,
+            used: self.u32("expert_used_count")?,
+            // SparseMixer has no number there.
+            scoring: scoring.filter(|_| !matches!(rules.scoring, Scoring::Sparse { .. })),
+            normalize: self.flag("expert_weights_norm")?,
+            groups: self.opt_u32("expert_group_count")?.zip(self.opt_u32("expert_group_used_count")?),
+            scale: self.opt_f32("expert_weights_scale")?.filter(|s| *s != 0.0).unwrap_or(1.0),
+            gate: rules.gate,
+        };
+        rules.read(said, layers, |name| names::find(self.source, self.arch, name))
+    }
+
+    fn layers(&self, count: u32, ropes: &[Rotary]) -> Result<Vec<LayerSpec>> {
         let window = self.opt_u32("attention.sliding_window")?.filter(|w| *w > 0);
+        let window = window.or(self.arch.chunks.map(|c| c.tokens));
         let count = count.min(1 << 16); // `check` refuses such counts; until then they must not cost memory
         let key = self.key("attention.sliding_window_pattern");
         let local = match (self.meta.bools(&key), self.meta.u32(&key)) {
@@ -149,43 +307,29 @@ impl Reader<'_> {
             (None, None) if !self.meta.contains(&key) => local_layers(self.arch, count),
             _ => return Err(field_error(key, format!("is neither {count} booleans nor a period"))),
         };
-        Ok(layers(self.arch, &local, window))
+        Ok(layers(self.arch, &local, window, ropes, None))
     }
 
-    fn ropes(&self, head_dim: u32) -> Result<Vec<RopeTable>> {
-        if self.arch.positions == Positions::Learned {
-            return Ok(Vec::new());
+    fn positive(&self, key: &str) -> Result<Option<f64>> {
+        match self.opt_f32(key)? {
+            Some(v) if v <= 0.0 => Err(field_error(self.key(key), format!("is {v}"))),
+            other => Ok(other.map(f64::from)),
         }
-        let base = self.opt_f32("rope.freq_base")?.unwrap_or(10_000.0);
-        if base <= 0.0 {
-            return Err(field_error(self.key("rope.freq_base"), format!("is {base}")));
-        }
-        let rot = self.opt_u32("rope.dimension_count")?.unwrap_or(head_dim);
-        if rot == 0 || rot > head_dim || rot % 2 != 0 {
+    }
+
+    fn ropes(&self, head_dim: u32) -> Result<Vec<Rotary>> {
+        let base = self.positive("rope.freq_base")?.unwrap_or(10_000.0);
+        let dims = self.opt_u32("rope.dimension_count")?.unwrap_or(head_dim);
+        if dims == 0 || dims > head_dim || dims % 2 != 0 {
             return Err(field_error(
                 self.key("rope.dimension_count"),
-                format!("is {rot} in heads of {head_dim}"),
+                format!("is {dims} in heads of {head_dim}"),
             ));
         }
-        let key = self.key("rope.scaling.type");
-        let linear = match self.meta.str(&key) {
-            None | Some("none") => self.opt_f32("rope.scale_linear")?.unwrap_or(1.0),
-            Some("linear") => self.opt_f32("rope.scaling.factor")?.unwrap_or(1.0),
-            Some(other) => {
-                return Err(field_error(
-                    key,
-                    format!("{other:?} is not supported for this family (none and linear are)"),
-                ));
-            }
-        };
-        if linear <= 0.0 {
-            return Err(field_error(self.key("rope.scaling.factor"), format!("is {linear}")));
-        }
-        let factors = self.rope_factors(rot)?;
-        let mut global = RopeTable::new(self.arch.gguf_rope, rot, f64::from(base), factors.as_deref());
-        global.inv_freq.iter_mut().for_each(|f| *f /= f64::from(linear));
+        let global = Rotary { style: self.arch.gguf_rope, dims, base, scaling: self.scaling()? };
         let local_base = match self.opt_f32("rope.freq_base_swa")? {
             Some(b) if self.arch.local_rope_base.is_some() => Some(f64::from(b)),
+            Some(b) if f64::from(b) == base => None,
             Some(_) => {
                 return Err(field_error(
                     self.key("rope.freq_base_swa"),
@@ -194,19 +338,55 @@ impl Reader<'_> {
             }
             None => self.arch.local_rope_base,
         };
-        let local = local_base.map(|b| RopeTable::new(self.arch.gguf_rope, rot, b, None));
-        Ok(std::iter::once(global).chain(local).collect())
+        Ok(spec::rotations(self.arch, global, local_base))
     }
 
-    /// Llama 3.1's divisors of the frequencies, stored as a tensor.
-    fn rope_factors(&self, rot: u32) -> Result<Option<Vec<f32>>> {
-        let Some(t) = self.source.tensor("rope_freqs.weight") else { return Ok(None) };
-        let mut factors = vec![0.0; rot as usize / 2];
-        if t.dtype != DType::F32 || t.shape.iter().product::<usize>() != factors.len() {
-            return Err(field_error(
-                "rope_freqs.weight",
-                format!("has shape {:?}, {} f32 are needed", t.shape, rot / 2),
-            ));
+    fn scaling(&self) -> Result<Scaling> {
+        let key = self.key("rope.scaling.type");
+        let kind = self.meta.str(&key).unwrap_or("none");
+        let trained = self.opt_u32("rope.scaling.original_context_length")?;
+        let factor = self.positive("rope.scaling.factor")?;
+        let attention = self.positive("rope.scaling.attn_factor")?;
+        let [long, short] = ["long", "short"].map(|l| self.rope_factors(&format!("rope_factors_{l}.weight")));
+        if let (Some(long), Some(short)) = (long?, short?) {
+            let context = trained.map_or_else(|| self.u32("context_length"), Ok)?;
+            return Ok(Scaling::Long { short, long, context, attention: attention.unwrap_or(1.0) });
+        }
+        Ok(match (kind, self.rope_factors("rope_freqs.weight")?) {
+            ("none", Some(factors)) => Scaling::Factors(factors),
+            ("none", None) => self.positive("rope.scale_linear")?.map_or(Scaling::None, Scaling::Linear),
+            ("linear", None) => factor.map_or(Scaling::None, Scaling::Linear),
+            ("yarn", None) => {
+                let need = || field_error(self.key("rope.scaling.factor"), "is missing");
+                let factor = factor.ok_or_else(need)?;
+                let trained = trained.map_or_else(|| self.u32("context_length"), Ok)?;
+                Scaling::Yarn {
+                    factor,
+                    context: f64::from(trained),
+                    beta_fast: self.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
+                    beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
+                    // Where latent attention has a factor of its own on scores, it is this one.
+                    attention: match self.arch.latent {
+                        true => attention.unwrap_or(1.0),
+                        false => yarn_attention(factor, 1.0) * attention.unwrap_or(1.0),
+                    },
+                    truncate: self.arch.yarn_truncate,
+                }
+            }
+            (other, factors) => {
+                let with = if factors.is_some() { " with a tensor of factors" } else { "" };
+                let why = format!("{other:?}{with} is not supported (none, linear, yarn and longrope are)");
+                return Err(field_error(key, why));
+            }
+        })
+    }
+
+    /// Divisors of the frequencies, stored as a tensor.
+    fn rope_factors(&self, name: &str) -> Result<Option<Vec<f32>>> {
+        let Some(t) = self.source.tensor(name) else { return Ok(None) };
+        let mut factors = vec![0.0; t.len().min(1 << 12)];
+        if t.dtype != DType::F32 || t.len() != factors.len() {
+            return Err(field_error(name, format!("has shape {:?} of {}; f32 are needed", t.shape, t.dtype)));
         }
         quant::dequantize(t.dtype, &t.data, &mut factors)?;
         Ok(Some(factors))
@@ -222,21 +402,9 @@ impl Reader<'_> {
     }
 
     fn refuse_unknown_tensors(&self, spec: &ModelSpec) -> Result<()> {
-        let program = decoder(spec, &Options { fuse: false, hidden: false });
-        let parts = program.weights.iter().flat_map(|w| &w.parts);
-        let used: HashSet<String> = parts
-            .map(|p| match weights::fused(&p.name) {
-                Some((fused, _)) if self.source.tensor(&p.name).is_none() => fused,
-                _ => p.name.clone(),
-            })
-            .collect();
-        let unknown = self
-            .source
-            .tensors()
-            .map(|t| t.name.as_str())
-            .filter(|n| !used.contains(*n) && !SIDE_TENSORS.contains(n))
-            .map(String::from)
-            .collect();
+        let program = decoder(spec, &Options { fuse: false, ..Options::default() });
+        let mut unknown = weights::unused(self.source, spec, &program);
+        unknown.retain(|n| !SIDE_TENSORS.contains(&n.as_str()));
         refuse(self.arch, "tensors", unknown)
     }
 }
@@ -264,6 +432,12 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
         (Some(a), "attention.causal") => flag(a.causal),
         (Some(a), k) if k.ends_with("_epsilon") => k == epsilon(a),
         (Some(a), k) if k.starts_with("rope.") && a.positions == Positions::Learned => false,
+        (Some(a), k) if FACTORS.contains(&k) => match a.multipliers {
+            Multipliers::None => value.as_int() == Some(0),
+            Multipliers::Logits => k == "logit_scale",
+            Multipliers::Granite | Multipliers::MiniCpm => true,
+        },
+        (Some(a), "attention.max_alibi_bias") => a.positions == Positions::Alibi,
         (_, k) => UNDERSTOOD.contains(&k),
     }
 }
@@ -290,9 +464,10 @@ fn known_tensor(arch: &Arch, name: &str) -> bool {
     let stem = name.rsplit_once('.').map_or(name, |(s, _)| s);
     let part = stem.rsplit('.').next().unwrap_or(stem);
     SIDE_TENSORS.contains(&name)
-        || (names::hf(arch, name).is_some()
-            && (arch.norms == Norms::Around || !norms.contains(&part))
+        || (names::known(arch, name)
+            && (matches!(arch.norms, Norms::Around | Norms::Outputs) || !norms.contains(&part))
             && (arch.norms != Norms::After || !before.contains(&part))
+            && (arch.norms != Norms::Outputs || !before[..2].contains(&part))
             && (arch.qk_norm != QkNorm::None || !qk.contains(&part)))
 }
 

@@ -1,21 +1,89 @@
 //! A specification from a Hugging Face `config.json`. As with GGUF, a setting that would change the result and is not
 //! understood is refused by name.
 
-use crate::arch::{self, Arch, Positions, QkNorm};
+use crate::arch::{self, Arch, Multipliers, Positions, QkNorm, Setting, WindowPattern};
+use crate::experts::{ExpertSpec, Said};
 use crate::from_gguf::shorten;
-use crate::spec::{LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
-use crate::{Error, Result, names};
+use crate::latent::Latent;
+use crate::rope::{Rotary, Scaling, yarn_attention};
+use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
+use crate::{Error, Result, names, weights};
 use quarrel_formats::Source;
-use quarrel_ir::{NormKind, RopeStyle, RopeTable};
+use quarrel_ir::{Activation, Gate, Growth, Scoring};
 use serde_json::Value;
+
+/// Other names of settings, as older configuration classes have them; the first is what messages say.
+const ALIASES: &[(&str, &[&str])] = &[
+    ("hidden_size", &["n_embd", "d_model", "n_embed"]),
+    ("num_attention_heads", &["n_head", "n_heads"]),
+    ("num_hidden_layers", &["n_layer", "n_layers", "num_layers"]),
+    ("intermediate_size", &["n_inner", "ffn_hidden_size"]),
+    ("max_position_embeddings", &["n_positions", "max_seq_len", "seq_length", "model_max_length"]),
+    ("eps", &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"]),
+    ("hidden_act", &["hidden_activation", "activation_function"]),
+    ("partial_rotary_factor", &["rotary_pct"]),
+    ("rope_theta", &["rotary_emb_base"]),
+];
+
+/// Settings, besides those of [`ALIASES`], that are read here, or that a computation does not depend on.
+const KNOWN: &[&str] = &[
+    "_name_or_path",
+    "architectures",
+    "attention_bias",
+    "attention_dropout",
+    "attn_logit_softcapping",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "final_logit_softcapping",
+    "head_dim",
+    "hidden_dropout",
+    "initializer_range",
+    "layer_types",
+    "max_window_layers",
+    "mlp_bias",
+    "model_type",
+    "num_key_value_heads",
+    "original_max_position_embeddings",
+    "pad_token_id",
+    "pretraining_tp",
+    "query_pre_attn_scalar",
+    "rope_parameters",
+    "rope_scaling",
+    "sliding_window",
+    "sliding_window_pattern",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "use_sliding_window",
+    "vocab_size",
+];
+
+/// The parts of a model that sees which text does not need.
+const SIGHT: &[&str] = &["vision_tower.", "multi_modal_projector."];
+
+/// Names of nonlinearities.
+const ACTIVATIONS: &[(&str, Activation)] = &[
+    ("silu", Activation::Silu),
+    ("swish", Activation::Silu),
+    ("gelu_pytorch_tanh", Activation::GeluTanh),
+    ("gelu_new", Activation::GeluTanh),
+    ("gelu", Activation::GeluErf),
+    ("relu", Activation::Relu),
+];
 
 /// Reads the specification of a safetensors model.
 pub fn spec(source: &Source, config: &Value) -> Result<ModelSpec> {
     let name = config["architectures"][0]
         .as_str()
         .ok_or_else(|| field_error("architectures", "is missing from config.json"))?;
-    let arch = arch::by_hf(name).ok_or_else(|| unknown(name, source))?;
-    let reader = Reader { arch, config, source };
+    let arch = arch::by_hf(name).ok_or_else(|| unknown(name, source, config))?;
+    // A model that sees has the settings of its language part in a part of its own.
+    let text = &config["text_config"];
+    let reader = Reader { arch, config: if text.is_object() { text } else { config }, source };
+    reader.refuse_other_settings()?;
     let spec = reader.spec()?.check()?;
     reader.refuse_unknown_tensors(&spec)?;
     Ok(spec)
@@ -27,15 +95,37 @@ struct Reader<'a> {
     source: &'a Source,
 }
 
+impl Setting {
+    fn equals(&self, value: &Value) -> bool {
+        match *self {
+            Setting::Flag(b) => value.as_bool() == Some(b),
+            Setting::Number(n) => value.as_f64() == Some(n),
+            Setting::Text(t) => value.as_str() == Some(t),
+        }
+    }
+}
+
 impl Reader<'_> {
+    /// A setting under any of its names; null where there is none.
+    fn get(&self, key: &str) -> &Value {
+        let aliases = ALIASES.iter().find(|(k, _)| *k == key).map_or(&[][..], |(_, more)| more);
+        let names = std::iter::once(&key).chain(aliases);
+        names.map(|k| &self.config[*k]).find(|v| !v.is_null()).unwrap_or(&Value::Null)
+    }
+
+    fn default(&self, key: &str) -> Option<Setting> {
+        self.arch.hf_defaults.iter().find(|(k, _)| *k == key).map(|(_, s)| *s)
+    }
+
     fn u32(&self, key: &str) -> Result<u32> {
         self.opt_u32(key)?.ok_or_else(|| field_error(key, "is missing from config.json"))
     }
 
     fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
-        match &self.config[key] {
-            Value::Null => Ok(None),
-            v => v
+        match (self.get(key), self.default(key)) {
+            (Value::Null, Some(Setting::Number(n))) => Ok(Some(n as u32)),
+            (Value::Null, _) => Ok(None),
+            (v, _) => v
                 .as_u64()
                 .and_then(|n| u32::try_from(n).ok())
                 .map(Some)
@@ -43,29 +133,43 @@ impl Reader<'_> {
         }
     }
 
-    fn opt_f64(&self, at: &Value, key: &str) -> Result<Option<f64>> {
-        match &at[key] {
-            Value::Null => Ok(None),
-            v => v
-                .as_f64()
-                .filter(|f| f.is_finite())
-                .map(Some)
-                .ok_or_else(|| field_error(key, format!("is {v}, a number is needed"))),
+    fn f64(&self, key: &str) -> Result<Option<f64>> {
+        match (number(key, self.get(key))?, self.default(key)) {
+            (None, Some(Setting::Number(n))) => Ok(Some(n)),
+            (found, _) => Ok(found),
+        }
+    }
+
+    fn flag(&self, key: &str) -> Result<Option<bool>> {
+        match (self.get(key), self.default(key)) {
+            (Value::Null, Some(Setting::Flag(b))) => Ok(Some(b)),
+            (Value::Null, _) => Ok(None),
+            (Value::Bool(b), _) => Ok(Some(*b)),
+            (v, _) => Err(field_error(key, format!("is {v}, true or false is needed"))),
         }
     }
 
     fn has(&self, canonical: &str) -> bool {
-        names::hf(self.arch, canonical).is_some_and(|n| self.source.tensor(&n).is_some())
+        weights::has(self.source, self.arch, canonical)
     }
 
-    /// Rows of a table, 0 where there is none.
-    fn table_rows(&self, canonical: &str) -> u32 {
-        let tensor = names::hf(self.arch, canonical).and_then(|n| self.source.tensor(&n));
+    /// Rows of a tensor, 0 where there is none.
+    fn rows(&self, canonical: &str) -> u32 {
+        let tensor = names::find(self.source, self.arch, canonical);
         tensor.and_then(|t| t.shape.first()).map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX))
     }
 
-    /// What an encoder's configuration may say that would change the result.
-    fn refuse_decoder_settings(&self) -> Result<()> {
+    /// What a configuration may say that would change the result and is not built here.
+    fn refuse_other_settings(&self) -> Result<()> {
+        for (path, setting) in self.arch.hf_only {
+            let value = path.split('.').fold(self.config, |v, key| &v[key]);
+            if !value.is_null() && !setting.equals(value) {
+                return Err(field_error(*path, format!("is {value}; only {setting:?} is supported")));
+            }
+        }
+        if self.arch.causal {
+            return Ok(());
+        }
         let kind = self.config["position_embedding_type"].as_str();
         if let Some(kind) = kind.filter(|k| *k != "absolute") {
             return Err(field_error(
@@ -79,74 +183,219 @@ impl Reader<'_> {
         }
     }
 
-    fn spec(&self) -> Result<ModelSpec> {
-        if !self.arch.causal {
-            self.refuse_decoder_settings()?;
+    fn check_activation(&self) -> Result<()> {
+        let name = self.config["hidden_activation"].as_str().or(self.get("hidden_act").as_str());
+        let Some(name) = name else { return Ok(()) };
+        let known = ACTIVATIONS.iter().find(|(n, _)| *n == name).map(|(_, a)| *a);
+        if known == Some(self.arch.act) {
+            return Ok(());
         }
-        let eps = match self.arch.norm {
-            NormKind::Rms => "rms_norm_eps",
-            NormKind::Layer => "layer_norm_eps",
-        };
+        Err(field_error("hidden_act", format!("is {name:?}, this family uses {:?}", self.arch.act)))
+    }
+
+    fn spec(&self) -> Result<ModelSpec> {
+        self.check_activation()?;
         let (dim, heads) = (self.u32("hidden_size")?, self.u32("num_attention_heads")?);
         if heads == 0 {
             return Err(field_error("num_attention_heads", "is 0"));
         }
         let head_dim = self.opt_u32("head_dim")?.unwrap_or(dim / heads);
         let count = self.u32("num_hidden_layers")?;
-        let scale = match self.opt_f64(self.config, "query_pre_attn_scalar")? {
-            Some(s) => s.powf(-0.5) as f32,
-            None => attn_scale(self.arch, count, dim, heads, head_dim),
+        let latent = self.latent()?;
+        let head_dim = latent.map_or(head_dim, |m| m.head());
+        let positions = spec::positions(self.arch, count);
+        let ropes = match positions {
+            Positions::Rotated => self.ropes(latent.map_or(head_dim, |m| m.rotated))?,
+            _ => Vec::new(),
         };
-        let act = self.config["hidden_act"].as_str().or(self.config["hidden_activation"].as_str());
-        let expected = match self.arch.act {
-            quarrel_ir::Activation::Silu => "silu",
-            quarrel_ir::Activation::GeluTanh => "gelu_pytorch_tanh",
-            quarrel_ir::Activation::GeluErf => "gelu",
-            quarrel_ir::Activation::Relu => "relu",
+        let scale = match (self.f64("query_pre_attn_scalar")?, self.f64("attention_multiplier")?) {
+            (Some(s), _) => s.powf(-0.5) as f32,
+            (None, Some(s)) => s as f32,
+            (None, None) => attn_scale(self.arch, count, dim, heads, head_dim),
         };
-        if act.is_some_and(|a| a != expected) {
-            return Err(field_error("hidden_act", format!("is {act:?}, this family uses {expected:?}")));
-        }
-        let cap = |key: &str| {
-            Ok::<_, Error>(self.opt_f64(self.config, key)?.filter(|c| *c != 0.0).map(|c| c as f32))
-        };
-        Ok(ModelSpec {
-            arch: self.arch,
+        let cap = |key: &str| Ok::<_, Error>(self.f64(key)?.filter(|c| *c != 0.0).map(|c| c as f32));
+        let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
+        let eps =
+            self.f64("eps")?.ok_or_else(|| field_error("eps", "of the norms is missing from config.json"))?;
+        let alibi = number("alibi_bias_max", &self.config["attn_config"]["alibi_bias_max"])?;
+        let (experts, sparse) = self.experts(count)?;
+        let scale = scale * latent.map_or(Ok(1.0), |_| self.latent_scale())?;
+        let chunks = self.arch.chunks;
+        let spec = ModelSpec {
             vocab: self.u32("vocab_size")?,
             dim,
             heads,
-            kv_heads: self.opt_u32("num_key_value_heads")?.unwrap_or(heads),
+            kv_heads: self.kv_heads(heads, head_dim)?,
             head_dim,
             v_dim: head_dim,
-            ff: self.u32("intermediate_size")?,
+            ff: self.feed_forward()?,
             context: self.u32("max_position_embeddings")?,
-            eps: self
-                .opt_f64(self.config, eps)?
-                .ok_or_else(|| field_error(eps, "is missing from config.json"))? as f32,
+            eps: eps as f32,
             attn_scale: scale,
             attn_softcap: cap("attn_logit_softcapping")?,
             logit_softcap: cap("final_logit_softcapping")?,
+            qk_norm: if self.has("blk.0.attn_q_norm.weight") { self.arch.qk_norm } else { QkNorm::None },
+            norm_bias: spec::has_norm_bias(|n| self.has(n)),
+            parallel: self.flag("use_parallel_residual")?.unwrap_or(self.arch.parallel),
+            ff_norm: self.has("blk.0.ffn_norm.weight"),
+            alibi: (positions == Positions::Alibi).then(|| alibi.unwrap_or(8.0) as f32),
+            embed_scale,
+            residual_scale,
+            logit_scale,
             qkv_bias: self.has("blk.0.attn_q.bias"),
             out_bias: self.has("blk.0.attn_output.bias"),
             ff_bias: self.has("blk.0.ffn_down.bias"),
+            head_bias: self.has("output.bias"),
             tied: !self.has("output.weight"),
-            positions: self.table_rows("position_embd.weight"),
-            token_types: self.table_rows("token_types.weight"),
-            ropes: self.ropes(head_dim)?,
-            layers: self.layers(count)?,
+            positions: self.rows("position_embd.weight"),
+            token_types: self.rows("token_types.weight"),
+            layers: self.layers(count, &ropes)?,
+            ropes,
+            experts,
+            sparse,
+            sinks: self.has("blk.0.attn_sinks.weight"),
+            chunked: chunks.is_some(),
+            bare_norm: chunks.is_some() && self.flag("use_qk_norm")?.unwrap_or(true),
+            growth: match chunks.filter(|_| self.config["attn_temperature_tuning"] != false) {
+                Some(c) => Some(Growth {
+                    tokens: self.f64("floor_scale")?.map_or(c.growth.tokens, |f| f as f32),
+                    by: self.f64("attn_scale")?.map_or(c.growth.by, |f| f as f32),
+                }),
+                None => None,
+            },
+            ..ModelSpec::new(self.arch)
+        };
+        Ok(spec.with_latent(latent))
+    }
+
+    /// The sizes of latent attention.
+    fn latent(&self) -> Result<Option<Latent>> {
+        if !self.arch.latent {
+            return Ok(None);
+        }
+        let m = Latent {
+            q_rank: self.opt_u32("q_lora_rank")?.unwrap_or(0),
+            rank: self.u32("kv_lora_rank")?,
+            plain: self.u32("qk_nope_head_dim")?,
+            rotated: self.u32("qk_rope_head_dim")?,
+            v_dim: self.u32("v_head_dim")?,
+        };
+        m.check().map(Some)
+    }
+
+    /// What YaRN does to the scores of latent attention.
+    fn latent_scale(&self) -> Result<f32> {
+        let nested = &self.config["rope_parameters"];
+        let scaling = if nested["rope_type"].is_string() { nested } else { &self.config["rope_scaling"] };
+        let of = |key: &str| Ok::<_, Error>(number(key, &scaling[key])?.filter(|v| *v != 0.0));
+        Ok(match of("factor")?.zip(of("mscale_all_dim")?) {
+            Some((factor, all)) => yarn_attention(factor, all).powi(2) as f32,
+            None => 1.0,
         })
     }
 
-    fn layers(&self, count: u32) -> Result<Vec<LayerSpec>> {
-        let window = self.opt_u32("sliding_window")?.filter(|w| *w > 0);
+    /// The experts, and which layers have them: those with a router.
+    fn experts(&self, layers: u32) -> Result<(Option<ExpertSpec>, Vec<bool>)> {
+        let none = (None, Vec::new());
+        let Some(rules) = self.arch.experts else { return Ok(none) };
+        let Some(count) = self.opt_u32(rules.hf_count)?.filter(|n| *n > 0) else { return Ok(none) };
+        let scoring = match (rules.scoring, self.config["scoring_func"].as_str()) {
+            (Scoring::Sparse { .. }, _) => {
+                self.f64("router_jitter_noise")?.map(|eps| Scoring::Sparse { eps: eps as f32 })
+            }
+            (_, None) => None,
+            (_, Some("softmax")) => Some(Scoring::Softmax),
+            (_, Some("sigmoid")) => Some(Scoring::Sigmoid),
+            (_, Some(other)) => {
+                return Err(field_error(
+                    "scoring_func",
+                    format!("is {other:?}, softmax and sigmoid are known"),
+                ));
+            }
+        };
+        let said = Said {
+            count,
+            used: self.u32("num_experts_per_tok")?,
+            scoring,
+            normalize: self.flag("norm_topk_prob")?,
+            // DeepSeek-V2-Lite has groups in its configuration and does not use them.
+            groups: match self.config["topk_method"].as_str() {
+                Some("greedy") => None,
+                _ => self.opt_u32("n_group")?.zip(self.opt_u32("topk_group")?),
+            },
+            scale: self.f64("routed_scaling_factor")?.unwrap_or(1.0) as f32,
+            gate: match rules.gate {
+                Gate::Clamped { alpha, limit } => Gate::Clamped {
+                    alpha: self.f64("swiglu_alpha")?.map_or(alpha, |a| a as f32),
+                    limit: self.f64("swiglu_limit")?.map_or(limit, |l| l as f32),
+                },
+                plain => plain,
+            },
+        };
+        rules.read(said, layers, |name| names::find(self.source, self.arch, name))
+    }
+
+    /// Key heads, by the matrix that they are in where the file does not say.
+    fn kv_heads(&self, heads: u32, head_dim: u32) -> Result<u32> {
+        if let Some(n) = self.opt_u32("num_key_value_heads")? {
+            return Ok(n);
+        }
+        let all = self.rows("blk.0.attn_qkv.weight");
+        if all == 0 || head_dim == 0 || self.arch.hf_transposed {
+            return Ok(heads);
+        }
+        let of_keys = (all / head_dim).checked_sub(heads).filter(|n| *n > 0 && n % 2 == 0);
+        of_keys
+            .map(|n| n / 2)
+            .ok_or_else(|| field_error("num_key_value_heads", "cannot be told from the tensors"))
+    }
+
+    /// Width of the feed-forward block, by the matrix into it where the file does not say.
+    fn feed_forward(&self) -> Result<u32> {
+        if let Some(n) = self.opt_u32("intermediate_size_mlp")? {
+            return Ok(n);
+        }
+        if let Some(n) = self.opt_u32("intermediate_size")? {
+            return Ok(n);
+        }
+        let (up, down) = (self.rows("blk.0.ffn_up.weight"), self.rows("blk.0.ffn_down.weight"));
+        match if self.arch.hf_transposed { down } else { up } {
+            0 => Err(field_error("intermediate_size", "is missing from config.json")),
+            n => Ok(n),
+        }
+    }
+
+    /// Factors on embeddings, on what blocks add, and on logits.
+    fn factors(&self, dim: u32, layers: u32) -> Result<[f32; 3]> {
+        let of = |key: &str| Ok::<_, Error>(self.f64(key)?.unwrap_or(1.0) as f32);
+        let plain = if self.arch.embed_sqrt_dim { (dim as f32).sqrt() } else { 1.0 };
+        Ok(match self.arch.multipliers {
+            Multipliers::None => [plain, 1.0, 1.0],
+            Multipliers::Granite => {
+                [of("embedding_multiplier")?, of("residual_multiplier")?, 1.0 / of("logits_scaling")?]
+            }
+            Multipliers::MiniCpm => {
+                let base = self.f64("dim_model_base")?.map_or(1.0, |base| base as f32 / dim.max(1) as f32);
+                [of("scale_emb")?, of("scale_depth")? / (layers.max(1) as f32).sqrt(), base]
+            }
+            Multipliers::Logits => [plain, 1.0, of("logit_scale")?],
+        })
+    }
+
+    fn layers(&self, count: u32, ropes: &[Rotary]) -> Result<Vec<LayerSpec>> {
+        let window = match self.flag("use_sliding_window")? {
+            Some(false) => None,
+            _ => self.opt_u32("sliding_window")?.filter(|w| *w > 0),
+        };
+        let window = match (window, self.arch.chunks) {
+            (None, Some(c)) => Some(self.opt_u32("attention_chunk_size")?.unwrap_or(c.tokens)),
+            (window, _) => window,
+        };
         // Llama has no window; a number left in its configuration by a converter is not used by transformers either.
         let window = window.filter(|_| self.arch.gguf != arch::LLAMA.gguf);
         let count = count.min(1 << 16); // `check` refuses such counts; until then they must not cost memory
         let local = match &self.config["layer_types"] {
-            Value::Null => match self.opt_u32("sliding_window_pattern")? {
-                Some(n) if n > 0 => (0..count).map(|l| (l + 1) % n != 0).collect(),
-                _ => local_layers(self.arch, count),
-            },
+            Value::Null => self.pattern(count)?,
             types => types
                 .as_array()
                 .filter(|t| t.len() == count as usize)
@@ -158,83 +407,162 @@ impl Reader<'_> {
                     )
                 })?,
         };
-        Ok(layers(self.arch, &local, window))
+        // Which layers rotate, as 0 and 1.
+        let rotated = match &self.config["no_rope_layers"] {
+            Value::Null => None,
+            list => Some(
+                list.as_array()
+                    .filter(|l| l.len() == count as usize)
+                    .and_then(|l| l.iter().map(|v| v.as_u64().map(|n| n != 0)).collect::<Option<Vec<bool>>>())
+                    .ok_or_else(|| {
+                        field_error("no_rope_layers", format!("must list {count} times 0 or 1"))
+                    })?,
+            ),
+        };
+        // Layers without rotation see everything where others have chunks.
+        let local = match (&rotated, self.arch.chunks) {
+            (Some(rotated), Some(_)) if self.config["layer_types"].is_null() => rotated.clone(),
+            _ => local,
+        };
+        Ok(layers(self.arch, &local, window, ropes, rotated.as_deref()))
+    }
+
+    /// The window layers of a file that does not list them.
+    fn pattern(&self, count: u32) -> Result<Vec<bool>> {
+        if self.arch.windows == WindowPattern::FromLayer {
+            let first = self.opt_u32("max_window_layers")?.unwrap_or(0);
+            return Ok((0..count).map(|l| l >= first).collect());
+        }
+        if let Some(letters) = self.config["sliding_window_pattern"].as_str().filter(|s| !s.is_empty()) {
+            return Ok(letters.chars().cycle().take(count as usize).map(|c| c == 'L').collect());
+        }
+        Ok(match self.opt_u32("sliding_window_pattern")? {
+            Some(n) if n > 0 => (0..count).map(|l| (l + 1) % n != 0).collect(),
+            _ => local_layers(self.arch, count),
+        })
     }
 
     /// Newer files nest rope settings in `rope_parameters`, per kind of layer where there are two.
-    fn ropes(&self, head_dim: u32) -> Result<Vec<RopeTable>> {
-        if self.arch.positions == Positions::Learned {
-            return Ok(Vec::new());
-        }
+    fn ropes(&self, head_dim: u32) -> Result<Vec<Rotary>> {
         let null = Value::Null;
         let params = match &self.config["rope_parameters"] {
             Value::Null => &null,
             p if p["full_attention"].is_object() => &p["full_attention"],
             p => p,
         };
-        let base = match self.opt_f64(params, "rope_theta")? {
+        let base = match number("rope_theta", &params["rope_theta"])? {
             Some(b) => b,
-            None => self.opt_f64(self.config, "rope_theta")?.unwrap_or(10_000.0),
+            None => self.f64("rope_theta")?.unwrap_or(10_000.0),
         };
+        let part = match number("partial_rotary_factor", &params["partial_rotary_factor"])? {
+            Some(p) => p,
+            None => self.f64("partial_rotary_factor")?.unwrap_or(1.0),
+        };
+        let dims = (f64::from(head_dim) * part) as u32;
         let scaling = if params["rope_type"].is_string() { params } else { &self.config["rope_scaling"] };
-        let mut global = RopeTable::new(RopeStyle::Neox, head_dim, base, None);
-        self.scale_rope(scaling, &mut global)?;
-        let local = self.arch.local_rope_base.map(|default| -> Result<RopeTable> {
-            let nested = &self.config["rope_parameters"]["sliding_attention"];
-            let base = match self.opt_f64(nested, "rope_theta")? {
-                Some(b) => b,
-                None => self.opt_f64(self.config, "rope_local_base_freq")?.unwrap_or(default),
-            };
-            Ok(RopeTable::new(RopeStyle::Neox, head_dim, base, None))
-        });
-        std::iter::once(Ok(global)).chain(local).collect()
+        let global = Rotary { style: self.arch.hf_rope, dims, base, scaling: self.scaling(scaling)? };
+        let nested = &self.config["rope_parameters"]["sliding_attention"];
+        let local_base = match (self.arch.local_rope_base, number("rope_theta", &nested["rope_theta"])?) {
+            (Some(_), Some(b)) => Some(b),
+            (Some(default), None) => Some(self.f64("rope_local_base_freq")?.unwrap_or(default)),
+            (None, _) => None,
+        };
+        Ok(spec::rotations(self.arch, global, local_base))
     }
 
-    fn scale_rope(&self, scaling: &Value, table: &mut RopeTable) -> Result<()> {
+    fn scaling(&self, scaling: &Value) -> Result<Scaling> {
         let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str()).unwrap_or("default");
+        let have = |key: &str| number(key, &scaling[key]);
         let need = |key: &str| {
-            self.opt_f64(scaling, key)?
+            have(key)?
                 .filter(|v| *v > 0.0)
                 .ok_or_else(|| field_error(format!("rope_scaling.{key}"), "is missing or not positive"))
         };
-        match kind {
-            "default" => {}
-            "linear" => {
-                let factor = need("factor")?;
-                table.inv_freq.iter_mut().for_each(|f| *f /= factor);
+        let context = f64::from(self.u32("max_position_embeddings")?);
+        let trained = match have("original_max_position_embeddings")? {
+            Some(n) => n,
+            None => self.f64("original_max_position_embeddings")?.unwrap_or(context),
+        };
+        let factors = |key: &str| -> Result<Vec<f32>> {
+            let list =
+                scaling[key].as_array().map(|l| l.iter().map(|v| v.as_f64().map(|f| f as f32)).collect());
+            let list: Option<Vec<f32>> = list.flatten();
+            list.ok_or_else(|| field_error(format!("rope_scaling.{key}"), "is no list of numbers"))
+        };
+        Ok(match kind {
+            "default" => Scaling::None,
+            "linear" => Scaling::Linear(need("factor")?),
+            "dynamic" => Scaling::Dynamic { factor: need("factor")?, context: context as u32 },
+            "llama3" => Scaling::Llama3 {
+                factor: need("factor")?,
+                low: need("low_freq_factor")?,
+                high: need("high_freq_factor")?,
+                context: need("original_max_position_embeddings")?,
+            },
+            "yarn" => {
+                let factor = match have("factor")? {
+                    Some(f) => f,
+                    None => context / trained,
+                };
+                let all =
+                    (have("mscale")?.filter(|m| *m != 0.0), have("mscale_all_dim")?.filter(|m| *m != 0.0));
+                let attention = match (have("attention_factor")?, all) {
+                    (Some(a), _) => a,
+                    (None, (Some(m), Some(all))) => yarn_attention(factor, m) / yarn_attention(factor, all),
+                    (None, _) => yarn_attention(factor, 1.0),
+                };
+                Scaling::Yarn {
+                    factor,
+                    context: trained,
+                    beta_fast: have("beta_fast")?.unwrap_or(32.0),
+                    beta_slow: have("beta_slow")?.unwrap_or(1.0),
+                    attention,
+                    truncate: scaling["truncate"].as_bool().unwrap_or(true),
+                }
             }
-            "llama3" => {
-                let (factor, low, high) =
-                    (need("factor")?, need("low_freq_factor")?, need("high_freq_factor")?);
-                let context = need("original_max_position_embeddings")?;
-                llama3_scaling(&mut table.inv_freq, factor, low, high, context);
+            "longrope" | "su" => {
+                let factor = match have("factor")? {
+                    Some(f) => f,
+                    None => context / trained,
+                };
+                let plain = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / trained.ln()).sqrt() };
+                Scaling::Long {
+                    short: factors("short_factor")?,
+                    long: factors("long_factor")?,
+                    context: trained as u32,
+                    attention: have("attention_factor")?.unwrap_or(plain),
+                }
             }
             other => {
-                let why =
-                    format!("{other:?} is not supported for this family (default, linear and llama3 are)");
+                let why = format!(
+                    "{other:?} is not supported (default, linear, dynamic, llama3, yarn and longrope are)"
+                );
                 return Err(field_error("rope_scaling.rope_type", why));
             }
-        }
-        Ok(())
+        })
+    }
+
+    /// Whether a tensor belongs to the layers behind the last that predict tokens further ahead, which are not used.
+    fn predicts_more(&self, spec: &ModelSpec, name: &str) -> bool {
+        let layer = name.strip_prefix("model.layers.").and_then(|n| n.split_once('.'));
+        let more = self.config["num_nextn_predict_layers"].as_u64().unwrap_or(0) as usize;
+        let last = spec.layers.len();
+        layer.and_then(|(l, _)| l.parse().ok()).is_some_and(|l: usize| l >= last && l - last < more)
     }
 
     fn refuse_unknown_tensors(&self, spec: &ModelSpec) -> Result<()> {
-        let program = crate::decoder::decoder(spec, &crate::decoder::Options { fuse: false, hidden: false });
-        let used: std::collections::HashSet<String> = program
-            .weights
-            .iter()
-            .flat_map(|w| &w.parts)
-            .filter_map(|p| names::hf(self.arch, &p.name))
-            .collect();
-        let mut unknown: Vec<String> = self
-            .source
-            .tensors()
-            .map(|t| t.name.clone())
-            // Recomputed by every engine; old checkpoints store it.
-            .filter(|n| !used.contains(n) && !n.ends_with("rotary_emb.inv_freq"))
-            .filter(|n| !self.arch.hf_unused.contains(&n.as_str()))
-            .collect();
-        unknown.sort();
+        let options = crate::decoder::Options { fuse: false, ..Default::default() };
+        let program = crate::decoder::decoder(spec, &options);
+        let mut unknown = weights::unused(self.source, spec, &program);
+        // Recomputed by every engine, or of no use to it; old checkpoints store them.
+        unknown.retain(|n| {
+            let pattern = names::pattern(n);
+            let drop =
+                |u: &&str| **u == pattern || u.split_once('.').is_some_and(|(_, short)| short == pattern);
+            let ahead = self.predicts_more(spec, n);
+            let seen = SIGHT.iter().any(|p| n.strip_prefix("model.").unwrap_or(n).starts_with(p));
+            !ahead && !seen && !n.ends_with("rotary_emb.inv_freq") && !self.arch.hf_unused.iter().any(drop)
+        });
         if unknown.is_empty() {
             return Ok(());
         }
@@ -242,25 +570,29 @@ impl Reader<'_> {
     }
 }
 
+/// A finite number, or nothing.
+fn number(key: &str, value: &Value) -> Result<Option<f64>> {
+    match value {
+        Value::Null => Ok(None),
+        v => v
+            .as_f64()
+            .filter(|f| f.is_finite())
+            .map(Some)
+            .ok_or_else(|| field_error(key, format!("is {v}, a number is needed"))),
+    }
+}
+
 /// A layer type of `config.json`; `None` for kinds that are not known here.
 fn is_local(kind: &Value) -> Option<bool> {
     match kind.as_str()? {
         "sliding_attention" => Some(true),
+        "chunked_attention" => Some(true),
         "full_attention" => Some(false),
         _ => None,
     }
 }
 
-/// Llama 3.1's scaling: long wavelengths are divided by `factor`, short ones kept, those between interpolated.
-fn llama3_scaling(inv_freq: &mut [f64], factor: f64, low: f64, high: f64, context: f64) {
-    for f in inv_freq {
-        let wavelength = 2.0 * std::f64::consts::PI / *f;
-        let smooth = ((context / wavelength - low) / (high - low)).clamp(0.0, 1.0);
-        *f = (1.0 - smooth) * *f / factor + smooth * *f;
-    }
-}
-
-fn unknown(name: &str, source: &Source) -> Error {
+fn unknown(name: &str, source: &Source, config: &Value) -> Error {
     let mut stems: Vec<String> = source
         .tensors()
         .map(|t| {
@@ -282,11 +614,15 @@ fn unknown(name: &str, source: &Source) -> Error {
         .map(|a| (a, stems.iter().filter(|s| !known_by(a, s)).cloned().collect::<Vec<_>>()))
         .min_by_key(|(_, t)| t.len())
         .expect("the table of architectures is not empty");
+    let known =
+        |key: &str| KNOWN.contains(&key) || ALIASES.iter().any(|(k, more)| *k == key || more.contains(&key));
+    let settings = config.as_object().into_iter().flatten();
+    let fields: Vec<String> = settings.map(|(k, _)| k.clone()).filter(|k| !known(k)).collect();
     Error::UnknownArch {
         name: name.into(),
         nearest: nearest.gguf.into(),
         known: arch::all().flat_map(|a| a.hf).copied().collect::<Vec<_>>().join(", "),
-        fields: "config.json is read only for known families".into(),
+        fields: shorten(&fields),
         tensors: shorten(&tensors),
     }
 }

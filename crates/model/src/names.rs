@@ -1,6 +1,7 @@
 //! Tensor names. GGUF's are canonical; Hugging Face's are found through a table of stems.
 
 use crate::arch::Arch;
+use quarrel_formats::{Source, Tensor};
 
 /// Canonical stem and Hugging Face stem, for every family that does not say otherwise.
 pub const COMMON: crate::arch::NameTable = &[
@@ -18,17 +19,81 @@ pub const COMMON: crate::arch::NameTable = &[
     ("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
     ("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
     ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
+    ("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate"),
+    ("blk.{}.ffn_gate_exps.{}", "model.layers.{}.mlp.experts.{}.gate_proj"),
+    ("blk.{}.ffn_up_exps.{}", "model.layers.{}.mlp.experts.{}.up_proj"),
+    ("blk.{}.ffn_down_exps.{}", "model.layers.{}.mlp.experts.{}.down_proj"),
+    ("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_expert.gate_proj"),
+    ("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_expert.up_proj"),
+    ("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_expert.down_proj"),
+    ("blk.{}.ffn_gate_inp_shexp", "model.layers.{}.mlp.shared_expert_gate"),
 ];
+
+/// Cuts a canonical name in its pattern, numbers and kind: `blk.3.attn_q.weight` in `blk.{}.attn_q`, `3` and `weight`, and
+/// `blk.3.ffn_up_exps.7.weight` in `blk.{}.ffn_up_exps.{}`, `3` and `7`, and `weight`.
+fn cut(canonical: &str) -> Option<(String, [&str; 2], &str)> {
+    let (stem, kind) = canonical.rsplit_once('.')?;
+    Some(match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+        Some((layer, rest)) => match rest.split_once('.') {
+            Some((rest, expert)) => (format!("blk.{{}}.{rest}.{{}}"), [layer, expert], kind),
+            None => (format!("blk.{{}}.{rest}"), [layer, ""], kind),
+        },
+        None => (stem.to_string(), [""; 2], kind),
+    })
+}
+
+/// A name with its numbers.
+fn fill(name: &str, numbers: [&str; 2]) -> String {
+    numbers.iter().fold(name.to_string(), |name, n| name.replacen("{}", n, 1))
+}
+
+/// All Hugging Face names of a canonical tensor name: a family's own, or the common one.
+fn all<'a>(arch: &'a Arch, canonical: &'a str) -> impl Iterator<Item = String> + 'a {
+    cut(canonical).into_iter().flat_map(|(pattern, numbers, kind)| {
+        let whole = format!("{pattern}.{kind}");
+        let own = arch.names.iter().any(|(c, _)| *c == pattern || *c == whole);
+        let rows = if own { arch.names } else { COMMON };
+        let rows = rows.iter().filter_map(move |(c, name)| match *c {
+            c if c == pattern => Some(format!("{}.{kind}", fill(name, numbers))),
+            // A few tensors have no kind in their names, or another.
+            c if c == whole => Some(fill(name, numbers)),
+            _ => None,
+        });
+        rows
+    })
+}
 
 /// The Hugging Face name of a canonical tensor name, e.g. `blk.3.attn_q.weight`.
 pub fn hf(arch: &Arch, canonical: &str) -> Option<String> {
-    let (stem, kind) = canonical.rsplit_once('.')?;
-    let (pattern, layer) = match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-        Some((layer, rest)) => (format!("blk.{{}}.{rest}"), layer),
-        None => (stem.to_string(), ""),
-    };
-    let (_, name) = arch.names.iter().chain(COMMON).find(|(c, _)| *c == pattern)?;
-    Some(format!("{}.{kind}", name.replace("{}", layer)))
+    all(arch, canonical).next()
+}
+
+/// Whether a family has a tensor of this canonical name.
+pub(crate) fn known(arch: &Arch, canonical: &str) -> bool {
+    all(arch, canonical).next().is_some()
+}
+
+/// The tensor of a source that a canonical name means, by itself, under any of its names. Checkpoints of a family's base
+/// class lack the first word of the names; those of models that see have `language_model` in front or behind it.
+pub(crate) fn find<'a>(source: &'a Source, arch: &Arch, canonical: &str) -> Option<&'a Tensor> {
+    match source {
+        Source::Gguf(_) => {
+            let in_block = |pattern: &str| source.tensor(&format!("{}.weight", pattern.replace("{}", "0")));
+            let renamed = arch.gguf_names.first().is_some_and(|(_, marker)| in_block(marker).is_some());
+            let (pattern, numbers, kind) = cut(canonical)?;
+            let other = arch.gguf_names.iter().filter(|_| renamed).find(|(c, _)| *c == pattern);
+            match other {
+                Some((_, name)) => source.tensor(&format!("{}.{kind}", fill(name, numbers))),
+                None => source.tensor(canonical),
+            }
+        }
+        Source::Hf(_) => all(arch, canonical).find_map(|name| {
+            let (first, short) = name.split_once('.')?;
+            let beside_sight = [format!("language_model.{name}"), format!("{first}.language_model.{short}")];
+            let names = [name.as_str(), short].into_iter().chain(beside_sight.iter().map(String::as_str));
+            names.into_iter().find_map(|n| source.tensor(n))
+        }),
+    }
 }
 
 /// The canonical name of a Hugging Face tensor name: the inverse of [`hf`].
@@ -38,6 +103,13 @@ pub fn canonical(arch: &Arch, hf: &str) -> Option<String> {
     let layer = stem.split('.').find(number).unwrap_or("{}");
     let (name, _) = arch.names.iter().chain(COMMON).find(|(_, name)| name.replace("{}", layer) == stem)?;
     Some(format!("{}.{kind}", name.replace("{}", layer)))
+}
+
+/// A name with its layer left open.
+pub(crate) fn pattern(name: &str) -> String {
+    let number = |p: &str| !p.is_empty() && p.bytes().all(|b| b.is_ascii_digit());
+    let parts: Vec<&str> = name.split('.').map(|p| if number(p) { "{}" } else { p }).collect();
+    parts.join(".")
 }
 
 #[cfg(test)]

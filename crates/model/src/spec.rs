@@ -1,16 +1,19 @@
 //! What a model is, after all differences between files are gone.
 
-use crate::arch::{Arch, AttnScale, Positions, WindowPattern};
+use crate::arch::{Arch, AttnScale, Positions, QkNorm, Unrotated, WindowPattern};
+use crate::experts::ExpertSpec;
+use crate::latent::Latent;
+use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
-use quarrel_ir::RopeTable;
+use quarrel_ir::{Growth, NormKind};
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LayerSpec {
     /// Attention window in tokens, its own included.
     pub window: Option<u32>,
-    /// Index into [`ModelSpec::ropes`].
-    pub rope: usize,
+    /// Index into [`ModelSpec::ropes`]; `None` where queries and keys are not rotated.
+    pub rope: Option<usize>,
 }
 
 /// A decoder-only or encoder-only transformer.
@@ -42,20 +45,52 @@ pub struct ModelSpec {
     pub attn_softcap: Option<f32>,
     /// Bound on logits.
     pub logit_softcap: Option<f32>,
+    /// Norm on queries and keys.
+    pub qk_norm: QkNorm,
+    /// Norms have a bias.
+    pub norm_bias: bool,
+    /// Attention and feed-forward read the same and are added together.
+    pub parallel: bool,
+    /// The feed-forward block has a norm of its own; otherwise it reads what attention does.
+    pub ff_norm: bool,
+    /// The largest bias of ALiBi.
+    pub alibi: Option<f32>,
+    /// Factor on the embeddings.
+    pub embed_scale: f32,
+    /// Factor on what a block adds.
+    pub residual_scale: f32,
+    /// Factor on logits.
+    pub logit_scale: f32,
     /// Biases on Q, K, V.
     pub qkv_bias: bool,
     /// Bias on the attention output.
     pub out_bias: bool,
     /// Biases in the feed-forward block.
     pub ff_bias: bool,
+    /// Bias on the output head.
+    pub head_bias: bool,
     /// The output head is the embedding table.
     pub tied: bool,
     /// Rows of the table of positions; 0 where there is none.
     pub positions: u32,
     /// Rows of the table of token types, whose first is added to every token; 0 where there is none.
     pub token_types: u32,
-    /// Rotary tables.
-    pub ropes: Vec<RopeTable>,
+    /// Rotations.
+    pub ropes: Vec<Rotary>,
+    /// The experts of sparse layers.
+    pub experts: Option<ExpertSpec>,
+    /// Layers whose feed-forward block is a mixture of experts, where there are any.
+    pub sparse: Vec<bool>,
+    /// Latent attention; heads are then as the cache has them.
+    pub latent: Option<Latent>,
+    /// Attention of every layer has a score for each head that adds nothing.
+    pub sinks: bool,
+    /// Windows begin at multiples of their size.
+    pub chunked: bool,
+    /// Queries and keys of rotated layers are normalised without a gain.
+    pub bare_norm: bool,
+    /// What queries of layers without rotation grow by.
+    pub growth: Option<Growth>,
     /// Layers, first to last.
     pub layers: Vec<LayerSpec>,
 }
@@ -67,6 +102,49 @@ impl PartialEq for Arch {
 }
 
 impl ModelSpec {
+    /// What the family is when a file says nothing, without sizes.
+    pub fn new(arch: &'static Arch) -> ModelSpec {
+        ModelSpec {
+            arch,
+            vocab: 0,
+            dim: 0,
+            heads: 0,
+            kv_heads: 0,
+            head_dim: 0,
+            v_dim: 0,
+            ff: 0,
+            context: 0,
+            eps: 1e-5,
+            attn_scale: 1.0,
+            attn_softcap: None,
+            logit_softcap: None,
+            qk_norm: arch.qk_norm,
+            norm_bias: arch.norm == NormKind::Layer,
+            parallel: arch.parallel,
+            ff_norm: true,
+            alibi: None,
+            embed_scale: 1.0,
+            residual_scale: 1.0,
+            logit_scale: 1.0,
+            qkv_bias: false,
+            out_bias: false,
+            ff_bias: false,
+            head_bias: false,
+            tied: false,
+            positions: 0,
+            token_types: 0,
+            ropes: Vec::new(),
+            experts: None,
+            sparse: Vec::new(),
+            latent: None,
+            sinks: false,
+            chunked: false,
+            bare_norm: false,
+            growth: None,
+            layers: Vec::new(),
+        }
+    }
+
     /// Bytes of KV cache per token with elements of `element_bytes`.
     pub fn kv_bytes_per_token(&self, element_bytes: usize) -> usize {
         self.layers.len() * self.kv_heads as usize * (self.head_dim + self.v_dim) as usize * element_bytes
@@ -80,9 +158,22 @@ impl ModelSpec {
         let o = u64::from(self.heads * self.v_dim);
         let tables = if self.tied || !self.arch.causal { 1 } else { 2 };
         let products = if self.arch.gated { 3 } else { 2 };
-        self.layers.len() as u64 * (d * (q + kv + o) + products * d * ff + 2 * d)
+        let attention = self.latent.map_or(d * (q + kv + o), |m| m.parameters(self));
+        let sparse = self.sparse.iter().filter(|s| **s).count() as u64;
+        let dense = (self.layers.len() as u64).saturating_sub(sparse);
+        self.layers.len() as u64 * (attention + 2 * d)
+            + dense * products * d * ff
+            + sparse * self.experts.map_or(0, |e| e.parameters(d))
             + (tables * u64::from(self.vocab) + u64::from(self.positions) + u64::from(self.token_types)) * d
             + d
+    }
+
+    /// With the heads that latent attention has in the cache.
+    pub(crate) fn with_latent(self, latent: Option<Latent>) -> ModelSpec {
+        match latent {
+            None => self,
+            Some(m) => ModelSpec { latent, kv_heads: 1, head_dim: m.rank + m.rotated, v_dim: m.rank, ..self },
+        }
     }
 
     /// Checks sizes that would make later arithmetic meaningless; files come from strangers.
@@ -108,6 +199,17 @@ impl ModelSpec {
                 format!("{} does not divide {} heads", self.kv_heads, self.heads),
             ));
         }
+        for (field, factor) in [
+            ("attention scale", self.attn_scale),
+            ("embedding scale", self.embed_scale),
+            ("residual scale", self.residual_scale),
+            ("logit scale", self.logit_scale),
+            ("alibi bias", self.alibi.unwrap_or(1.0)),
+        ] {
+            if !(factor.is_finite() && factor > 0.0) {
+                return Err(field_error(field, format!("is {factor}; a positive number is needed")));
+            }
+        }
         if !(self.eps.is_finite() && self.eps >= 0.0) {
             return Err(field_error("layer_norm_rms_epsilon", format!("is {}", self.eps)));
         }
@@ -119,15 +221,22 @@ impl ModelSpec {
             return Err(field_error("position_embd", why));
         }
         for t in &self.ropes {
-            if t.rot_dims > self.head_dim || t.rot_dims % 2 != 0 || t.inv_freq.iter().any(|f| !f.is_finite())
-            {
-                return Err(field_error(
-                    "rope",
-                    format!(
-                        "{} rotated columns in heads of {}, or a frequency that is no number",
-                        t.rot_dims, self.head_dim
-                    ),
-                ));
+            let factors: [&[f32]; 2] = match &t.scaling {
+                Scaling::Factors(f) => [f, f],
+                Scaling::Long { short, long, .. } => [short, long],
+                _ => [&[], &[]],
+            };
+            if factors.iter().any(|f| !f.is_empty() && f.len() != t.dims as usize / 2) {
+                let why = format!("has {} factors for {} rotated columns", factors[0].len(), t.dims);
+                return Err(field_error("rope scaling", why));
+            }
+            let fits = t.dims >= 2 && t.dims <= self.head_dim && t.dims.is_multiple_of(2);
+            if !fits || t.table(self.context).inv_freq.iter().any(|f| !f.is_finite()) {
+                let why = format!(
+                    "{} rotated columns in heads of {}, or a frequency that is no number",
+                    t.dims, self.head_dim
+                );
+                return Err(field_error("rope", why));
             }
         }
         Ok(self)
@@ -138,19 +247,56 @@ impl ModelSpec {
 pub(crate) fn local_layers(arch: &Arch, count: u32) -> Vec<bool> {
     (0..count)
         .map(|l| match arch.windows {
-            WindowPattern::All => true,
+            WindowPattern::All | WindowPattern::FromLayer => true,
             WindowPattern::AllButEvery(n) => (l + 1) % n != 0,
         })
         .collect()
 }
 
-/// The window and the rope table of each layer; table 1 is the local one where the family has it.
-pub(crate) fn layers(arch: &Arch, local: &[bool], window: Option<u32>) -> Vec<LayerSpec> {
-    let layer = |local: &bool| LayerSpec {
-        window: window.filter(|_| *local),
-        rope: usize::from(*local && arch.local_rope_base.is_some()),
+/// The window and the rotation of each layer, of which `local` have the window; `rotated` where the file lists it.
+pub(crate) fn layers(
+    arch: &Arch,
+    local: &[bool],
+    window: Option<u32>,
+    ropes: &[Rotary],
+    rotated: Option<&[bool]>,
+) -> Vec<LayerSpec> {
+    let rope = |l: usize, local: bool| {
+        let rotates = match (rotated, arch.unrotated) {
+            (Some(listed), _) => listed[l],
+            (None, Unrotated::Never) => true,
+            (None, Unrotated::Every(n)) => !(l as u32 + 1).is_multiple_of(n),
+            (None, Unrotated::Full) => local || window.is_none(),
+        };
+        // Table 1 is the local one where there is one.
+        (rotates && !ropes.is_empty()).then_some(usize::from(local && ropes.len() > 1))
     };
-    local.iter().map(layer).collect()
+    let layer = |(l, local): (usize, &bool)| {
+        let local = *local && window.is_some();
+        LayerSpec { window: window.filter(|_| local), rope: rope(l, local) }
+    };
+    local.iter().enumerate().map(layer).collect()
+}
+
+/// How tokens of a model with so many layers know their positions.
+pub(crate) fn positions(arch: &Arch, layers: u32) -> Positions {
+    match arch.positions {
+        Positions::RotatedBut { layers: n } if n == layers => Positions::Alibi,
+        Positions::RotatedBut { .. } => Positions::Rotated,
+        other => other,
+    }
+}
+
+/// The rotations of a model: that of the file, and another of window layers where the family has one.
+pub(crate) fn rotations(arch: &Arch, global: Rotary, local_base: Option<f64>) -> Vec<Rotary> {
+    let base = local_base.or(arch.local_unscaled.then_some(global.base));
+    let local = base.map(|base| Rotary { base, scaling: Scaling::None, ..global.clone() });
+    std::iter::once(global).chain(local).collect()
+}
+
+/// Whether norms have a bias, by the first ones that a file may have.
+pub(crate) fn has_norm_bias(has: impl Fn(&str) -> bool) -> bool {
+    ["output_norm.bias", "token_embd_norm.bias", "blk.0.attn_norm.bias"].into_iter().any(has)
 }
 
 pub(crate) fn attn_scale(arch: &Arch, layers: u32, dim: u32, heads: u32, head_dim: u32) -> f32 {

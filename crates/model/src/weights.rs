@@ -1,9 +1,13 @@
-//! From the tensors of a source to the weights of a device: names, Gemma's norm + 1, then `Device::load`.
+//! From the tensors of a source to the weights of a device: names, fused and turned matrices, Gemma's norm + 1, then
+//! `Device::load`.
 
+use crate::arch::{Arch, Stacked};
 use crate::spec::ModelSpec;
+use crate::stacks::{self, Cut};
 use crate::{Error, Result, names};
 use quarrel_formats::{Bytes, DType, Source, Tensor, quant};
 use quarrel_ir::{Device, HostWeight, Program, Weight};
+use std::collections::HashSet;
 
 /// Loads every weight of `program`, in its order. `progress` is called with the bytes of each tensor taken in.
 pub fn load(
@@ -29,8 +33,18 @@ pub fn load(
 
 /// Finds a tensor by its canonical name and brings it to canonical form.
 pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
-    let found = find(source, spec, canonical)?;
-    if changes(source, spec, canonical) { add_one(found) } else { Ok(found) }
+    let (found, take) = locate(source, spec.arch, canonical)?;
+    let mut tensor = found.clone();
+    if transposed(source, spec, canonical) && tensor.shape.len() == 2 {
+        tensor = transpose(tensor)?;
+    }
+    tensor = match take {
+        Take::Whole => tensor,
+        Take::Third(index) => third(&tensor, source, spec, canonical, index)?,
+        Take::Half(index) => half(&tensor, canonical, index)?,
+        Take::Cut(part) => Tensor { name: canonical.into(), ..stacks::cut(source, spec, found, part)? },
+    };
+    if minus_one(source, spec, canonical) { add_one(tensor) } else { Ok(tensor) }
 }
 
 /// Type, bytes and whether they stay in the file, of each part of each weight of `program`: what [`load`] will give the
@@ -41,13 +55,52 @@ pub fn headers(
     program: &Program,
 ) -> Result<Vec<Vec<(DType, usize, bool)>>> {
     let header = |canonical: &str| {
-        let t = find(source, spec, canonical)?;
-        Ok(match changes(source, spec, canonical) {
-            true => (DType::F32, 4 * t.len(), false),
-            false => (t.dtype, t.data.len(), t.data.is_mapped()),
-        })
+        let (t, take) = locate(source, spec.arch, canonical)?;
+        if minus_one(source, spec, canonical) {
+            return Ok((DType::F32, 4 * t.len(), false));
+        }
+        let bytes = match take {
+            Take::Whole => t.data.len(),
+            Take::Half(_) => t.data.len() / 2,
+            Take::Cut(part) => return Ok(stacks::header(source, spec, t, part)),
+            Take::Third(index) => {
+                let rows = thirds(spec);
+                t.data.len() / rows.iter().sum::<usize>().max(1) * rows[index]
+            }
+        };
+        let gathered = matches!(take, Take::Third(_)) && by_kv_head(source, spec);
+        let moved = transposed(source, spec, canonical) || gathered;
+        Ok((t.dtype, bytes, t.data.is_mapped() && !moved))
     };
     program.weights.iter().map(|d| d.parts.iter().map(|p| header(&p.name)).collect()).collect()
+}
+
+/// Whether a source has a tensor, by itself or in one with others.
+pub(crate) fn has(source: &Source, arch: &Arch, canonical: &str) -> bool {
+    locate(source, arch, canonical).is_ok()
+}
+
+/// The tensors of a source that a Program does not use.
+pub(crate) fn unused(source: &Source, spec: &ModelSpec, program: &Program) -> Vec<String> {
+    let parts = program.weights.iter().flat_map(|w| &w.parts);
+    let found = parts.filter_map(|p| locate(source, spec.arch, &p.name).ok());
+    let used: HashSet<String> =
+        found.flat_map(|(t, _)| [Some(t.name.clone()), stacks::beside(source, t)]).flatten().collect();
+    let mut unused: Vec<String> =
+        source.tensors().map(|t| t.name.clone()).filter(|n| !used.contains(n)).collect();
+    unused.sort();
+    unused
+}
+
+/// Which rows of a tensor of the file are a canonical one.
+enum Take {
+    Whole,
+    /// Of queries, keys and values.
+    Third(usize),
+    /// Of gate and up.
+    Half(usize),
+    /// Of what has several matrices otherwise.
+    Cut(Cut),
 }
 
 /// Where a matrix of queries, keys or values is in a file that has the three as one: the name, and which it is.
@@ -58,37 +111,107 @@ pub(crate) fn fused(canonical: &str) -> Option<(String, usize)> {
     Some((format!("{layer}.attn_qkv.{kind}"), index))
 }
 
+/// The tensor of a file that holds a canonical one: itself, or queries, keys and values in one, or gate and up.
+fn locate<'a>(source: &'a Source, arch: &Arch, canonical: &str) -> Result<(&'a Tensor, Take)> {
+    let find = |name: &str| names::find(source, arch, name);
+    let gate = canonical.replace(".ffn_up.", ".ffn_gate.");
+    let up = canonical.replace(".ffn_gate.", ".ffn_up.");
+    let halves = arch.gated && gate != up && find(&gate).is_none();
+    let found = if halves {
+        find(&up).map(|t| (t, Take::Half(usize::from(canonical == up))))
+    } else {
+        find(canonical).map(|t| (t, Take::Whole))
+    };
+    let stacked = || fused(canonical).and_then(|(name, index)| Some((find(&name)?, Take::Third(index))));
+    let part = || stacks::locate(source, arch, canonical).map(|(t, part)| (t, Take::Cut(part)));
+    found.or_else(stacked).or_else(part).ok_or_else(|| {
+        let name = match source {
+            Source::Gguf(_) => canonical.into(),
+            Source::Hf(_) => names::hf(arch, canonical).unwrap_or_else(|| canonical.into()),
+        };
+        Error::MissingTensor { name, file: crate::place(source) }
+    })
+}
+
+/// Rows of queries, keys and values.
+fn thirds(spec: &ModelSpec) -> [usize; 3] {
+    [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.v_dim]
+        .map(|n| n as usize)
+}
+
+fn by_kv_head(source: &Source, spec: &ModelSpec) -> bool {
+    matches!(source, Source::Hf(_)) && spec.arch.hf_qkv == Stacked::ByKvHead
+}
+
 /// The rows of one of the three.
-fn split(tensor: &Tensor, spec: &ModelSpec, canonical: &str, index: usize) -> Result<Tensor> {
-    let rows = [spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim, spec.kv_heads * spec.v_dim];
-    let rows = rows.map(|n| n as usize);
+fn third(
+    tensor: &Tensor,
+    source: &Source,
+    spec: &ModelSpec,
+    canonical: &str,
+    index: usize,
+) -> Result<Tensor> {
+    let rows = thirds(spec);
     let (first, all): (usize, usize) = (rows[..index].iter().sum(), rows.iter().sum());
-    if tensor.shape.first() != Some(&all) || !tensor.data.len().is_multiple_of(all) {
-        let why = format!("has shape {:?}; queries, keys and values need {all} rows", tensor.shape);
-        return Err(crate::spec::field_error(&tensor.name, why));
-    }
-    let row = tensor.data.len() / all;
+    let row = row_bytes(tensor, all)
+        .ok_or_else(|| unlike(tensor, format!("queries, keys and values need {all} rows")))?;
     let mut shape = tensor.shape.clone();
     shape[0] = rows[index];
-    let data = tensor.data.slice(first * row..(first + rows[index]) * row);
+    let data = if by_kv_head(source, spec) {
+        let heads = spec.kv_heads as usize;
+        let (block, own) = (all / heads * row, rows[index] / heads * row);
+        let blocks = tensor.data.chunks_exact(block);
+        let bytes = blocks.flat_map(|b| b[first / heads * row..][..own].iter().copied());
+        Bytes::from(bytes.collect::<Vec<u8>>())
+    } else {
+        tensor.data.slice(first * row..(first + rows[index]) * row)
+    };
     Ok(Tensor { name: canonical.into(), shape, data, dtype: tensor.dtype })
 }
 
-fn find(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
-    let name = match source {
-        Source::Gguf(_) => canonical.to_string(),
-        Source::Hf(_) => names::hf(spec.arch, canonical).unwrap_or_else(|| canonical.into()),
-    };
-    let fused = || fused(&name).and_then(|(name, index)| Some((source.tensor(&name)?, index)));
-    match (source.tensor(&name), fused()) {
-        (Some(tensor), _) => Ok(tensor.clone()),
-        (None, Some((tensor, index))) => split(tensor, spec, canonical, index),
-        (None, None) => Err(Error::MissingTensor { name, file: crate::place(source) }),
-    }
+/// The upper rows are the gate's, the lower ones up's.
+fn half(tensor: &Tensor, canonical: &str, index: usize) -> Result<Tensor> {
+    let rows = tensor.shape.first().copied().unwrap_or(0);
+    let row = row_bytes(tensor, rows).filter(|_| rows % 2 == 0);
+    let row = row.ok_or_else(|| unlike(tensor, "gate and up need an even number of rows".into()))?;
+    let mut shape = tensor.shape.clone();
+    shape[0] = rows / 2;
+    let data = tensor.data.slice(index * rows / 2 * row..(index + 1) * rows / 2 * row);
+    Ok(Tensor { name: canonical.into(), shape, data, dtype: tensor.dtype })
 }
 
-/// Whether a tensor's values are changed when it is read.
-fn changes(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
+/// Bytes of a row, if the tensor has so many.
+fn row_bytes(tensor: &Tensor, rows: usize) -> Option<usize> {
+    let fits = rows > 0 && tensor.shape.first() == Some(&rows) && tensor.data.len().is_multiple_of(rows);
+    fits.then(|| tensor.data.len() / rows)
+}
+
+fn unlike(tensor: &Tensor, why: String) -> Error {
+    crate::spec::field_error(&tensor.name, format!("has shape {:?}; {why}", tensor.shape))
+}
+
+/// Whether the file has rows and columns of a matrix the other way round.
+fn transposed(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
+    matches!(source, Source::Hf(_)) && spec.arch.hf_transposed && canonical.starts_with("blk.")
+}
+
+fn transpose(tensor: Tensor) -> Result<Tensor> {
+    let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
+    let size = tensor.data.len() / tensor.len().max(1);
+    if tensor.dtype.is_quantized() || size * rows * cols != tensor.data.len() {
+        return Err(unlike(&tensor, format!("type {} cannot be transposed", tensor.dtype)));
+    }
+    let mut bytes = Vec::with_capacity(tensor.data.len());
+    for col in 0..cols {
+        for row in 0..rows {
+            bytes.extend_from_slice(&tensor.data[(row * cols + col) * size..][..size]);
+        }
+    }
+    Ok(Tensor { shape: vec![cols, rows], data: Bytes::from(bytes), ..tensor })
+}
+
+/// Whether the file has a norm's gains minus one.
+fn minus_one(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
     matches!(source, Source::Hf(_)) && spec.arch.hf_norm_minus_one && canonical.ends_with("_norm.weight")
 }
 

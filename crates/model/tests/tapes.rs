@@ -1,12 +1,12 @@
 //! The tape of each family, pinned with no weights: a change to the forward pass shows here line by line.
 
-use quarrel_ir::{RopeStyle, RopeTable};
+use quarrel_ir::RopeStyle;
 use quarrel_model::decoder::{Options, decoder};
+use quarrel_model::rope::Rotary;
 use quarrel_model::{Arch, LayerSpec, ModelSpec, arch};
 
 fn spec(arch: &'static Arch, window: Option<u32>) -> ModelSpec {
     ModelSpec {
-        arch,
         vocab: 1000,
         dim: 64,
         heads: 4,
@@ -17,16 +17,11 @@ fn spec(arch: &'static Arch, window: Option<u32>) -> ModelSpec {
         context: 512,
         eps: 1e-5,
         attn_scale: 0.25,
-        attn_softcap: None,
-        logit_softcap: None,
-        qkv_bias: false,
-        out_bias: false,
-        ff_bias: false,
         tied: true,
-        positions: 0,
-        token_types: 0,
-        ropes: vec![RopeTable::new(RopeStyle::Neox, 16, 10_000.0, None)],
-        layers: vec![LayerSpec { window, rope: 0 }],
+        ropes: vec![Rotary::plain(RopeStyle::Neox, 16, 10_000.0)],
+        layers: vec![LayerSpec { window, rope: Some(0) }],
+        embed_scale: if arch.embed_sqrt_dim { 8.0 } else { 1.0 },
+        ..ModelSpec::new(arch)
     }
 }
 

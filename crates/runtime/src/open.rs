@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use quarrel_formats::{Array, Source, Value as MetaValue};
 use quarrel_hub::LocalModel;
-use quarrel_text::{ChatTemplate, Tokenizer};
+use quarrel_text::{ChatTemplate, DefaultTemplate, Tokenizer};
 use serde_json::Value;
 
 use crate::{ModelParams, Talk, file};
@@ -33,12 +33,21 @@ impl Opened {
             bail!("{} is a vocabulary without weights; it can tokenize, not answer", local.name);
         }
         let tokenizer = Arc::new(tokenizer_of(&source)?);
-        let template = template_of(&source)?;
+        let mut template = template_of(&source)?;
         let params = ModelParams::read(&local, &source)?;
         if template.is_none() && local.template.is_some() {
             (talk.note)(
                 "the model's template is in Ollama's language (Go), which is not read; its file has none of its own",
             );
+        }
+        if template.is_none()
+            && let Some(family) = family_template(&local, &source, &tokenizer)
+        {
+            (talk.note)(&format!(
+                "the file has no chat template; that of {} is taken, by its tokens",
+                family.name
+            ));
+            template = Some(family.template()?);
         }
         // Most of a header: the tokenizer has these in a form of its own.
         if let Source::Gguf(gguf) = &mut source {
@@ -51,6 +60,28 @@ impl Opened {
         quarrel_cpu::trim_heap();
         Ok(Opened { local, source, tokenizer, template, params })
     }
+}
+
+/// The template of the family of an instruction model, for one that has none of its own.
+pub(crate) fn family_template(
+    local: &LocalModel,
+    source: &Source,
+    tokenizer: &Tokenizer,
+) -> Option<&'static DefaultTemplate> {
+    DefaultTemplate::of(tokenizer).filter(|_| is_instructed(local, source))
+}
+
+/// Whether a name says that a model was trained to converse. The tokens of turns do not: base models have them too.
+fn is_instructed(local: &LocalModel, source: &Source) -> bool {
+    let fields = ["general.name", "general.basename", "general.finetune"];
+    let fields = fields.iter().filter_map(|k| source.metadata()?.str(k));
+    let words = |name: &str| {
+        let name = name.to_ascii_lowercase();
+        let mut words = name.split(|c: char| !c.is_ascii_alphanumeric());
+        words.any(|w| ["instruct", "chat", "it", "sft", "dpo"].contains(&w))
+    };
+    let file = local.path.file_stem().and_then(|n| n.to_str());
+    fields.chain(file).chain([local.name.as_str()]).any(words)
 }
 
 /// Opens a model file.

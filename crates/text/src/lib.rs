@@ -13,7 +13,7 @@ pub mod tokenizer;
 pub mod tool_calls;
 
 pub use banned::{Banned, Seen, TextWatch};
-pub use chat_template::{ChatTemplate, DateTime, RenderInput};
+pub use chat_template::{ChatTemplate, DateTime, DefaultTemplate, RenderInput};
 pub use error::{Error, Result};
 pub use grammar::{Grammar, GrammarFactory, GrammarSpec, Guided, Reasoning};
 pub use reasoning::{Prompt, ReasoningMarks};

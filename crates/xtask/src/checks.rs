@@ -21,6 +21,7 @@ pub(crate) fn lint() -> Result<()> {
 pub(crate) fn write_docs() -> Result<()> {
     for (command, path) in [
         ("docs-cli", "docs/cli.md"),
+        ("docs-architectures", "docs/architectures.md"),
         ("docs-openapi", "docs/openapi.json"),
         ("docs-metrics", "docs/metrics.md"),
         ("docs-config", "docs/config.md"),

@@ -122,7 +122,7 @@ fn fuzz(seconds: u64) -> Result<()> {
 }
 
 fn golden(python: &Path) -> Result<()> {
-    for script in ["make_tiny.py", "make_adapters.py", "make_real.py"] {
+    for script in ["make_tiny.py", "make_families.py", "make_adapters.py", "make_real.py"] {
         run(Command::new(python).arg(root().join("crates/conform/goldens").join(script)))?;
     }
     Ok(())

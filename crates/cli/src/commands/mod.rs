@@ -6,6 +6,7 @@ mod chat;
 mod completions;
 mod config;
 mod docs;
+mod doctor;
 mod embed;
 mod eval;
 mod inspect;
@@ -40,6 +41,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Show(args) => show::run(args),
         Command::Rm(args) => rm::run(args),
         Command::Inspect(args) => inspect::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Tokenize(args) => tokenize::run(args),
         Command::Embed(args) => embed::run(*args),
         Command::Plan(args) => plan::run(args),
@@ -51,6 +53,7 @@ pub(crate) fn dispatch(command: Command) -> Result<()> {
         Command::Completions(args) => completions::run(args),
         Command::Man(args) => man::run(args),
         Command::DocsCli => docs::run(),
+        Command::DocsArchitectures => docs::print(&quarrel_model::arch::docs::markdown()),
         Command::DocsOpenapi => docs::print(&quarrel_server::reference::openapi_json()),
         Command::DocsConfig => docs::print(&crate::config::reference()),
         Command::DocsMetrics => docs::print(&quarrel_server::reference::metrics_markdown()),

@@ -12,7 +12,7 @@ use super::elementwise::softcap;
 use crate::kv::codes::{Q4, Q8, rotate};
 use crate::kv::{Bf16, Element, KvHead, Stored, padded, prefetch};
 use crate::simd::{F32x16, Isa, Kernel, LANES, Simd};
-use quarrel_ir::{AttendSpec, BLOCK_TOKENS};
+use quarrel_ir::{AttendSpec, BLOCK_TOKENS, alibi_slope};
 use std::ops::Range;
 
 /// Positions of a chunk.
@@ -30,7 +30,7 @@ pub(crate) fn span(spec: &AttendSpec, position: usize, end: usize) -> Span {
     if !spec.causal {
         return (0, end);
     }
-    (spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize)), position + 1)
+    (spec.first(position), position + 1)
 }
 
 /// The chunks that any of `spans` touches.
@@ -81,6 +81,8 @@ pub(crate) struct Queries {
     pub(super) codes: attention_codes::Queries,
     /// What each vector of a key head sees.
     pub(crate) spans: Vec<Span>,
+    /// How much a score of each vector of each key head falls for each position back; empty without ALiBi.
+    slopes: Vec<f32>,
 }
 
 impl Queries {
@@ -93,7 +95,7 @@ impl Queries {
         rows: impl Iterator<Item = (&'a [f32], Span)> + Clone,
     ) {
         let (head_dim, heads) = (spec.head_dim as usize, (spec.heads / spec.kv_heads) as usize);
-        self.see(spec, rows.clone());
+        self.see(spec, kv_heads.clone(), rows.clone());
         let n = self.spans.len();
         self.packed.resize(n * head_dim * kv_heads.len(), 0.0);
         for (packed, head) in self.packed.chunks_exact_mut(n * head_dim).zip(kv_heads) {
@@ -111,11 +113,30 @@ impl Queries {
         }
     }
 
-    /// Notes what the vectors of each head see.
-    fn see<'a>(&mut self, spec: &AttendSpec, rows: impl Iterator<Item = (&'a [f32], Span)>) {
-        self.spans.clear();
+    /// Notes what the vectors of each head see, and how steeply.
+    fn see<'a>(
+        &mut self,
+        spec: &AttendSpec,
+        kv_heads: Range<usize>,
+        rows: impl Iterator<Item = (&'a [f32], Span)>,
+    ) {
         let heads = (spec.heads / spec.kv_heads) as usize;
+        self.spans.clear();
         self.spans.extend(rows.flat_map(|(_, span)| std::iter::repeat_n(span, heads)));
+        self.slopes.clear();
+        if let Some(max) = spec.alibi {
+            let slope = |h: usize| alibi_slope(max, spec.heads, h as u32);
+            let rows = self.spans.len() / heads;
+            self.slopes.extend(
+                kv_heads.flat_map(|kv| (0..rows * heads).map(move |v| slope(kv * heads + v % heads))),
+            );
+        }
+    }
+
+    /// The ALiBi of the vectors from `at` on of the `i`th key head that was taken: slopes, and what the vectors see.
+    pub(super) fn bias(&self, i: usize, at: usize) -> Option<(&[f32], &[Span])> {
+        let slopes = self.slopes.get(i * self.spans.len() + at..)?;
+        (!slopes.is_empty()).then_some((slopes, &self.spans[at..]))
     }
 
     /// The packed vectors of the `i`th key head that was taken.
@@ -223,7 +244,7 @@ macro_rules! codes {
                 kv_heads: Range<usize>,
                 rows: impl Iterator<Item = (&'a [f32], Span)> + Clone,
             ) {
-                queries.see(spec, rows.clone());
+                queries.see(spec, kv_heads.clone(), rows.clone());
                 queries.codes.pack(isa, spec, kv_heads, rows.map(|(row, _)| row), queries.spans.len())
             }
 
@@ -332,6 +353,7 @@ unsafe fn chunk<E: Element>(
             }
             (from, to) = (from.max(clamped.0), to.min(clamped.1));
         }
+        let bias = queries.bias(taken, at);
         at += n;
         if lo >= hi {
             continue;
@@ -340,7 +362,7 @@ unsafe fn chunk<E: Element>(
         // Later groups find the chunk in the core's cache.
         let fetch = if first { &values } else { &none };
         by_size!(n, R, isa.run(Scores::<E, R> { keys: &keys, blocks: blocks.clone(), q, fetch, weights }));
-        isa.run(Soften { spec, spans: &seen[..n], blocks, start, weights, parts, len });
+        isa.run(Soften { spec, spans: &seen[..n], bias, blocks, start, weights, parts, len });
         // Tokens that a vector does not see are never read for it: a stale or NaN value there must not matter. So each
         // takes what it alone sees before, then all take what they share, then each what it alone sees behind.
         for phase in 0..3 {
@@ -496,6 +518,8 @@ impl<E: Element, const R: usize> Scores<'_, E, R> {
 pub(super) struct Soften<'a> {
     pub(super) spec: &'a AttendSpec,
     pub(super) spans: &'a [Span],
+    /// As [`Queries::bias`] gives it.
+    pub(super) bias: Option<(&'a [f32], &'a [Span])>,
     pub(super) blocks: Range<usize>,
     pub(super) start: usize,
     pub(super) weights: &'a mut Weights,
@@ -509,10 +533,11 @@ impl Kernel for Soften<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let rows = self.weights.iter_mut().zip(self.spans).zip(self.parts.chunks_exact_mut(self.len));
-        for ((row, span), part) in rows {
+        for (i, ((row, span), part)) in rows.enumerate() {
+            let bias = self.bias.map(|(slopes, spans)| (slopes[i], spans[i].1 - 1));
             let row = &mut row[self.blocks.start * BLOCK_TOKENS..self.blocks.end * BLOCK_TOKENS];
             let first = self.start + self.blocks.start * BLOCK_TOKENS;
-            (part[0], part[1]) = soften(s, self.spec, *span, first, row);
+            (part[0], part[1]) = soften(s, self.spec, *span, bias, first, row);
         }
     }
 }
@@ -529,9 +554,25 @@ pub(super) fn seen<S: Simd>(s: S, span: Span, first: usize, x: S::F, none: S::F)
     index.select_lt(s.splat(span.0.saturating_sub(first) as f32), none, x)
 }
 
+/// Scores of the positions from `first` on, with a bias that is the slope for each position before the given one.
+#[inline(always)]
+pub(super) fn biased<S: Simd>(s: S, bias: Option<(f32, usize)>, first: usize, score: S::F) -> S::F {
+    let Some((slope, position)) = bias else { return score };
+    let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
+    let behind = s.load(&index) + s.splat(first as f32 - position as f32);
+    behind.fma(s.splat(slope), score)
+}
+
 /// One row of [`Soften`], whose first score is that of position `first`; returns the largest score and the sum.
 #[inline(always)]
-fn soften<S: Simd>(s: S, spec: &AttendSpec, span: Span, mut first: usize, row: &mut [f32]) -> (f32, f32) {
+fn soften<S: Simd>(
+    s: S,
+    spec: &AttendSpec,
+    span: Span,
+    bias: Option<(f32, usize)>,
+    mut first: usize,
+    row: &mut [f32],
+) -> (f32, f32) {
     let none = s.splat(f32::NEG_INFINITY);
     let mut top = none;
     for x in row.chunks_exact_mut(LANES) {
@@ -539,7 +580,7 @@ fn soften<S: Simd>(s: S, spec: &AttendSpec, span: Span, mut first: usize, row: &
         if let Some(cap) = spec.softcap {
             score = softcap(cap, score);
         }
-        score = seen(s, span, first, score, none);
+        score = seen(s, span, first, biased(s, bias, first, score), none);
         first += BLOCK_TOKENS;
         // A NaN is lost here and comes back in the sum.
         top = score.max(top);
@@ -683,10 +724,22 @@ impl Kernel for Merge<'_> {
     }
 }
 
+/// A sum of weights relative to the score `max` with that of a sink added, and the factor on those weights.
+#[inline(always)]
+pub(super) fn with_sink<S: Simd>(s: S, max: f32, sum: f32, sink: f32) -> (f32, f32) {
+    let top = if sink > max { sink } else { max };
+    let mut shift = [0.0; LANES];
+    (shift[0], shift[1]) = (max - top, sink - top);
+    let weights = s.load(&shift).exp().to_array();
+    (weights[0], sum * weights[0] + weights[1])
+}
+
 /// Writes a finished state as an output row of one head.
 pub(crate) struct Finish<'a> {
     pub(crate) state: &'a [f32],
     pub(crate) out: &'a mut [f32],
+    /// The score of the head's sink.
+    pub(crate) sink: Option<f32>,
     /// Whether the values were rotated.
     pub(crate) rotated: bool,
 }
@@ -696,10 +749,14 @@ impl Kernel for Finish<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Finish { state, out, rotated } = self;
-        let (sum, dim) = (s.splat(state[1]), out.len());
+        let Finish { state, out, sink, rotated } = self;
+        let (factor, sum) = match sink {
+            Some(sink) => with_sink(s, state[0], state[1], sink),
+            None => (1.0, state[1]),
+        };
+        let (factor, sum, dim) = (s.splat(factor), s.splat(sum), out.len());
         for (x, out) in state[LANES..].chunks_exact(LANES).zip(out.chunks_mut(LANES)) {
-            let y = s.load(x) / sum;
+            let y = s.load(x) * factor / sum;
             if out.len() == LANES { y.store(out) } else { y.store_partial(out) }
         }
         if rotated {

@@ -196,6 +196,7 @@ pub(super) unsafe fn chunk<C: Codes>(
         }
         // Later groups find the chunk in the core's cache.
         let fetch = if at == 0 { &values } else { &none };
+        let bias = queries.bias(taken, at);
         at += size;
         if lo >= hi {
             continue;
@@ -216,7 +217,7 @@ pub(super) unsafe fn chunk<C: Codes>(
                 codes: PhantomData
             })
         );
-        isa.run(Soften { spec, spans: seen, blocks: blocks.clone(), start, weights, parts, len });
+        isa.run(Soften { spec, spans: seen, bias, blocks: blocks.clone(), start, weights, parts, len });
         for column in 0..v_dim.div_ceil(GROUP) {
             let scales = Part::Values.lines::<C>(v_dim) * LINE + column * SCALES;
             by_size!(

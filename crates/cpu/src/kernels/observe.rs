@@ -3,12 +3,12 @@
 //! A row's weights are computed as if it were alone, and rows are added in their order, so the sums are the same on any
 //! number of threads and however a prompt was cut.
 
-use super::attention::Span;
+use super::attention::{Span, biased, with_sink};
 use super::elementwise::softcap;
 use crate::kv::codes::{self, Codes, GROUP, LINE, Part, Q4, Q8, SCALES};
 use crate::kv::{Element, KvHead, Stored};
 use crate::simd::{F32x16, Kernel, LANES, Simd, f16_to_f32};
-use quarrel_ir::{AttendSpec, BLOCK_TOKENS};
+use quarrel_ir::{AttendSpec, BLOCK_TOKENS, alibi_slope};
 use std::marker::PhantomData;
 
 /// Rows that share one reading of the keys.
@@ -90,6 +90,10 @@ fn read_codes<C: Codes>(page: &[u8], keys: &mut [f32]) {
 pub(crate) struct Observed<'a, T> {
     pub(crate) spec: &'a AttendSpec,
     pub(crate) kv: KvHead<'a>,
+    /// The first query head of the key head.
+    pub(crate) first: usize,
+    /// The scores of all heads' sinks; empty without.
+    pub(crate) sinks: &'a [f32],
     pub(crate) rows: &'a [(&'a [f32], Span)],
     pub(crate) sums: Sums,
     pub(crate) scratch: &'a mut Scratch,
@@ -134,8 +138,19 @@ impl<T: ReadKeys> Kernel for Observed<'_, T> {
             // Pages that a neighbour sees and this row does not are nobody's here: their scores may be NaN.
             let pages = span.0 / BLOCK_TOKENS..span.1.div_ceil(BLOCK_TOKENS);
             let own = (pages.start - first) * LANES..(pages.end - first) * LANES;
-            for scores in scores.chunks_exact_mut(width) {
-                soften(s, self.spec, *span, pages.start * BLOCK_TOKENS, &mut scores[own.clone()], group);
+            for (h, scores) in scores.chunks_exact_mut(width).enumerate() {
+                let h = self.first + h;
+                let slope = self.spec.alibi.map(|max| alibi_slope(max, self.spec.heads, h as u32));
+                let head = Head { bias: slope.map(|s| (s, span.1 - 1)), sink: self.sinks.get(h).copied() };
+                soften(
+                    s,
+                    self.spec,
+                    *span,
+                    head,
+                    pages.start * BLOCK_TOKENS,
+                    &mut scores[own.clone()],
+                    group,
+                );
             }
             assert!(pages.end <= self.sums.pages);
             for page in pages {
@@ -171,9 +186,23 @@ fn dots<S: Simd, const R: usize>(s: S, keys: &[f32], q: &[f32], out: &mut [f32],
     R
 }
 
+/// What is a query head's own.
+struct Head {
+    bias: Option<(f32, usize)>,
+    sink: Option<f32>,
+}
+
 /// Turns dot products, of which the first is that of position `first`, into weights that add up to `1 / group`.
 #[inline(always)]
-fn soften<S: Simd>(s: S, spec: &AttendSpec, span: Span, first: usize, row: &mut [f32], group: usize) {
+fn soften<S: Simd>(
+    s: S,
+    spec: &AttendSpec,
+    span: Span,
+    head: Head,
+    first: usize,
+    row: &mut [f32],
+    group: usize,
+) {
     let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
     let (index, none) = (s.load(&index), s.splat(f32::NEG_INFINITY));
     let mut top = none;
@@ -183,6 +212,7 @@ fn soften<S: Simd>(s: S, spec: &AttendSpec, span: Span, first: usize, row: &mut 
         if let Some(cap) = spec.softcap {
             score = softcap(cap, score);
         }
+        score = biased(s, head.bias, at, score);
         if span.0 > at || span.1 < at + LANES {
             score = index.select_lt(s.splat(span.1.saturating_sub(at) as f32), score, none);
             score = index.select_lt(s.splat(span.0.saturating_sub(at) as f32), none, score);
@@ -191,14 +221,19 @@ fn soften<S: Simd>(s: S, spec: &AttendSpec, span: Span, first: usize, row: &mut 
         top = score.max(top);
         score.store(x);
     }
-    let max = s.splat(top.largest());
+    let top = top.largest();
+    let max = s.splat(top);
     let mut sum = s.zero();
     for x in row.chunks_exact_mut(LANES) {
         let e = (s.load(x) - max).exp();
         sum = sum + e;
         e.store(x);
     }
-    let factor = s.splat(1.0 / (sum.sum() * group as f32));
+    let (weight, total) = match head.sink {
+        Some(sink) => with_sink(s, top, sum.sum(), sink),
+        None => (1.0, sum.sum()),
+    };
+    let factor = s.splat(weight / (total * group as f32));
     row.chunks_exact_mut(LANES).for_each(|x| (s.load(x) * factor).store(x));
 }
 

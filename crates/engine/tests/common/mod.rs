@@ -8,15 +8,15 @@ use quarrel_formats::{Bytes, DType, Tensor};
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{
     Adapter, AdapterPart, Device, DeviceInfo, HostWeight, Keep, Limits, Mass, Prepared, Program, Readout,
-    Result, RopeStyle, RopeTable, StepInputs, Weight, WeightDecl,
+    Result, RopeStyle, StepInputs, Weight, WeightDecl,
 };
+use quarrel_model::rope::Rotary;
 use quarrel_model::{LayerSpec, ModelSpec, arch, decoder};
 
 pub const VOCAB: u32 = 61;
 
 pub fn spec() -> ModelSpec {
     ModelSpec {
-        arch: &arch::LLAMA,
         vocab: VOCAB,
         dim: 12,
         heads: 2,
@@ -27,17 +27,13 @@ pub fn spec() -> ModelSpec {
         context: 256,
         eps: 1e-5,
         attn_scale: 6f32.powf(-0.5),
-        attn_softcap: None,
-        logit_softcap: None,
-        qkv_bias: false,
-        out_bias: false,
-        ff_bias: false,
-        tied: false,
-        positions: 0,
-        token_types: 0,
-        ropes: vec![RopeTable::new(RopeStyle::Neox, 6, 10_000.0, None)],
+        ropes: vec![Rotary::plain(RopeStyle::Neox, 6, 10_000.0)],
         // The second layer has a window that ends inside a block.
-        layers: vec![LayerSpec { window: None, rope: 0 }, LayerSpec { window: Some(21), rope: 0 }],
+        layers: vec![
+            LayerSpec { window: None, rope: Some(0) },
+            LayerSpec { window: Some(21), rope: Some(0) },
+        ],
+        ..ModelSpec::new(&arch::LLAMA)
     }
 }
 

@@ -31,6 +31,7 @@ pub const BERT: Arch = Arch {
         ("blk.{}.ffn_down", "encoder.layer.{}.output.dense"),
         ("blk.{}.layer_output_norm", "encoder.layer.{}.output.LayerNorm"),
     ],
+    goldens: &["bert", "minilm"],
     hf_unused: &["embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias"],
     ..LLAMA
 };
@@ -43,5 +44,6 @@ pub const NOMIC_BERT: Arch = Arch {
     act: Activation::Silu,
     gated: true,
     positions: Positions::Rotated,
+    goldens: &["nomic"],
     ..BERT
 };

@@ -1,26 +1,39 @@
 //! The table of architectures: each family is a row that says how it differs from Llama.
 //! A field enters only when a published checkpoint needs it.
 
-use quarrel_ir::{Activation, NormKind, RopeStyle};
+use crate::experts::Experts;
+use quarrel_ir::{Activation, Growth, NormKind, RopeStyle};
 
+pub mod docs;
 mod encoders;
+mod experts;
 mod gemma;
+mod gpt;
 mod llama;
+mod pairs;
+mod qwen;
 
 pub use encoders::{BERT, NOMIC_BERT};
-pub use gemma::GEMMA3;
-pub use llama::{LLAMA, MISTRAL};
+pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMOE, QWEN2_MOE, QWEN3_MOE};
+pub use gemma::{GEMMA, GEMMA2, GEMMA3};
+pub use gpt::{BLOOM, FALCON, GPT2, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
+pub use llama::{BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, OLMO2, SMOLLM3};
+pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3};
+pub use qwen::{QWEN2, QWEN3};
 
 /// The rows, by kin. A file of rows is one line here.
-const KIN: &[&[&Arch]] = &[llama::ROWS, gemma::ROWS, encoders::ROWS];
+const KIN: &[&[&Arch]] =
+    &[llama::ROWS, qwen::ROWS, gemma::ROWS, pairs::ROWS, gpt::ROWS, experts::ROWS, encoders::ROWS];
 
 /// How queries and keys are normalised before rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {
     /// Not at all.
     None,
-    /// RMS norm over each head with one gain of `head_dim`.
+    /// Over each head with one gain of `head_dim`.
     PerHead,
+    /// Over all heads together.
+    Whole,
 }
 
 /// Where the norms of a block are.
@@ -32,6 +45,8 @@ pub enum Norms {
     Around,
     /// After each residual addition, as in the first transformers.
     After,
+    /// Of what attention and feed-forward give, inside the residual addition, and none before them.
+    Outputs,
 }
 
 /// How a token learns its position.
@@ -41,6 +56,57 @@ pub enum Positions {
     Rotated,
     /// A row of a table is added to its embedding.
     Learned,
+    /// Scores fall with the distance (ALiBi).
+    Alibi,
+    /// Rotated, but ALiBi in the checkpoint with this many layers, for which no file has a field.
+    RotatedBut {
+        /// The layer count that marks the exception.
+        layers: u32,
+    },
+}
+
+/// Layers whose queries and keys are not rotated, where others are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unrotated {
+    /// None.
+    Never,
+    /// Every `n`-th (layers `n-1`, `2n-1`, ...).
+    Every(u32),
+    /// Those that see everything, if others have a window.
+    Full,
+}
+
+/// Factors on the embeddings, on what a block adds, and on the logits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Multipliers {
+    /// None.
+    None,
+    /// As Granite says them; logits are divided.
+    Granite,
+    /// As MiniCPM says them, from depth and width; logits are divided.
+    MiniCpm,
+    /// Logits are multiplied (Command-R).
+    Logits,
+}
+
+/// In what order a Hugging Face file stacks queries, keys and values in one matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stacked {
+    /// All queries, all keys, all values.
+    InTurn,
+    /// For each key head its queries, its key and its value.
+    ByKvHead,
+}
+
+/// A setting of `config.json`.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Setting {
+    /// `true` or `false`.
+    Flag(bool),
+    /// A number.
+    Number(f64),
+    /// A word.
+    Text(&'static str),
 }
 
 /// Which layers see only a window, given the window's size from the file.
@@ -48,6 +114,8 @@ pub enum Positions {
 pub enum WindowPattern {
     /// Every layer, when the file has a window at all.
     All,
+    /// Every layer from the one on that the file says.
+    FromLayer,
     /// All but every `n`-th layer (layers `n-1`, `2n-1`, ... see everything).
     AllButEvery(u32),
 }
@@ -63,6 +131,15 @@ pub enum AttnScale {
         /// The layer count that marks the exception.
         layers: u32,
     },
+}
+
+/// Llama 4's attention, where a file does not say it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chunks {
+    /// Tokens of a chunk.
+    pub tokens: u32,
+    /// How queries of layers without rotation grow.
+    pub growth: Growth,
 }
 
 /// Rows of tensor names: canonical GGUF stem, Hugging Face stem; `{}` is the layer.
@@ -83,33 +160,65 @@ pub struct Arch {
     pub act: Activation,
     /// Whether it gates a second product.
     pub gated: bool,
-    /// Norm on queries and keys.
+    /// How experts are chosen and used, where a model has them.
+    pub experts: Option<Experts>,
+    /// Keys and values come from a latent that both share.
+    pub latent: bool,
+    /// Norm on queries and keys, where the file has its gains.
     pub qk_norm: QkNorm,
     /// Where the norms of a block are.
     pub norms: Norms,
+    /// Attention and feed-forward read the same and are added together, unless the file says otherwise.
+    pub parallel: bool,
     /// A token sees only what is before it. Without that the model is an encoder: it has no head, and what it gives are the
     /// hidden states.
     pub causal: bool,
     /// Positions.
     pub positions: Positions,
+    /// Layers without rotation.
+    pub unrotated: Unrotated,
     /// The embeddings are normalised before the first block.
     pub embed_norm: bool,
     /// Embeddings are multiplied by `sqrt(dim)`.
     pub embed_sqrt_dim: bool,
+    /// Factors.
+    pub multipliers: Multipliers,
     /// Window layers.
     pub windows: WindowPattern,
     /// Window layers rotate with this base instead of the file's.
     pub local_rope_base: Option<f64>,
+    /// Window layers rotate without the file's scaling.
+    pub local_unscaled: bool,
+    /// Windows begin at multiples of their size, and queries of layers without rotation grow.
+    pub chunks: Option<Chunks>,
+    /// In GGUF files, YaRN's borders are at whole pairs.
+    pub yarn_truncate: bool,
     /// Score factor.
     pub attn_scale: AttnScale,
-    /// How GGUF stores rotated heads; Hugging Face files are always NeoX.
+    /// How GGUF stores rotated heads.
     pub gguf_rope: RopeStyle,
+    /// How Hugging Face files do.
+    pub hf_rope: RopeStyle,
+    /// How they stack queries, keys and values.
+    pub hf_qkv: Stacked,
+    /// They store the matrices of blocks with inputs as rows (GPT-2).
+    pub hf_transposed: bool,
     /// Hugging Face stores norm gains minus one.
     pub hf_norm_minus_one: bool,
-    /// Tensor names that differ from [`crate::names::COMMON`].
+    /// Tensor names that differ from [`crate::names::COMMON`]; a name may have several rows.
     pub names: NameTable,
+    /// GGUF names that differ from the canonical ones, in files that have the first of them.
+    pub gguf_names: NameTable,
     /// Hugging Face tensors that hidden states and logits do not depend on.
     pub hf_unused: &'static [&'static str],
+    /// What the family's configuration class has for keys that files leave out.
+    pub hf_defaults: &'static [(&'static str, Setting)],
+    /// Settings that only one value of is understood, where the file has them.
+    pub hf_only: &'static [(&'static str, Setting)],
+    /// The golden models that prove the row.
+    pub goldens: &'static [&'static str],
+    /// How it differs from Llama beyond what the fields above say, for the documentation.
+    pub notes: &'static str,
 }
 
 /// All families.
@@ -117,9 +226,10 @@ pub fn all() -> impl Iterator<Item = &'static Arch> {
     KIN.iter().flat_map(|rows| rows.iter().copied())
 }
 
-/// The family of a GGUF file.
-pub fn by_gguf(name: &str) -> Option<&'static Arch> {
-    all().find(|a| a.gguf == name)
+/// The family of a GGUF file: Mixtral's, for one, have Llama's name.
+pub fn by_gguf(name: &str, experts: bool) -> Option<&'static Arch> {
+    let of_name = || all().filter(|a| a.gguf == name);
+    of_name().find(|a| a.experts.is_some() == experts).or_else(|| of_name().next())
 }
 
 /// The family of a `config.json`.

@@ -3,6 +3,7 @@
 //! A template comes with the model, from a stranger. It has no files, no clock and no other templates; its work is
 //! bounded by fuel (instructions and bytes), its output by a size, its nesting by a depth.
 
+mod defaults;
 mod pydate;
 mod pyjson;
 mod pymethods;
@@ -16,6 +17,7 @@ use minijinja::{Environment, ErrorKind, UndefinedBehavior, Value};
 use quarrel_formats::gguf::{Metadata, Value as MetaValue};
 use serde_json::Value as Json;
 
+pub use defaults::{DEFAULTS, DefaultTemplate};
 pub use pydate::DateTime;
 
 use crate::{Error, Result};

@@ -102,6 +102,8 @@ const END_NAMES: &[&str] = &[
     "<|endoftext|>",
     "<|end_of_text|>",
     "<|end_of_turn|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "[|endofturn|]",
     "<end_of_utterance>",
     "<|eos|>",
     "<eos>",

@@ -1,0 +1,147 @@
+//! `docs/architectures.md`: the table of architectures for people, made from the rows.
+
+use super::*;
+use quarrel_ir::Scoring;
+use std::fmt::Write;
+
+const HEAD: &str = "# Architectures
+
+Made by `quarrel docs-architectures` from the table in `crates/model/src/arch/`; do not edit.
+
+A family is a row of that table, which says how it differs from Llama; there is one forward pass. What a row proves is a
+golden model: a tiny one with random weights whose logits `transformers` computed in float32, run from safetensors and from
+GGUF, whole and token by token (`crates/conform/goldens`). A model whose family, field or tensor is not understood is refused
+with the difference, never run approximately.
+
+Contexts beyond the first training are known as `linear`, `dynamic` (NTK), `llama3`, `yarn` and `longrope`; rotations may be
+of a part of each head. LongRoPE and `dynamic` depend on the context that is served (`--ctx`), and hold for all its tokens.
+
+| family | GGUF | Hugging Face | what differs from Llama | golden |
+|---|---|---|---|---|
+";
+
+/// The document.
+pub fn markdown() -> String {
+    let mut out = String::from(HEAD);
+    for a in all() {
+        let hf: Vec<String> = a.hf.iter().map(|n| format!("`{n}`")).collect();
+        let hf = if hf.is_empty() { "—".into() } else { hf.join(", ") };
+        let differs = differences(a).join("; ");
+        let differs = if differs.is_empty() { "—" } else { &differs };
+        // Writing to a string cannot fail.
+        let _ = writeln!(out, "| {} | `{}` | {hf} | {differs} | {} |", a.title, a.gguf, a.goldens.join(", "));
+    }
+    out
+}
+
+/// What of a row is not as in Llama's, in words.
+fn differences(a: &Arch) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut say = |when: bool, what: &str| {
+        if when {
+            out.push(what.to_string());
+        }
+    };
+    say(!a.causal, "an encoder: every token sees all");
+    say(a.norm == NormKind::Layer, "layer norms");
+    match a.norms {
+        Norms::Before => {}
+        Norms::Around => say(true, "norms before and after attention and feed-forward"),
+        Norms::After => say(true, "norms after the residual sums"),
+        Norms::Outputs => say(true, "norms after attention and feed-forward, none before"),
+    }
+    say(a.embed_norm, "the embeddings are normalised");
+    say(a.parallel, "attention and feed-forward side by side");
+    say(!a.gated, "no gate in the feed-forward block");
+    say(a.experts.is_some(), "mixtures of experts");
+    say(a.experts.is_some_and(|e| e.weigh_input), "experts' inputs are weighted, not what they give");
+    say(a.experts.is_some_and(|e| matches!(e.scoring, Scoring::Sparse { .. })), "SparseMixer");
+    say(a.latent, "latent attention, absorbed");
+    say(a.chunks.is_some(), "attention in chunks");
+    match a.act {
+        Activation::Silu => {}
+        Activation::GeluTanh => say(true, "GELU (tanh)"),
+        Activation::GeluErf => say(true, "GELU"),
+        Activation::Relu => say(true, "ReLU"),
+    }
+    match a.qk_norm {
+        QkNorm::None => {}
+        QkNorm::PerHead => say(true, "queries and keys are normalised per head"),
+        QkNorm::Whole => say(true, "queries and keys are normalised over all heads"),
+    }
+    match a.positions {
+        Positions::Rotated => {}
+        Positions::Learned => say(true, "learned positions"),
+        Positions::Alibi => say(true, "ALiBi"),
+        Positions::RotatedBut { layers } => say(true, &format!("ALiBi with {layers} layers")),
+    }
+    match a.unrotated {
+        Unrotated::Never => {}
+        Unrotated::Every(n) => say(true, &format!("no rotation in every {} layer", ordinal(n))),
+        Unrotated::Full => say(true, "no rotation in layers that see everything"),
+    }
+    match a.windows {
+        WindowPattern::All => {}
+        WindowPattern::FromLayer => say(true, "a window from a layer on, where set"),
+        WindowPattern::AllButEvery(n) => {
+            say(true, &format!("a window in all but every {} layer, where set", ordinal(n)))
+        }
+    }
+    say(a.local_rope_base.is_some(), "window layers rotate with a base of their own");
+    say(a.local_unscaled, "window layers rotate without scaling");
+    say(a.embed_sqrt_dim, "embeddings times the root of the width");
+    match a.multipliers {
+        Multipliers::None => {}
+        Multipliers::Granite | Multipliers::MiniCpm => {
+            say(true, "factors on embeddings, residuals and logits")
+        }
+        Multipliers::Logits => say(true, "a factor on logits"),
+    }
+    say(matches!(a.attn_scale, AttnScale::HeadDimBut { .. }), "a scale of scores of its own in the largest");
+    say(!a.notes.is_empty(), a.notes);
+    out
+}
+
+fn ordinal(n: u32) -> String {
+    match n {
+        2 => "second".into(),
+        3 => "third".into(),
+        4 => "fourth".into(),
+        5 => "fifth".into(),
+        6 => "sixth".into(),
+        n => format!("{n}th"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// When this fails: `cargo run -- docs-architectures > docs/architectures.md`.
+    #[test]
+    fn the_committed_table_is_fresh() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/architectures.md");
+        let committed = std::fs::read_to_string(path).unwrap();
+        let why = "docs/architectures.md is stale: cargo run -- docs-architectures > docs/architectures.md";
+        assert!(committed == markdown(), "{why}");
+    }
+
+    #[test]
+    fn names_are_unique_and_rows_have_a_golden() {
+        let mut names: Vec<&str> = all().flat_map(|a| a.hf.iter().copied().chain([a.gguf])).collect();
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+        assert!(all().all(|a| !a.goldens.is_empty()));
+    }
+
+    /// What the table is for: a family that differs in little is little.
+    #[test]
+    fn qwen3_is_under_fifteen_lines_given_llama() {
+        let row = include_str!("qwen.rs").split("pub const QWEN3").nth(1).unwrap();
+        assert!(row.lines().count() < 15);
+        assert_eq!(differences(&QWEN3)[0], "queries and keys are normalised per head");
+        assert!(differences(&LLAMA).is_empty());
+    }
+}

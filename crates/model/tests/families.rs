@@ -1,0 +1,172 @@
+//! What a file says that is not understood is named: a family, a field, a setting, a tensor. The golden models are the files.
+
+use quarrel_formats::Source;
+use quarrel_model::ModelSpec;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../conform/goldens/tiny").join(name)
+}
+
+fn open(path: &Path) -> Result<ModelSpec, String> {
+    let source = Source::open(path).map_err(|e| e.to_string())?;
+    quarrel_model::spec(&source).map_err(|e| e.to_string())
+}
+
+/// A golden's GGUF with each word replaced by another of its length.
+fn gguf(name: &str, words: &[(&str, &str)]) -> Result<ModelSpec, String> {
+    let mut bytes = std::fs::read(golden(name).join("model.gguf")).unwrap();
+    for (from, to) in words {
+        assert_eq!(from.len(), to.len());
+        let places: Vec<usize> = bytes
+            .windows(from.len())
+            .enumerate()
+            .filter(|(_, w)| *w == from.as_bytes())
+            .map(|(i, _)| i)
+            .collect();
+        assert!(!places.is_empty(), "{from}");
+        places.into_iter().for_each(|i| bytes[i..i + to.len()].copy_from_slice(to.as_bytes()));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    std::fs::write(&path, bytes).unwrap();
+    open(&path)
+}
+
+/// A golden's safetensors with settings changed.
+fn hf(name: &str, settings: &[(&str, Value)]) -> Result<ModelSpec, String> {
+    let from = golden(name);
+    let dir = tempfile::tempdir().unwrap();
+    let config = std::fs::read_to_string(from.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    settings.iter().for_each(|(k, v)| config[*k] = v.clone());
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    std::fs::copy(from.join("model.safetensors"), dir.path().join("model.safetensors")).unwrap();
+    open(&dir.path().join("model.safetensors"))
+}
+
+#[test]
+fn both_sources_give_the_same_model() {
+    for dir in std::fs::read_dir(golden("")).unwrap() {
+        let dir = dir.unwrap().path();
+        let files = [dir.join("model.safetensors"), dir.join("model.gguf")];
+        if !files.iter().all(|f| f.exists()) {
+            continue;
+        }
+        let [a, b] = files.map(|f| open(&f).unwrap());
+        let sizes = |s: &ModelSpec| {
+            let of = (
+                s.vocab,
+                s.dim,
+                s.heads,
+                s.kv_heads,
+                s.head_dim,
+                s.ff,
+                s.tied,
+                s.parallel,
+                s.parallel && s.ff_norm,
+            );
+            (
+                of,
+                s.qkv_bias,
+                s.norm_bias,
+                s.qk_norm,
+                s.alibi,
+                s.layers.iter().map(|l| l.window).collect::<Vec<_>>(),
+            )
+        };
+        assert_eq!(sizes(&a), sizes(&b), "{}", dir.display());
+        let unrotated = |s: &ModelSpec| s.layers.iter().map(|l| l.rope.is_none()).collect::<Vec<_>>();
+        assert_eq!(unrotated(&a), unrotated(&b), "{}", dir.display());
+    }
+}
+
+#[test]
+fn an_unknown_family_is_refused_with_the_nearest_and_the_difference() {
+    let e = gguf("qwen3", &[("qwen3", "qwen9"), ("attn_k_norm", "attn_k_nose")]).unwrap_err();
+    for part in ["\"qwen9\" is not supported", "nearest is qwen3", "blk.*.attn_k_nose.weight", "llama, "] {
+        assert!(e.contains(part), "{part}: {e}");
+    }
+    let e = gguf("qwen3", &[("qwen3", "qwen9"), ("freq_base", "freq_nose")]).unwrap_err();
+    assert!(e.contains("Fields not understood: qwen9.rope.freq_nose"), "{e}");
+    let e =
+        hf("olmo2", &[("architectures", json!(["Olmo9ForCausalLM"])), ("strange", json!(1))]).unwrap_err();
+    assert!(
+        e.contains("Olmo9ForCausalLM")
+            && e.contains("nearest is olmo2")
+            && e.contains("not understood: strange."),
+        "{e}"
+    );
+}
+
+#[test]
+fn what_a_known_family_does_not_have_is_refused_by_name() {
+    for (result, part) in [
+        (
+            gguf("qwen3", &[("freq_base", "freq_nose")]),
+            "fields that the engine does not understand: qwen3.rope.freq_nose",
+        ),
+        (gguf("qwen2", &[("attn_output", "attn_strange")].map(|(a, b)| (a, &b[..a.len()]))), "attn_strang"),
+        // A factor means something only where the family has it.
+        (gguf("granite", &[("granite", "smollm3")]), "smollm3.embedding_scale"),
+        (hf("phi2", &[("qk_layernorm", json!(true))]), "qk_layernorm"),
+        (hf("mpt", &[("attn_config", json!({ "clip_qkv": 8.0 }))]), "attn_config.clip_qkv"),
+        (hf("falcon", &[("alibi", json!(true))]), "alibi"),
+        (hf("qwen3", &[("hidden_act", json!("gelu"))]), "hidden_act"),
+        (hf("qwen3", &[("rope_scaling", json!({ "rope_type": "strange" }))]), "\"strange\" is not supported"),
+        (
+            hf(
+                "phi3",
+                &[("rope_scaling", json!({ "type": "su", "long_factor": [1.0], "short_factor": [1.0] }))],
+            ),
+            "factors",
+        ),
+        (hf("olmo3", &[("layer_types", json!(["full_attention"]))]), "layer_types"),
+        (hf("granite", &[("logits_scaling", json!(0.0))]), "logit scale"),
+    ] {
+        let e = result.unwrap_err();
+        assert!(e.contains(part), "{part}: {e}");
+    }
+}
+
+/// A golden whose tensors have other names, with another configuration.
+fn renamed(
+    name: &str,
+    rename: &[(&str, &str)],
+    config: impl Fn(Value) -> Value,
+) -> Result<ModelSpec, String> {
+    let from = golden(name);
+    let bytes = std::fs::read(from.join("model.safetensors")).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let mut header = std::str::from_utf8(&bytes[8..8 + len]).unwrap().to_string();
+    for (a, b) in rename {
+        assert!(header.contains(a), "{a}");
+        header = header.replace(a, b);
+    }
+    let mut file = (header.len() as u64).to_le_bytes().to_vec();
+    file.extend_from_slice(header.as_bytes());
+    file.extend_from_slice(&bytes[8 + len..]);
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    let old = serde_json::from_slice(&std::fs::read(from.join("config.json")).unwrap()).unwrap();
+    std::fs::write(dir.path().join("config.json"), config(old).to_string()).unwrap();
+    open(&dir.path().join("model.safetensors"))
+}
+
+#[test]
+fn a_checkpoint_of_the_base_class_has_shorter_names() {
+    let short = renamed("qwen3", &[("\"model.", "\"")], |c| c);
+    assert_eq!(short, open(&golden("qwen3").join("model.safetensors")));
+}
+
+#[test]
+fn a_model_that_sees_has_its_language_part_inside() {
+    let nest = |c: Value| json!({ "architectures": ["Gemma3ForConditionalGeneration"], "text_config": c });
+    let want = open(&golden("gemma3").join("model.safetensors"));
+    assert!(want.is_ok());
+    for model in ["language_model.model.", "model.language_model."] {
+        let name = format!("\"{model}");
+        assert_eq!(renamed("gemma3", &[("\"model.", &name)], nest), want, "{model}");
+    }
+}
