@@ -169,7 +169,7 @@ impl App {
     /// Refuses a page that reaches a server without keys by a name of its own; with a key it could do nothing.
     fn check_host(&self, request: &Request) -> Result<(), ApiError> {
         let open = self.loopback && !self.needs_key();
-        if open || self.hosts.are_named() { self.hosts.check(request) } else { Ok(()) }
+        if open || self.hosts.are_named() { self.hosts.check(request, !open) } else { Ok(()) }
     }
 
     /// Open connections.

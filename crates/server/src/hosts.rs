@@ -70,8 +70,9 @@ impl Hosts {
         !self.any && !self.listed.is_empty()
     }
 
-    /// Refuses a request for another name than those of the loopback and of the list. One without any is no browser's.
-    pub(crate) fn check(&self, request: &Request) -> Result<(), ApiError> {
+    /// Refuses a request for another name than those of the loopback and of the list. One without any is no browser's. With
+    /// `addresses` every address will do: names can be bent to this machine, and probes of pods call them by address.
+    pub(crate) fn check(&self, request: &Request, addresses: bool) -> Result<(), ApiError> {
         if self.any {
             return Ok(());
         }
@@ -80,7 +81,8 @@ impl Hosts {
         for host in said.chain(asked) {
             let text = String::from_utf8_lossy(host);
             let name = name_of(&text);
-            if !is_loopback(&name) && !self.listed.contains(&name) {
+            let address = addresses && name.parse::<IpAddr>().is_ok();
+            if !address && !is_loopback(&name) && !self.listed.contains(&name) {
                 let shown: String = name.chars().take(SHOWN_MAX).collect();
                 let message = format!(
                     "Host is {shown:?}, and this server answers to localhost and the loopback's addresses alone, so that no web \
@@ -156,11 +158,14 @@ mod tests {
             ("", false),
             ("[", false),
         ] {
-            assert_eq!(hosts(&[]).check(&asked("/", &[host])).is_ok(), may, "{host:?}");
+            assert_eq!(hosts(&[]).check(&asked("/", &[host]), false).is_ok(), may, "{host:?}");
         }
-        assert!(hosts(&[]).check(&asked("/", &[])).is_ok(), "no browser leaves it out");
-        assert!(hosts(&[]).check(&asked("/", &["localhost", "evil.example"])).is_err(), "each is looked at");
-        assert!(hosts(&[]).check(&asked("http://evil.example/", &["localhost"])).is_err());
+        assert!(hosts(&[]).check(&asked("/", &[]), false).is_ok(), "no browser leaves it out");
+        assert!(
+            hosts(&[]).check(&asked("/", &["localhost", "evil.example"]), false).is_err(),
+            "each is looked at"
+        );
+        assert!(hosts(&[]).check(&asked("http://evil.example/", &["localhost"]), false).is_err());
     }
 
     #[test]
@@ -177,11 +182,16 @@ mod tests {
             ("sub.chat.example", false),
             ("10.0.0.70", false),
         ] {
-            assert_eq!(listed.check(&asked("/", &[host])).is_ok(), may, "{host}");
+            assert_eq!(listed.check(&asked("/", &[host]), false).is_ok(), may, "{host}");
         }
         assert!(listed.are_named() && !hosts(&[]).are_named() && !hosts(&["*", "a"]).are_named());
-        assert!(hosts(&["*"]).check(&asked("/", &["evil.example"])).is_ok());
-        let said = hosts(&[]).check(&asked("/", &["evil.example"])).unwrap_err();
+        for (host, may) in
+            [("10.1.2.3:80", true), ("[fe80::1]", true), ("evil.example", false), ("1.2.3", false)]
+        {
+            assert_eq!(listed.check(&asked("/", &[host]), true).is_ok(), may, "{host}");
+        }
+        assert!(hosts(&["*"]).check(&asked("/", &["evil.example"]), false).is_ok());
+        let said = hosts(&[]).check(&asked("/", &["evil.example"]), false).unwrap_err();
         assert_eq!((said.status.as_u16(), said.code), (403, Some("host_not_allowed")));
         assert!(said.message.contains("evil.example") && said.message.contains("--allowed-host"));
     }

@@ -58,4 +58,5 @@ fn with_a_key_or_on_a_network_any_name_will_do_unless_some_are_named() {
     let named = open(Some("chat.example"));
     assert_eq!(status(&asked(named, "/tokenize", "chat.example", "")), 200);
     assert_eq!(status(&asked(named, "/tokenize", "any.example", "")), 403);
+    assert_eq!(status(&asked(named, "/tokenize", "10.1.2.3:8080", "")), 200, "a probe's way");
 }
