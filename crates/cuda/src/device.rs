@@ -153,6 +153,10 @@ impl Device for Cuda {
             let why = "has no attention with ALiBi or sinks; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
+        if program.ropes.iter().any(|t| t.growth.is_some()) {
+            let why = "has no rotations that grow with the position; the CPU has (--device cpu)".into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
         check_overlap(&program)?;
         self.gpu.bind()?;
         let belongs =

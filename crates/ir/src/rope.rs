@@ -13,6 +13,15 @@ pub enum RopeStyle {
     Interleaved,
 }
 
+/// See [`RopeTable::growth`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Growth {
+    /// How much at each step of the logarithm.
+    pub by: f32,
+    /// Positions of a step.
+    pub per: u32,
+}
+
 /// The frequencies of one kind of layer. Angle of pair `i` at position `p` is `p * inv_freq[i]`, in radians, kept in
 /// f64 because at position 100,000 an f32 angle is off by up to 0.004.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,6 +34,8 @@ pub struct RopeTable {
     pub inv_freq: Vec<f64>,
     /// Multiplies cosine and sine (YaRN's attention factor); 1 otherwise.
     pub mscale: f32,
+    /// Multiplies them by `1 + by * ln(1 + floor(position / per))` too: queries that are sharper the farther they stand.
+    pub growth: Option<Growth>,
 }
 
 impl RopeTable {
@@ -36,7 +47,7 @@ impl RopeTable {
                 factors.map_or(f, |d| f / f64::from(d[i as usize]))
             })
             .collect();
-        RopeTable { style, rot_dims, inv_freq, mscale: 1.0 }
+        RopeTable { style, rot_dims, inv_freq, mscale: 1.0, growth: None }
     }
 
     /// The columns of pair `i` in a head.
@@ -49,10 +60,12 @@ impl RopeTable {
 
     /// Writes cosine and sine of every pair at `position` into `cos` and `sin`, each of length `rot_dims / 2`.
     pub fn angles(&self, position: u32, cos: &mut [f32], sin: &mut [f32]) {
+        let grown = |g: Growth| 1.0 + f64::from(g.by) * f64::from(1 + position / g.per.max(1)).ln();
+        let mscale = self.growth.map_or(self.mscale, |g| (f64::from(self.mscale) * grown(g)) as f32);
         for (i, f) in self.inv_freq.iter().enumerate() {
             let (s, c) = (f64::from(position) * f).sin_cos();
-            cos[i] = c as f32 * self.mscale;
-            sin[i] = s as f32 * self.mscale;
+            cos[i] = c as f32 * mscale;
+            sin[i] = s as f32 * mscale;
         }
     }
 }

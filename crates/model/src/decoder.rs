@@ -2,7 +2,9 @@
 
 use crate::arch::{Norms, QkNorm};
 use crate::spec::ModelSpec;
-use quarrel_ir::{AttendSpec, KvLayer, Lookup, NormSpec, Op, Program, RopeId, Rows, View, WeightId, fuse};
+use quarrel_ir::{
+    AttendSpec, KvLayer, Lookup, NormSpec, Op, Program, RopeId, RopeTable, Rows, View, WeightId, fuse,
+};
 
 /// How to build the tape.
 #[derive(Debug, Clone, Copy)]
@@ -35,7 +37,13 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
         })
         .collect();
     let context = options.context.unwrap_or(spec.context);
-    let ropes: Vec<RopeId> = spec.ropes.iter().map(|r| b.p.rope(r.table(context))).collect();
+    // Of queries and of keys.
+    let ropes: Vec<[RopeId; 2]> = spec
+        .ropes
+        .iter()
+        .map(|r| r.table(context))
+        .map(|keys| [b.p.rope(RopeTable { growth: spec.growth, ..keys.clone() }), b.p.rope(keys)])
+        .collect();
     let table = b.p.weight("token_embd.weight", spec.vocab, spec.dim);
     let mut x = b.embedding(table);
     for (l, layer) in spec.layers.iter().enumerate() {
@@ -130,7 +138,7 @@ impl Builder<'_> {
     }
 
     /// Attention and feed-forward, one after the other or side by side.
-    fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+    fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<[RopeId; 2]>) -> View {
         let h = self.before(l, "attn_norm", x);
         let a = self.attention(h, l, window, rope);
         if self.s.parallel {
@@ -153,7 +161,7 @@ impl Builder<'_> {
         y
     }
 
-    fn attention(&mut self, h: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+    fn attention(&mut self, h: View, l: u32, window: Option<u32>, rope: Option<[RopeId; 2]>) -> View {
         let s = self.s;
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
@@ -167,8 +175,8 @@ impl Builder<'_> {
             q = self.layer_norm(l, "attn_q_norm", q, of_q);
             k = self.layer_norm(l, "attn_k_norm", k, of_k);
         }
-        if let Some(table) = rope {
-            for x in [q, k] {
+        if let Some(tables) = rope {
+            for (x, table) in [q, k].into_iter().zip(tables) {
                 self.p.push(Op::Rope { x, head_dim: s.head_dim, table });
             }
         }

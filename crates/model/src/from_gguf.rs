@@ -7,7 +7,7 @@ use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
-use quarrel_ir::NormKind;
+use quarrel_ir::{Growth, NormKind};
 
 /// Keys below `ARCH.` that are read here or cannot change the result.
 const UNDERSTOOD: &[&str] = &[
@@ -132,6 +132,7 @@ impl Reader<'_> {
             _ => Vec::new(),
         };
         let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
+        let growth = self.growth()?;
         let scale = self.opt_f32("attention.scale")?.filter(|s| *s != 0.0);
         Ok(ModelSpec {
             vocab,
@@ -165,6 +166,7 @@ impl Reader<'_> {
             positions: self.table_rows("position_embd.weight"),
             token_types: self.table_rows("token_types.weight"),
             layers: self.layers(count, &ropes)?,
+            growth,
             ropes,
             ..ModelSpec::new(self.arch)
         })
@@ -177,6 +179,12 @@ impl Reader<'_> {
             Some(Value::Bool(b)) => Ok(Some(*b)),
             Some(_) => Err(field_error(key, "is neither true nor false")),
         }
+    }
+
+    fn growth(&self) -> Result<Option<Growth>> {
+        let by = self.opt_f32("attention.temperature_scale")?.filter(|by| *by != 0.0);
+        let Some(by) = by else { return Ok(None) };
+        Ok(Some(Growth { by, per: self.u32("rope.scaling.original_context_length")? }))
     }
 
     /// Factors on embeddings, on what blocks add, and on logits.
@@ -262,12 +270,14 @@ impl Reader<'_> {
                 let need = || field_error(self.key("rope.scaling.factor"), "is missing");
                 let factor = factor.ok_or_else(need)?;
                 let trained = trained.map_or_else(|| self.u32("context_length"), Ok)?;
+                let all = self.opt_f32("rope.scaling.yarn_log_multiplier")?.map_or(0.0, f64::from);
+                let all = yarn_attention(factor, all);
                 Scaling::Yarn {
                     factor,
                     context: f64::from(trained),
                     beta_fast: self.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                     beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                    attention: yarn_attention(factor, 1.0) * attention.unwrap_or(1.0),
+                    attention: yarn_attention(factor, 1.0) / all * attention.unwrap_or(1.0),
                     truncate: true,
                 }
             }
@@ -335,6 +345,7 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
             Multipliers::Logits => k == "logit_scale",
             Multipliers::Granite | Multipliers::MiniCpm => true,
         },
+        (Some(a), "attention.temperature_scale" | "rope.scaling.yarn_log_multiplier") => a.growing,
         (Some(a), "attention.max_alibi_bias") => a.positions == Positions::Alibi,
         (_, k) => UNDERSTOOD.contains(&k),
     }

@@ -7,7 +7,7 @@ use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, weights};
 use quarrel_formats::Source;
-use quarrel_ir::Activation;
+use quarrel_ir::{Activation, Growth};
 use serde_json::Value;
 
 /// Other names of settings, as older configuration classes have them; the first is what messages say.
@@ -211,6 +211,7 @@ impl Reader<'_> {
         };
         let cap = |key: &str| Ok::<_, Error>(self.f64(key)?.filter(|c| *c != 0.0).map(|c| c as f32));
         let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
+        let growth = self.growth()?;
         let eps =
             self.f64("eps")?.ok_or_else(|| field_error("eps", "of the norms is missing from config.json"))?;
         let alibi = number("alibi_bias_max", &self.config["attn_config"]["alibi_bias_max"])?;
@@ -243,6 +244,7 @@ impl Reader<'_> {
             positions: self.rows("position_embd.weight"),
             token_types: self.rows("token_types.weight"),
             layers: self.layers(count, &ropes)?,
+            growth,
             ropes,
             ..ModelSpec::new(self.arch)
         })
@@ -273,6 +275,16 @@ impl Reader<'_> {
             0 => Err(field_error("intermediate_size", "is missing from config.json")),
             n => Ok(n),
         }
+    }
+
+    fn growth(&self) -> Result<Option<Growth>> {
+        let rope = &self.config["rope_parameters"];
+        let by = number("rope_parameters.llama_4_scaling_beta", &rope["llama_4_scaling_beta"])?;
+        let Some(by) = by.filter(|by| self.arch.growing && *by != 0.0) else { return Ok(None) };
+        let key = "original_max_position_embeddings";
+        let per =
+            number(key, &rope[key])?.ok_or_else(|| field_error(key, "is missing from rope_parameters"))?;
+        Ok(Some(Growth { by: by as f32, per: per as u32 }))
     }
 
     /// Factors on embeddings, on what blocks add, and on logits.

@@ -3,7 +3,7 @@
 use crate::arch::{Arch, AttnScale, Positions, QkNorm, Unrotated, WindowPattern};
 use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
-use quarrel_ir::NormKind;
+use quarrel_ir::{Growth, NormKind};
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,6 +73,8 @@ pub struct ModelSpec {
     pub positions: u32,
     /// Rows of the table of token types, whose first is added to every token; 0 where there is none.
     pub token_types: u32,
+    /// Growth of queries with their position.
+    pub growth: Option<Growth>,
     /// Rotations.
     pub ropes: Vec<Rotary>,
     /// Layers, first to last.
@@ -117,6 +119,7 @@ impl ModelSpec {
             tied: false,
             positions: 0,
             token_types: 0,
+            growth: None,
             ropes: Vec::new(),
             layers: Vec::new(),
         }
@@ -202,6 +205,12 @@ impl ModelSpec {
                 );
                 return Err(field_error("rope", why));
             }
+        }
+        // The factor is that of cosines and sines, which all columns of all layers must have.
+        let all_turn = self.layers.iter().all(|l| l.rope.is_some())
+            && self.ropes.iter().all(|r| r.dims == self.head_dim);
+        if self.growth.is_some_and(|g| g.per == 0 || !all_turn) {
+            return Err(field_error("attention temperature", "needs rotations of whole heads in all layers"));
         }
         Ok(self)
     }
