@@ -60,7 +60,7 @@ pub fn profile(session: &mut Session, case: Case, peaks: &Rates, progress: Progr
     let short = match case {
         Case::Prompt(n) => Case::Prompt(n),
         Case::Decode { depth, tokens } => Case::Decode { depth, tokens: tokens.min(STEPS) },
-        Case::Batch { sequences, steps } => Case::Batch { sequences, steps: steps.min(STEPS) },
+        Case::Batch { steps, sequences, depth } => Case::Batch { steps: steps.min(STEPS), sequences, depth },
     };
     progress(&format!("ops of {}", case.name()));
     let (seconds, choosing_s, times) = session.profile(short)?;
@@ -124,7 +124,9 @@ impl Group {
 /// `attend`, or `matmul ffn_gate+up`.
 fn group_name(program: &Program, op: &Op) -> String {
     match op {
-        Op::MatMul { weight, .. } => format!("matmul {}", class(&program.weights[weight.0 as usize])),
+        Op::MatMul { weight, .. } | Op::MatMulExperts { weight, .. } => {
+            format!("matmul {}", class(&program.weights[weight.0 as usize]))
+        }
         op => op.name().into(),
     }
 }
@@ -134,11 +136,17 @@ fn class(weight: &WeightDecl) -> String {
     let short = |name: &str| {
         let name = name.trim_end_matches(".weight");
         match name.strip_prefix("blk.").and_then(|n| n.split_once('.')) {
-            Some((_, class)) => class.to_string(),
+            // Of experts the number goes too.
+            Some((_, class)) => match class.rsplit_once('.') {
+                Some((class, n)) if n.bytes().all(|b| b.is_ascii_digit()) => class.to_string(),
+                _ => class.to_string(),
+            },
             None => name.to_string(),
         }
     };
-    let mut names = weight.parts.iter().map(|p| short(&p.name));
+    let mut names: Vec<String> = weight.parts.iter().map(|p| short(&p.name)).collect();
+    names.dedup();
+    let mut names = names.into_iter();
     let Some(mut out) = names.next() else { return String::new() };
     let prefix = out.rfind('_').map(|i| out[..=i].to_string()).unwrap_or_default();
     for name in names {

@@ -4,8 +4,8 @@ use crate::random::{Rng, f32_tensor, tensor};
 use crate::{Tensors, compare, input_program, prepare, run_chunks};
 use quarrel_formats::DType;
 use quarrel_ir::{
-    Activation, AttendSpec, Device, KvLayer, Limits, NormKind, NormSpec, Op, Program, Result, RopeStyle,
-    RopeTable, Rows, View,
+    Activation, AttendSpec, Device, ExpertGroups, Gate, KvLayer, Limits, NormKind, NormSpec, Op, Program,
+    Result, RopeStyle, RopeTable, RouteSpec, Rows, Scoring, View, WeightPart,
 };
 
 /// Rows of the input tables.
@@ -181,6 +181,132 @@ pub fn feed_forward(dtype: DType, cols: u32, rows: usize, act: Activation, rng: 
     Case::new(format!("{dtype} {cols}, {rows} rows, {act:?}"), p, t, rows, Measure::Rms)
 }
 
+/// A mixture of experts with a given router, and what its parts are.
+#[derive(Debug, Clone, Copy)]
+pub struct Mixture {
+    /// Columns of the input and of the result.
+    pub cols: u32,
+    /// Columns between an expert's two products.
+    pub ff: u32,
+    /// Experts.
+    pub experts: u32,
+    /// Which are chosen.
+    pub spec: RouteSpec,
+    /// How an expert's first products become one; without it there is one, with an activation.
+    pub gate: Option<Gate>,
+    /// Biases of the choice and of the products.
+    pub biased: bool,
+}
+
+/// The whole of a mixture: logits, choice, gate and up, down, weighted sum on the input.
+pub fn mixture(dtype: DType, m: Mixture, rows: usize, rng: &mut Rng) -> Case {
+    let (mut p, x, mut t) = with_input(m.cols, rng);
+    let z = mixture_of(&mut p, &mut t, x, dtype, m, rng);
+    p.logits = Some(z);
+    Case::new(format!("{dtype} {m:?}, {rows} rows"), p, t, rows, Measure::Rms)
+}
+
+/// Adds a mixture on `x` to a program.
+pub fn mixture_of(
+    p: &mut Program,
+    t: &mut Tensors,
+    x: View,
+    dtype: DType,
+    m: Mixture,
+    rng: &mut Rng,
+) -> View {
+    let vector = |p: &mut Program, t: &mut Tensors, name: &str, n: u32, rng: &mut Rng| {
+        t.insert(name.into(), tensor(name, DType::F32, &[n as usize], 0.5, rng));
+        p.weight(name, 1, n)
+    };
+    t.insert("router".into(), tensor("router", DType::F32, &[m.experts as usize, m.cols as usize], 0.5, rng));
+    let router = p.weight("router", m.experts, m.cols);
+    let logits = p.matmul("router", x, router, None);
+    let bias = m.biased.then(|| vector(p, t, "choice", m.experts, rng));
+    let route = p.route(logits, bias, m.spec);
+    let mut stack = |p: &mut Program, names: &[&str], rows: u32, cols: u32, rng: &mut Rng| {
+        let (mut parts, mut biases) = (Vec::new(), Vec::new());
+        for (name, e) in names.iter().flat_map(|n| (0..m.experts).map(move |e| (n, e))) {
+            let name = format!("{name}.{e}");
+            t.insert(name.clone(), tensor(&name, dtype, &[rows as usize, cols as usize], 0.2, rng));
+            parts.push(WeightPart { name: name.clone(), rows });
+            let bias = format!("{name}.bias");
+            t.insert(bias.clone(), tensor(&bias, DType::F32, &[rows as usize], 0.5, rng));
+            biases.push(WeightPart { name: bias, rows });
+        }
+        let weight = p.stacked(parts, cols);
+        (weight, m.biased.then(|| p.stacked(biases, 1)))
+    };
+    let names: &[&str] = if m.gate.is_some() { &["gate", "up"] } else { &["up"] };
+    let first = stack(p, names, m.ff, m.cols, rng);
+    let mut a = p.matmul_experts("ff", (x, Some(route)), m.experts, first, m.gate);
+    if m.gate.is_none() {
+        let out = p.value("act", Rows::Tokens, a.cols);
+        p.push(Op::Activate { out, x: a, act: Activation::Relu });
+        a = out;
+    }
+    let down = stack(p, &["down"], m.cols, m.ff, rng);
+    let y = p.matmul_experts("down", (a, Some(route)), m.experts, down, None);
+    p.combine("z", y, route.slice(m.spec.used, m.spec.used), Some(x))
+}
+
+/// Blocks of columns with a weight of their own, and what passes by them.
+pub fn blocks(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (dtype, heads, cols, n, rest) in [
+        (DType::F32, 3, 20, 7, 0),
+        (DType::BF16, 5, 16, 33, 6),
+        (DType::Q8_0, 4, 64, 40, 8),
+        (DType::F32, 1, 9, 4, 3),
+    ] {
+        for rows in [1, 3, 64] {
+            let (mut p, x, mut t) = with_input(heads * (cols + rest), rng);
+            let parts = (0..heads).map(|h| {
+                let name = format!("w.{h}");
+                t.insert(name.clone(), tensor(&name, dtype, &[n as usize, cols as usize], 0.3, rng));
+                WeightPart { name, rows: n }
+            });
+            let parts = parts.collect();
+            let w = p.stacked(parts, cols);
+            p.logits = Some(p.matmul_experts("y", (x, None), heads, (w, None), None));
+            let name = format!("{dtype} {heads} blocks {n}x{cols}+{rest}, {rows} rows");
+            cases.push(Case::new(name, p, t, rows, Measure::Rms));
+        }
+    }
+    cases
+}
+
+/// Ways to choose among experts and to gate, at odd shapes.
+pub fn mixtures(rng: &mut Rng) -> Vec<Case> {
+    let plain = RouteSpec { used: 2, scoring: Scoring::Softmax, groups: None, normalize: true, scale: 1.0 };
+    let silu = Some(Gate::Plain(Activation::Silu));
+    let clamped = Some(Gate::Clamped { alpha: 1.702, limit: 1.0 });
+    let groups = Some(ExpertGroups { count: 4, used: 2, best: 2 });
+    let grouped = RouteSpec { used: 3, scoring: Scoring::Sigmoid, groups, scale: 2.5, ..plain };
+    let raw = RouteSpec { used: 4, normalize: false, ..plain };
+    let sparse = RouteSpec { scoring: Scoring::Sparse { eps: 0.1 }, normalize: false, ..plain };
+    let one = RouteSpec { used: 1, scoring: Scoring::Sigmoid, normalize: false, ..plain };
+    let mixture_of =
+        |cols, ff, experts, spec, gate, biased| Mixture { cols, ff, experts, spec, gate, biased };
+    let shapes = [
+        (DType::F32, mixture_of(40, 24, 4, plain, silu, false)),
+        (DType::F32, mixture_of(33, 17, 8, grouped, silu, true)),
+        (DType::F16, mixture_of(48, 50, 5, raw, None, true)),
+        (DType::F32, mixture_of(16, 16, 6, sparse, Some(Gate::Plain(Activation::GeluErf)), false)),
+        (DType::BF16, mixture_of(20, 36, 3, one, silu, false)),
+        (DType::Q8_0, mixture_of(64, 96, 7, raw, silu, false)),
+        (DType::Q4_K, mixture_of(256, 256, 4, plain, silu, false)),
+        (DType::MXFP4, mixture_of(64, 32, 6, plain, clamped, true)),
+    ];
+    let mut cases = Vec::new();
+    for (dtype, m) in shapes {
+        for rows in [1, 2, 7, 64] {
+            cases.push(mixture(dtype, m, rows, rng));
+        }
+    }
+    cases
+}
+
 /// Norms of both kinds, whole and per head, with an addition.
 pub fn norms(rng: &mut Rng) -> Vec<Case> {
     let mut cases = Vec::new();
@@ -221,6 +347,25 @@ pub fn elementwise(rng: &mut Rng) -> Vec<Case> {
             p.push(Op::PickRows { out, x: g });
             p.logits = Some(out);
             cases.push(Case::new(format!("{cols} columns, {rows} rows"), p, t, rows, Measure::Largest));
+        }
+    }
+    cases
+}
+
+/// The best of rows, with ties, where there are few columns and many.
+pub fn candidates(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (cols, k) in [(1, 1), (5, 3), (127, 64), (128, 64), (1000, 64), (4097, 7), (33_000, 64)] {
+        for rows in [1, 2, 17] {
+            let (mut p, x, mut t) = with_input(cols, rng);
+            let rounded: Vec<f32> = t["input"].to_f32().iter().map(|v| (v * 64.0).round() / 16.0).collect();
+            t.insert("input".into(), f32_tensor("input", &[VOCAB as usize, cols as usize], &rounded));
+            let out = p.value("picked", Rows::Outputs, cols);
+            p.push(Op::PickRows { out, x });
+            p.logits = Some(out);
+            p.choose(k);
+            p.logits = p.candidates;
+            cases.push(Case::new(format!("best {k} of {cols}, {rows} rows"), p, t, rows, Measure::Relative));
         }
     }
     cases
@@ -283,6 +428,7 @@ pub fn attend(h: Heads, style: RopeStyle, rows: usize, rng: &mut Rng) -> Case {
         window,
         softcap,
         alibi: None,
+        chunked: false,
         sinks: None,
     };
     p.logits = Some(p.attend(q, spec));

@@ -115,6 +115,7 @@ fn attention_that_looks_ahead_at_odd_shapes_and_in_any_company() {
             window: None,
             softcap,
             alibi: None,
+            chunked: false,
             sinks: None,
         };
         p.logits = Some(p.attend(q, spec));

@@ -88,6 +88,7 @@ fn program(layers: &[Layer]) -> (Program, Tensors) {
             window,
             softcap,
             alibi,
+            chunked: false,
             sinks,
         };
         p.push(Op::Attend { out: out.slice(to, heads * v_dim), q: x.slice(at, q), spec });

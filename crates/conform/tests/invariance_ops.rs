@@ -1,14 +1,15 @@
 //! Batch invariance op by op: the bits of a row computed among others, on any number of threads, are those of the row
 //! computed alone on one thread, on every instruction set and for every tensor type.
 
+use quarrel_conform::cases::{self, Mixture};
 use quarrel_conform::random::{Rng, tensor};
 use quarrel_conform::rig::{Part, Rig, Sizes};
 use quarrel_conform::{Tensors, input_program};
 use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_formats::DType;
 use quarrel_ir::{
-    Activation, AttendSpec, KvCopy, KvLayer, NormKind, NormSpec, Op, Program, RopeStyle, RopeTable, Rows,
-    Stop, View,
+    Activation, AttendSpec, Gate, KvCopy, KvLayer, NormKind, NormSpec, Op, Program, RopeStyle, RopeTable,
+    RouteSpec, Rows, Scoring, Stop, View,
 };
 
 const VOCAB: u32 = 80;
@@ -217,6 +218,7 @@ fn attention((heads, kv_heads, head_dim, window, softcap): Shape, rng: &mut Rng)
         window,
         softcap,
         alibi: None,
+        chunked: false,
         sinks: None,
     };
     p.logits = Some(p.attend(q, spec));
@@ -390,5 +392,19 @@ fn a_stopped_step_is_left_and_can_be_repeated() {
             let go = || false;
             assert!(rig.step_with(&part, &[], &[], Some(Stop(&go))).unwrap() == want, "{threads} threads");
         }
+    }
+}
+
+#[test]
+fn mixtures_of_experts_of_every_kind_of_weight() {
+    let mut rng = Rng(19);
+    let spec = RouteSpec { used: 3, scoring: Scoring::Softmax, groups: None, normalize: true, scale: 1.0 };
+    for dtype in [DType::F32, DType::BF16, DType::Q8_0, DType::Q4_K, DType::MXFP4, DType::IQ4_XS] {
+        let cols = 32usize.next_multiple_of(dtype.block_len()) as u32;
+        let gate = Some(Gate::Plain(Activation::Silu));
+        let m = Mixture { cols, ff: cols, experts: 9, spec, gate, biased: dtype == DType::F32 };
+        let (mut p, x, mut t) = with_input(cols, &mut rng);
+        p.logits = Some(cases::mixture_of(&mut p, &mut t, x, dtype, m, &mut rng));
+        check_rows(&format!("mixture of {dtype}"), &p, &t);
     }
 }

@@ -72,6 +72,13 @@ fn elementwise_ops_and_picked_rows() {
 }
 
 #[test]
+fn the_best_of_rows_with_ties() {
+    for case in cases::candidates(&mut Rng(7)) {
+        check(&case, 1e-6);
+    }
+}
+
+#[test]
 fn gates_are_exact_at_extremes_and_keep_nan() {
     for case in cases::extremes() {
         check(&case, 1e-6);
@@ -90,5 +97,12 @@ fn attention_at_odd_shapes() {
             let other = case.run(&mut cpu(threads), &chunks).unwrap();
             assert!(same_bits(&whole, &other), "{}: chunks {chunks:?} change the bits", case.name);
         }
+    }
+}
+
+#[test]
+fn mixtures_of_experts_at_odd_shapes() {
+    for case in cases::mixtures(&mut Rng(8)).into_iter().chain(cases::blocks(&mut Rng(9))) {
+        check(&case, if case.quantized { 2e-4 } else { 1e-5 });
     }
 }

@@ -229,6 +229,7 @@ fn ops(c: &mut Criterion) {
                         window: None,
                         softcap: None,
                         alibi: None,
+                        chunked: false,
                         sinks: None,
                     },
                 );

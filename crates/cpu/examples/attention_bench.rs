@@ -55,6 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             window: window.map(|w| w as u32),
             softcap: None,
             alibi: None,
+            chunked: false,
             sinks: None,
         };
         p.logits = Some(p.attend(x.slice(0, q_cols), spec));

@@ -3,11 +3,13 @@
 //! Soundness of the shared memory rests on [`crate::plan`]: between two barriers no thread writes what another one reads
 //! or writes. Each `unsafe` block below names the split that makes its part the thread's own.
 
+use crate::experts;
 use crate::kernels::attention::{self, Cached, Queries};
 use crate::kernels::elementwise::{Each, map};
 use crate::kernels::norm::{Norm, norm};
 use crate::kernels::observe::{self, Observed, ReadKeys, Sums};
-use crate::kernels::{embed::embed, rope::rope};
+use crate::kernels::top_k::{self, TopK};
+use crate::kernels::{combine::combine, embed::embed, rope::rope};
 use crate::kv::{KvHead, KvShare, Stored, by_type};
 use crate::linear::{self, Lines};
 use crate::lora;
@@ -16,6 +18,7 @@ use crate::pool::Team;
 use crate::simd::{Isa, Kernel, LANES, Simd};
 use crate::weights::Held;
 use quarrel_ir::arena::Slot;
+use quarrel_ir::experts::route;
 use quarrel_ir::{
     AttendSpec, BLOCK_TOKENS, KvLayer, Limits, Lookup, NormSpec, Op, OpTime, Program, Rows, StepInputs, View,
     Weight, WeightId,
@@ -146,11 +149,14 @@ pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
 #[derive(Default)]
 pub(crate) struct Scratch {
     pub(crate) lines: Lines,
+    groups: experts::Groups,
+    scores: Vec<[f64; 2]>,
     queries: Queries,
     attention: Box<attention::Scratch>,
     states: Vec<f32>,
     parts: Vec<f32>,
     observed: observe::Scratch,
+    top: top_k::Scratch,
 }
 
 /// Everything a step reads, and the memory it writes.
@@ -297,6 +303,28 @@ impl Run<'_> {
                 }
             }
             Op::MatMul { .. } => linear::matmul(self, team, &mut scratch.lines, i, op),
+            Op::MatMulExperts { .. } => {
+                experts::matmul(self, team, &mut scratch.lines, &mut scratch.groups, i, op)
+            }
+            Op::Route { out, logits, bias, ref spec } => {
+                let (rows, bias) = (self.rows(out), bias.map(|b| self.held(b).vector()));
+                let (out, logits) = (self.mat(out), self.mat(logits));
+                for r in team.share(rows) {
+                    // SAFETY: rows are split over the threads; `prepare` refused an output that overlaps an input.
+                    let (out, logits) = unsafe { (out.row_mut(r), logits.row(r)) };
+                    route(spec, bias, logits, &mut scratch.scores, out);
+                }
+            }
+            Op::Combine { out, x, weights, add } => {
+                let (rows, out, x) = (self.rows(out), self.mat(out), self.mat(x));
+                let (weights, add) = (self.mat(weights), add.map(|a| self.mat(a)));
+                for r in team.share(rows) {
+                    // SAFETY: as above.
+                    let (out, x, weights) = unsafe { (out.row_mut(r), x.row(r), weights.row(r)) };
+                    // SAFETY: as above.
+                    combine(self.isa, x, weights, add.map(|a| unsafe { a.row(r) }), out);
+                }
+            }
             Op::Rope { x, head_dim, table } => {
                 let t = &self.program.ropes[table.0 as usize];
                 let half = t.rot_dims as usize / 2;
@@ -322,6 +350,14 @@ impl Run<'_> {
             Op::Add { out, a, b } => self.each(team, op, Each::Add, out, Some(a), Some(b)),
             Op::Scale { x, by } => self.each(team, op, Each::Scale(by), x, None, None),
             Op::Softcap { x, cap } => self.each(team, op, Each::Softcap(cap), x, None, None),
+            Op::TopK { out, x } => {
+                let (out, x) = (self.mat(out), self.mat(x));
+                for r in team.share(self.step.outputs.len()) {
+                    // SAFETY: output rows are split over the threads; a barrier lies behind the writers of `x`.
+                    let (out, x) = unsafe { (out.row_mut(r), x.row(r)) };
+                    self.isa.run(TopK { x, out, scratch: &mut scratch.top });
+                }
+            }
             Op::PickRows { out, x } => {
                 let (out, x) = (self.mat(out), self.mat(x));
                 for r in team.share(self.step.outputs.len()) {
@@ -603,6 +639,7 @@ pub(crate) fn scratch_bytes(
     }
     4 * (parts + threads * own)
         + threads * (linear::lines_bytes(program, kinds, limits) + size_of::<attention::Scratch>())
+        + threads * experts::groups_bytes(program, limits)
 }
 
 struct Store<'a, T>(&'a Run<'a>, &'a Team<'a>, View, View, u32, &'a mut Vec<f32>, PhantomData<T>);

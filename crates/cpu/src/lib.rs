@@ -5,6 +5,7 @@
 
 mod device;
 mod exec;
+mod experts;
 mod footprint;
 mod kernels;
 mod kv;

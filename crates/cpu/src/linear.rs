@@ -4,6 +4,7 @@
 //! are prepared together. Either way a row is prepared by the same code, so its bits are the same.
 
 use crate::exec::{Mat, Run};
+use crate::experts;
 use crate::kernels::norm::norm;
 use crate::kv::huge_pages;
 use crate::matmul::{self, Epilogue, Input, Line, PackedFloats, Quantized, Rows, Side, room};
@@ -27,7 +28,7 @@ const BATCH: usize = 32 << 20;
 /// Rows of a weight in one packed piece, from the first output column on.
 pub(crate) struct Piece {
     first: usize,
-    weight: PackedWeight,
+    pub(crate) weight: PackedWeight,
 }
 
 impl Piece {
@@ -145,13 +146,56 @@ impl Kinds {
 
 /// By op, what a product's weight multiplies.
 pub(crate) fn kinds(program: &Program, of: impl Fn(WeightId) -> Kinds) -> Vec<Option<Kinds>> {
-    let kinds = |op: &Op| if let Op::MatMul { weight, .. } = op { Some(of(*weight)) } else { None };
-    program.ops.iter().map(|n| kinds(&n.op)).collect()
+    program.ops.iter().map(|n| Product::of(program, &n.op).map(|p| of(p.weight))).collect()
+}
+
+/// What is prepared for an op that multiplies.
+pub(crate) struct Product {
+    weight: WeightId,
+    /// Of the step, or of its outputs.
+    rows_of: quarrel_ir::Rows,
+    /// Prepared rows for each of them, and their width.
+    pub(crate) times: usize,
+    cols: usize,
+    /// Matrices of which each takes some of the rows.
+    matrices: usize,
+}
+
+impl Product {
+    /// Of an op that multiplies rows with a weight.
+    pub(crate) fn of(program: &Program, op: &Op) -> Option<Product> {
+        let (x, weight, times, matrices) = match op {
+            Op::MatMul { x, weight, .. } => (x, *weight, 1, 1),
+            Op::MatMulExperts { x, route, weight, experts, .. } => {
+                let used = route.as_ref().map_or(*experts, |r| r.cols / 2) as usize;
+                (x, *weight, used, *experts as usize)
+            }
+            _ => return None,
+        };
+        let cols = program.weights[weight.0 as usize].cols as usize;
+        Some(Product { weight, rows_of: program.rows_of(*x), times, cols, matrices })
+    }
+
+    /// Most rows that are prepared.
+    fn rows(&self, limits: &Limits) -> usize {
+        self.times
+            * match self.rows_of {
+                quarrel_ir::Rows::Tokens => limits.rows,
+                quarrel_ir::Rows::Outputs => limits.outputs,
+            }
+    }
+
+    /// Bytes of so many prepared rows: quantised, and as floats.
+    pub(crate) fn bytes(&self, rows: usize) -> [usize; 2] {
+        let padding = PackedFloats::bytes(0, self.cols) * (self.matrices.min(rows).max(1) - 1);
+        [Quantized::bytes(rows, self.cols), PackedFloats::bytes(rows, self.cols) + padding]
+    }
 }
 
 /// How the units of a product are divided.
 pub(crate) struct Plan {
-    /// By thread: pieces and their units. With a gate the pieces are those of the first half.
+    /// By thread: pieces and their units. With a gate the pieces are those of the first half. Those of experts are divided in each
+    /// step.
     shares: Vec<Vec<(usize, Range<usize>)>>,
     pub(crate) kinds: Kinds,
 }
@@ -159,8 +203,10 @@ pub(crate) struct Plan {
 /// The plans of a Program's products, by op.
 pub(crate) fn plans(program: &Program, held: &[Held], ids: &[Weight], threads: usize) -> Vec<Option<Plan>> {
     let plan = |op: &Op| {
-        let Op::MatMul { weight, glu, .. } = op else { return None };
-        let h = &held[ids[weight.0 as usize].0 as usize];
+        let h = &held[ids[Product::of(program, op)?.weight.0 as usize].0 as usize];
+        let Op::MatMul { glu, .. } = op else {
+            return Some(Plan { shares: Vec::new(), kinds: Kinds::of(h) });
+        };
         let end = if glu.is_some() { h.decl.rows() as usize / 2 } else { h.decl.rows() as usize };
         let pieces = h.pieces.iter().filter(|p| p.first < end);
         Some(Plan {
@@ -199,8 +245,8 @@ fn shares(
 #[derive(Default)]
 pub(crate) struct Lines {
     normed: Vec<f32>,
-    quantized: Vec<Line>,
-    floats: Vec<Line>,
+    pub(crate) quantized: Vec<Line>,
+    pub(crate) floats: Vec<Line>,
 }
 
 /// Prepared rows that all threads read.
@@ -211,18 +257,19 @@ pub(crate) struct Shared {
 
 /// Bytes of the prepared rows of the largest product: quantised and as floats.
 pub(crate) fn prepared_bytes(program: &Program, kinds: &[Option<Kinds>], limits: &Limits) -> [usize; 2] {
+    largest(program, kinds, |p| p.rows(limits))
+}
+
+fn largest(program: &Program, kinds: &[Option<Kinds>], rows: impl Fn(&Product) -> usize) -> [usize; 2] {
     let (mut quantized, mut floats) = (1, 1);
     for (node, kinds) in program.ops.iter().zip(kinds) {
-        let (Op::MatMul { x, .. }, Some(kinds)) = (&node.op, kinds) else { continue };
-        let rows = match program.rows_of(*x) {
-            quarrel_ir::Rows::Tokens => limits.rows,
-            quarrel_ir::Rows::Outputs => limits.outputs,
-        };
+        let (Some(product), Some(kinds)) = (Product::of(program, &node.op), kinds) else { continue };
+        let bytes = product.bytes(rows(&product));
         if kinds.quantized {
-            quantized = quantized.max(Quantized::bytes(rows, x.cols as usize));
+            quantized = quantized.max(bytes[0]);
         }
         if kinds.float {
-            floats = floats.max(PackedFloats::bytes(rows, x.cols as usize));
+            floats = floats.max(bytes[1]);
         }
     }
     [quantized, floats]
@@ -230,8 +277,8 @@ pub(crate) fn prepared_bytes(program: &Program, kinds: &[Option<Kinds>], limits:
 
 /// Bytes of a thread's own prepared rows.
 pub(crate) fn lines_bytes(program: &Program, kinds: &[Option<Kinds>], limits: &Limits) -> usize {
-    let few = Limits { rows: limits.rows.min(FEW), outputs: limits.outputs.min(FEW), ..*limits };
-    prepared_bytes(program, kinds, &few).iter().sum()
+    let few = |p: &Product| p.rows(limits).min(if p.matrices > 1 { experts::FEW } else { FEW });
+    largest(program, kinds, few).iter().sum()
 }
 
 impl Shared {
@@ -257,8 +304,8 @@ impl Shared {
 /// [`Shared`] as the threads of a step see it.
 #[derive(Clone, Copy)]
 pub(crate) struct Sharing {
-    quantized: *mut u8,
-    floats: *mut u8,
+    pub(crate) quantized: *mut u8,
+    pub(crate) floats: *mut u8,
 }
 
 // SAFETY: plain addresses; the threads write different rows and wait before they read others'.
@@ -373,13 +420,13 @@ fn group_share(team: &Team, rows: usize) -> Range<usize> {
 }
 
 impl Mat {
-    fn columns(self, first: usize) -> Rows {
+    pub(crate) fn columns(self, first: usize) -> Rows {
         let (ptr, stride) = self.start(first);
         Rows { ptr, stride }
     }
 }
 
-fn activation(act: Activation) -> matmul::Activation {
+pub(crate) fn activation(act: Activation) -> matmul::Activation {
     match act {
         Activation::Silu => matmul::Activation::Silu,
         Activation::GeluTanh => matmul::Activation::GeluTanh,

@@ -52,10 +52,15 @@ impl Access {
 /// Whether an op's work is split by rows.
 pub(crate) fn by_rows(op: &Op) -> bool {
     match op {
-        Op::Embed { .. } | Op::Norm { .. } | Op::Rope { .. } | Op::StoreKv { .. } | Op::PickRows { .. } => {
-            true
-        }
-        Op::MatMul { .. } | Op::Attend { .. } => false,
+        Op::Embed { .. }
+        | Op::Norm { .. }
+        | Op::Rope { .. }
+        | Op::StoreKv { .. }
+        | Op::Route { .. }
+        | Op::Combine { .. }
+        | Op::TopK { .. }
+        | Op::PickRows { .. } => true,
+        Op::MatMul { .. } | Op::MatMulExperts { .. } | Op::Attend { .. } => false,
         Op::Glu { out, .. } | Op::Activate { out, .. } | Op::Add { out, .. } => out.cols < WIDE,
         Op::Scale { x, .. } | Op::Softcap { x, .. } => x.cols < WIDE,
     }
@@ -84,7 +89,9 @@ fn accesses(program: &Program, arena: &Arena, node: &Node) -> Vec<Access> {
             all.push(Access { place: Place::Cache(spec.kv_layer), split: Split::Own, write: false });
             all.push(Access { place: Place::Shared, split: Split::Own, write: true });
         }
-        Op::MatMul { .. } => all.push(Access { place: Place::Shared, split: Split::Own, write: true }),
+        Op::MatMul { .. } | Op::MatMulExperts { .. } => {
+            all.push(Access { place: Place::Shared, split: Split::Own, write: true })
+        }
         _ => {}
     }
     all
@@ -136,6 +143,7 @@ mod tests {
             window: None,
             softcap: None,
             alibi: None,
+            chunked: false,
             sinks: None,
         };
         let a = p.attend(qkv.slice(0, 8), spec);

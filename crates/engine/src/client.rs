@@ -1,13 +1,16 @@
 //! A request beside its sequences: what it still has to make, and what its caller hears of it.
 
+mod walk;
+
 use crate::adapters::Use;
 use crate::beam::{Move, Search};
 use crate::constraint::ConstraintBox;
 use crate::embed::{Embedding, Pooler};
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
-use crate::guide::{Amateur, Answer, Guide, GuideStats, Pairs, Turn};
+use crate::guide::{Amateur, Answer, Dola, Guide, GuideStats, Pairs, Turn, Walk};
 use crate::handle::{Place, Scores};
+use crate::logits::Logits;
 use crate::outbox::Outbox;
 use crate::request::{BestBy, LogprobsOf, Request};
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
@@ -122,15 +125,21 @@ pub(crate) struct Generation {
     compare: bool,
     /// What they are compared by.
     best_of_by: BestBy,
+    /// Best tokens that are reported with a token, and whose log-probabilities.
+    top: usize,
+    logprobs_of: LogprobsOf,
     /// The first alone until the prompt is in.
     branches: Vec<Branch>,
     width: usize,
     search: Option<Search>,
+    /// A contrastive search, which has its first answer alone.
+    walk: Option<Walk>,
     /// Of the search's sequences, in the state after their tokens.
     constraints: HashMap<u64, ConstraintBox>,
     /// Sequences beside those of the answers.
     pairs: Option<Pairs>,
     amateur: Option<Amateur>,
+    dola: Option<Dola>,
     /// What those cost; each answer knows its own.
     guided: GuideStats,
     speculate: Speculate,
@@ -160,7 +169,9 @@ pub(crate) struct Guessing<'a> {
 /// What an output is made with.
 pub(crate) struct Tools<'a> {
     /// The logits; may be changed.
-    pub(crate) row: &'a mut Vec<f32>,
+    pub(crate) logits: Logits<'a>,
+    /// Those of the exits, one after another, where the request wants them.
+    pub(crate) exits: Option<&'a Vec<f32>>,
     /// Those of the amateur, where the request wants them.
     pub(crate) amateur: Option<&'a Result<Vec<f32>>>,
     /// About what a row takes.
@@ -182,12 +193,14 @@ impl Tools<'_> {
 }
 
 impl Generation {
-    /// Of a request whose first sequence is `sequence`, and the one beside it `shadow` if there is one.
+    /// Of a request whose first sequence is `sequence`, and the one beside it `shadow` if there is one. Hidden states have `dim`
+    /// numbers.
     pub(crate) fn new(
         request: Request,
         seed: u64,
         sequence: u64,
         shadow: Option<u64>,
+        dim: usize,
         events: Outbox,
     ) -> Generation {
         let width = request.width() as usize;
@@ -197,7 +210,7 @@ impl Generation {
         };
         let Request {
             prompt,
-            sampling,
+            mut sampling,
             max_tokens,
             stop_ids,
             ignore_eos,
@@ -212,7 +225,11 @@ impl Generation {
             guide,
             ..
         } = request;
-        let guide = guide.and_then(|g| g.effective()).unwrap_or_default();
+        let guide = guide.unwrap_or_default();
+        if guide.search.is_some() {
+            sampling.temperature = 0.0; // which it is without its penalty
+        }
+        let guide = guide.effective().unwrap_or_default();
         let top = logprobs.unwrap_or(0).into();
         let answer = Answer::new(&guide, top).map(Box::new);
         let top = answer.as_ref().map_or(top, |a| a.wanted_top());
@@ -221,13 +238,13 @@ impl Generation {
             LogprobsOf::Unreported if answer.as_ref().is_some_and(|a| a.measures()) => LogprobsOf::Raw,
             of => of,
         };
-        let Guide { negative, amateur, .. } = guide;
+        let Guide { negative, amateur, dola, search: walk, .. } = guide;
         let pairs = shadow.zip(negative).map(|(shadow, n)| Pairs::new(n.scale, sequence, shadow));
         let mut sampler = Sampler::new(sampling, seed, top, &prompt)
             .constrained(constraint)
             .reporting(logprobs_of, explain)
             .rating((width > n as usize).then_some(best_of_by));
-        let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
+        let constraint = if beams.is_some() || walk.is_some() { sampler.take_constraint() } else { None };
         let first = Branch::new(sequence, sampler, answer, Instant::now());
         Generation {
             events,
@@ -238,12 +255,16 @@ impl Generation {
             n: n as usize,
             compare: width > n as usize,
             best_of_by,
+            top,
+            logprobs_of,
             branches: vec![first],
             width,
             search: beams.map(|b| Search::new(b, sequence)),
+            walk: walk.map(|rule| Walk::new(rule, dim)),
             constraints: constraint.map(|c| (sequence, c)).into_iter().collect(),
             pairs,
             amateur,
+            dola,
             guided: GuideStats::default(),
             speculate,
             drafted: 0,
@@ -271,14 +292,8 @@ impl Generation {
             Some(made) => made,
             None => self.drawn(s, tools, between),
         };
-        let mut acts = made.unwrap_or_else(|error| vec![Act::Fail(error)]);
-        if self.search.is_none() && self.branches.iter().all(|b| b.reason.is_some()) {
-            acts.push(Act::Finish);
-        }
-        match &mut self.pairs {
-            Some(pairs) => pairs.mirror(acts, || tools.new_id()),
-            None => acts,
-        }
+        let acts = made.unwrap_or_else(|error| vec![Act::Fail(error)]);
+        self.finished_acts(acts, tools)
     }
 
     /// What a row comes to that scores a sentence, if it is one of those.
@@ -297,18 +312,57 @@ impl Generation {
         tools: &mut Tools,
         acts: &mut Vec<Act>,
     ) -> Result<()> {
-        let lse = softmax::log_sum_exp(tools.row, checked_max(tools.row, at + 1)?);
-        let logprob = f64::from(tools.row[s.tokens[at + 1] as usize]) - lse;
+        let row = tools.logits.whole()?.0;
+        let lse = softmax::log_sum_exp(row, checked_max(row, at + 1)?);
+        let logprob = f64::from(row[s.tokens[at + 1] as usize]) - lse;
         let branch = &mut self.branches[b];
         let (Some(guide), Some((token, end))) = (&mut branch.guide, branch.waits) else { return Ok(()) };
         let turn = guide.score(at + 1, logprob, tools.row_time, end, at + 1, &mut branch.sampler)?;
+        if !guide.is_scored_by(s.id) {
+            acts.push(Act::End { sequence: s.id });
+        }
         if let Some(turn) = turn {
             branch.waits = None;
-            acts.push(Act::End { sequence: s.id });
             let of = branch.sequence;
             self.turn(b, turn, (token, end), of, tools, acts);
         }
         Ok(())
+    }
+
+    /// Whether an answer waits for what another model makes of its sentence.
+    pub(crate) fn compares(&self) -> bool {
+        self.branches.iter().any(|b| b.waits.is_some() && b.guide.as_ref().is_some_and(|g| g.compares()))
+    }
+
+    /// Looks whether that has come.
+    pub(crate) fn poll(&mut self, tools: &mut Tools) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for b in 0..self.branches.len() {
+            let branch = &mut self.branches[b];
+            let (Some(guide), Some((token, end))) = (&mut branch.guide, branch.waits) else { continue };
+            let step = self.prompt + branch.made;
+            match guide.poll(end, step, &mut branch.sampler) {
+                Ok(Some(turn)) => {
+                    branch.waits = None;
+                    let of = branch.sequence;
+                    self.turn(b, turn, (token, end), of, tools, &mut acts);
+                }
+                Ok(None) => {}
+                Err(error) => acts.push(Act::Fail(error)),
+            }
+        }
+        self.finished_acts(acts, tools)
+    }
+
+    /// What becomes of the sequences beside those of the answers, and of the request when all answers are over.
+    fn finished_acts(&mut self, mut acts: Vec<Act>, tools: &mut Tools) -> Vec<Act> {
+        if self.search.is_none() && self.branches.iter().all(|b| b.reason.is_some()) {
+            acts.push(Act::Finish);
+        }
+        match &mut self.pairs {
+            Some(pairs) => pairs.mirror(acts, || tools.new_id()),
+            None => acts,
+        }
     }
 
     /// What a sequence's last row comes to.
@@ -329,7 +383,7 @@ impl Generation {
                 self.guided.extra_rows += rows as u64;
                 self.guided.time += tools.row_time * rows as u32;
             }
-            match pairs.arrive(id, length, tools.row)? {
+            match pairs.arrive(id, length, tools.logits.replaced()?)? {
                 Some(ready) => (id, length) = (ready.main, ready.length),
                 None => return Ok(Vec::new()),
             }
@@ -338,13 +392,21 @@ impl Generation {
             return Ok(Vec::new()); // it was preempted meanwhile, and comes again
         }
         if let (Some(amateur), Some(row)) = (&self.amateur, tools.amateur) {
-            amateur.combine(tools.row, row.as_ref().map_err(Error::clone)?, length)?;
+            amateur.combine(tools.logits.replaced()?, row.as_ref().map_err(Error::clone)?, length)?;
+        }
+        if let (Some(dola), Some(exits)) = (&self.dola, tools.exits) {
+            let began = Instant::now();
+            dola.combine(tools.logits.replaced()?, exits, length)?;
+            self.guided.time += began.elapsed();
         }
         let now = Instant::now();
         self.first.get_or_insert(now);
         self.last = Some(now);
         if self.search.is_some() {
             return Ok(self.search(s, tools));
+        }
+        if self.walk.is_some() {
+            return self.walk(s, tools, now, between);
         }
         let mut acts = Vec::new();
         if self.branches.len() < self.width {
@@ -365,7 +427,7 @@ impl Generation {
         now: Instant,
         acts: &mut Vec<Act>,
     ) -> Result<()> {
-        let row = (self.width > 1).then(|| tools.row.clone());
+        let row = if self.width > 1 { tools.logits.save() } else { None };
         for choice in 1..self.width {
             let sequence = tools.new_id();
             let first = &self.branches[0];
@@ -374,9 +436,7 @@ impl Generation {
         }
         // The first keeps the sequence, so it is extended when the others have been forked from it.
         for b in (0..self.width).rev() {
-            if let Some(row) = &row {
-                tools.row.clone_from(row);
-            }
+            tools.logits.restore(&row);
             self.next(b, length, id, tools, now, acts)?;
         }
         Ok(())
@@ -394,7 +454,7 @@ impl Generation {
     ) -> Result<()> {
         let branch = &mut self.branches[b];
         let before = branch.guide.as_mut().and_then(|g| g.prepare(&mut branch.sampler));
-        let choice = branch.sampler.next(tools.row, length, tools.scratch)?;
+        let choice = branch.sampler.next(&mut tools.logits, length, tools.scratch)?;
         let time = now.saturating_duration_since(std::mem::replace(&mut branch.last, now));
         let token = choice.id;
         let end = match length + 1 >= self.most.unwrap_or(tools.context) {
@@ -434,6 +494,10 @@ impl Generation {
             branch.guide.iter_mut().for_each(|g| g.set_scorer(id));
             branch.waits = Some(drawn);
             return acts.push(Act::Score { of: sequence, id, tokens, from });
+        }
+        if turn.waits {
+            branch.waits = Some(drawn);
+            return;
         }
         branch.reason = turn.end;
         match (turn.end, turn.back) {
@@ -486,7 +550,11 @@ impl Generation {
         let k = search.candidates();
         let sampler = &self.branches[0].sampler;
         let (constraint, step) = (self.constraints.get_mut(&s.id), s.tokens.len());
-        let next = match sampler.best(tools.row, k, answer, constraint, step, tools.scratch) {
+        let next = tools
+            .logits
+            .whole()
+            .and_then(|(row, _)| sampler.best(row, k, answer, constraint, step, tools.scratch));
+        let next = match next {
             Ok(next) => next,
             Err(error) => return vec![Act::Fail(error)],
         };
@@ -516,9 +584,12 @@ impl Generation {
 
     /// How the tokens of a sequence may be guessed, and the sampler that will draw them.
     pub(crate) fn guessing(&mut self, sequence: u64) -> Option<Guessing<'_>> {
-        let drawn = self.search.is_none() && self.branches.len() == self.width && self.first.is_some();
+        let drawn = self.search.is_none()
+            && self.walk.is_none()
+            && self.branches.len() == self.width
+            && self.first.is_some();
         // A row that is combined with another is not known before both are.
-        let drawn = drawn && self.pairs.is_none() && self.amateur.is_none();
+        let drawn = drawn && self.pairs.is_none() && self.amateur.is_none() && self.dola.is_none();
         let waits = |b: &Branch| b.waits.is_some();
         let branch = self.branches.iter_mut().find(|b| drawn && b.sequence == sequence && !waits(b))?;
         // The step itself makes one.
@@ -586,7 +657,14 @@ impl Generation {
                     send(
                         &self.events,
                         choice,
-                        Choice { id, logprob: Some(logprob), top: Vec::new(), raw: logprob, certainty: 0.0, trace: None },
+                        Choice {
+                            id,
+                            logprob: Some(logprob),
+                            top: Vec::new(),
+                            raw: logprob,
+                            certainty: 0.0,
+                            trace: None,
+                        },
                     );
                 }
                 ended.push((choice, if h.stopped { FinishReason::Stop } else { cut }));
@@ -678,19 +756,25 @@ impl Client {
     ) -> Vec<Act> {
         match &mut self.task {
             Task::Generate(g) => g.output(s, at, tools, between),
-            Task::Score { from, top, scores, .. } => match checked_max(tools.row, at + 1) {
-                Ok(max) => {
-                    let next = s.tokens[at + 1];
-                    let lse = softmax::log_sum_exp(tools.row, max);
-                    scores.log_probs[at + 1 - *from] = f64::from(tools.row[next as usize]) - lse;
-                    if *top > 0 {
-                        scores.top[at + 1 - *from] = tools.scratch.best(tools.row, *top, lse);
+            Task::Score { from, top, scores, .. } => {
+                let checked = tools.logits.whole().and_then(|(row, _)| Ok((checked_max(row, at + 1)?, row)));
+                match checked {
+                    Ok((max, row)) => {
+                        let next = s.tokens[at + 1];
+                        let lse = softmax::log_sum_exp(row, max);
+                        scores.log_probs[at + 1 - *from] = f64::from(row[next as usize]) - lse;
+                        if *top > 0 {
+                            scores.top[at + 1 - *from] = tools.scratch.best(row, *top, lse);
+                        }
+                        if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
                     }
-                    if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
+                    Err(error) => vec![Act::Fail(error)],
                 }
+            }
+            Task::Logits { .. } => match tools.logits.whole() {
+                Ok(_) => vec![Act::Finish],
                 Err(error) => vec![Act::Fail(error)],
             },
-            Task::Logits { .. } => vec![Act::Finish],
             Task::Embed { .. } => Vec::new(), // see `hidden`
         }
     }
@@ -704,10 +788,14 @@ impl Client {
         }
     }
 
-    /// Takes the hidden states from position `first` on, if it wants them.
-    pub(crate) fn hidden(&mut self, first: usize, rows: &[f32]) -> Option<Act> {
-        let Task::Embed { pooler, .. } = &mut self.task else { return None };
-        match pooler.take(first, rows) {
+    /// Takes the hidden states of a sequence from position `first` on, if it wants them.
+    pub(crate) fn hidden(&mut self, sequence: u64, first: usize, rows: &[f32]) -> Option<Act> {
+        let taken = match &mut self.task {
+            Task::Embed { pooler, .. } => pooler.take(first, rows),
+            Task::Generate(g) => g.walk.as_mut()?.take(sequence, first, rows).map(|()| false),
+            Task::Score { .. } | Task::Logits { .. } => return None,
+        };
+        match taken {
             Ok(done) => done.then_some(Act::Finish),
             Err(error) => Some(Act::Fail(error)),
         }
@@ -715,10 +803,24 @@ impl Client {
 
     /// Whether it wants hidden states.
     pub(crate) fn wants_hidden(&self) -> bool {
-        matches!(self.task, Task::Embed { .. })
+        match &self.task {
+            Task::Embed { .. } => true,
+            Task::Generate(g) => g.walk.is_some(),
+            Task::Score { .. } | Task::Logits { .. } => false,
+        }
     }
 
     // In both, a receiver that is gone has lost interest in the answer.
+
+    /// Whether it waits for what another model makes of a sentence.
+    pub(crate) fn compares(&self) -> bool {
+        matches!(&self.task, Task::Generate(g) if g.compares())
+    }
+
+    /// Whether its rows are combined with those of exits.
+    pub(crate) fn wants_exits(&self) -> bool {
+        matches!(&self.task, Task::Generate(g) if g.dola.is_some())
+    }
 
     /// Whether a row of one of its sequences is to be combined with an amateur's.
     pub(crate) fn wants_amateur(&self, sequence: u64) -> bool {

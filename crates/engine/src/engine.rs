@@ -2,6 +2,7 @@
 //! this crate with a device in it; the clock is read here and at submission.
 
 mod acts;
+mod rows;
 
 use crate::adapters::{AdapterInfo, AdapterLimits, NewAdapter, Registry};
 use crate::batch::Batch;
@@ -10,6 +11,7 @@ use crate::client::{Act, Client, Generation, Task, Tools};
 use crate::embed::{EmbedRequest, Pooler};
 use crate::events::FinishReason;
 use crate::handle::{Command, Handle, Job, Scores, Shared, Work};
+use crate::logits::{CANDIDATES, Logits};
 use crate::request::Retention;
 use crate::sampler::Scratch;
 use crate::scheduler::{self, Ahead, BlockOp, Chunk, Nothing, Scheduler};
@@ -20,7 +22,7 @@ use crate::statistics::EngineStats;
 use crate::tier::{Bytes, DiskCache, MoveCost, Tier};
 use crate::watchdog::Watchdog;
 use crate::{Error, Result};
-use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, View, Weight};
+use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Stop, View, Weight};
 use quarrel_model::ModelSpec;
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -36,6 +38,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How often one with nothing else to do looks whether sentences have been compared.
+const COMPARING: Duration = Duration::from_micros(500);
 /// Most KV blocks: their numbers are of 32 bits.
 const BLOCKS_MAX: usize = 1 << 31;
 
@@ -77,6 +81,8 @@ pub struct EngineConfig {
     pub identity: Option<[u8; 32]>,
     /// Every sequence has all its rows in one step: an encoder's, whose engine sees to it by itself.
     pub whole: bool,
+    /// Exits that the Program was built with ([`quarrel_model::decoder::Options::exits`]), for [`crate::Dola`].
+    pub exits: usize,
 }
 
 impl EngineConfig {
@@ -99,6 +105,7 @@ impl EngineConfig {
             disk_cache: None,
             identity: None,
             whole: false,
+            exits: 0,
         }
     }
 
@@ -162,6 +169,8 @@ pub struct EngineInfo {
     pub generates: bool,
     /// Length of an embedding, if there are hidden states to make it of.
     pub hidden: Option<usize>,
+    /// Layers after which there are logits too.
+    pub exits: usize,
     /// Whether a sequence can be shortened in the cache.
     pub evicts: bool,
     /// Whether there is a draft model.
@@ -200,7 +209,7 @@ impl Engine {
     /// The same; adapters can be read from files if the specification of the Program is known.
     pub(crate) fn start_model(
         mut device: Box<dyn Device>,
-        program: Program,
+        mut program: Program,
         weights: &[Weight],
         config: EngineConfig,
         draft: Option<DraftModel>,
@@ -215,7 +224,9 @@ impl Engine {
         }
         let logits = program.logits.map(|l| l.cols as usize);
         let vocab = logits.unwrap_or_else(|| quarrel_ir::reference::vocab(&program));
-        let hidden = program.hidden;
+        program.choose(CANDIDATES);
+        let (hidden, candidates) = (program.hidden, program.candidates);
+        let exits = quarrel_model::decoder::exit_logits(&program, config.exits);
         if let Some(d) = draft.as_ref().filter(|d| d.vocab() != vocab) {
             return Err(Error::DraftVocabulary { draft: d.vocab(), vocab });
         }
@@ -241,6 +252,7 @@ impl Engine {
             max_running: limits.running,
             generates: logits.is_some(),
             hidden: hidden.map(|h| h.cols as usize),
+            exits: exits.len(),
             evicts,
             draft: draft.is_some(),
             device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
@@ -256,8 +268,13 @@ impl Engine {
             clients: HashMap::new(),
             batch: Batch::default(),
             row: vec![0.0; logits.unwrap_or(0)],
+            candidates,
+            best: Vec::new(),
             hidden,
             states: Vec::new(),
+            exits,
+            exit_rows: Vec::new(),
+            exit_row: Vec::new(),
             scratch: Scratch::default(),
             speculation: Speculation::new(&config, draft),
             context: config.context,
@@ -292,9 +309,16 @@ struct Worker {
     clients: HashMap<u64, Client>,
     batch: Batch,
     row: Vec<f32>,
+    /// Where the best of the logits are, and those of a step.
+    candidates: Option<View>,
+    best: Vec<f32>,
     /// Where the hidden states are, and those of a step.
     hidden: Option<View>,
     states: Vec<f32>,
+    /// Where the logits of the exits are, those of a step, and those of a row.
+    exits: Vec<View>,
+    exit_rows: Vec<Vec<f32>>,
+    exit_row: Vec<f32>,
     scratch: Scratch,
     speculation: Speculation,
     context: usize,
@@ -354,6 +378,7 @@ impl Worker {
             for sequence in self.scheduler.expired(self.epoch.elapsed()) {
                 self.expire(sequence);
             }
+            self.take_compared();
             if !self.scheduler.is_idle()
                 && let Err(error) = self.step()
             {
@@ -403,7 +428,8 @@ impl Worker {
                     shadow = Some((self.next_id, negative.prompt.clone()));
                 }
                 let beside = shadow.as_ref().map(|s| s.0);
-                let g = Box::new(Generation::new(*request, seed, sequence, beside, events));
+                let dim = self.hidden.map_or(0, |h| h.cols as usize);
+                let g = Box::new(Generation::new(*request, seed, sequence, beside, dim, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, top, evictor: e, reply } => {
@@ -447,6 +473,7 @@ impl Worker {
         };
         let sequence = Sequence {
             request: id,
+            states: client.wants_hidden(),
             standing,
             retention,
             evictor,
@@ -537,6 +564,10 @@ impl Worker {
     fn step(&mut self) -> Result<()> {
         let loads = self.plan();
         if self.scheduler.plan().is_empty() {
+            if self.clients.values().any(Client::compares) {
+                std::thread::sleep(COMPARING);
+                return Ok(());
+            }
             // Every sequence waits for another: a bug, and better an error than a standstill.
             return Err(Error::Panicked("no sequence can go on".into()));
         }
@@ -581,6 +612,8 @@ impl Worker {
         let amateur = self.speculation.amateur(&plan, &self.scheduler, &mut self.clients);
         let row_time = self.scheduler.pace().per_row();
         let mut acts = self.pool(&plan)?;
+        self.choose()?;
+        self.read_exits(&plan)?;
         let mut output = 0;
         for chunk in &plan {
             let s = &self.scheduler.running()[chunk.running];
@@ -603,13 +636,17 @@ impl Worker {
                 continue;
             }
             for at in chunk.outputs.clone() {
-                self.device.read(self.prepared, Readout::Logits(output), &mut self.row)?;
+                let best = rows::best_of(&self.best, self.candidates, output);
+                let logits = Logits::new(&mut *self.device, self.prepared, output, best, &mut self.row);
                 output += 1;
-                let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
+                let (scratch, next_id) = (&mut self.scratch, &mut self.next_id);
                 let is_new = |c: &Client| matches!(&c.task, Task::Generate(g) if g.is_new());
                 let new = is_new(client);
+                let wants = client.wants_exits();
+                rows::gather(&self.exit_rows, output - 1, logits.vocab(), wants, &mut self.exit_row);
                 let tools = &mut Tools {
-                    row,
+                    logits,
+                    exits: wants.then_some(&self.exit_row),
                     amateur: amateur.get(&s.id),
                     row_time,
                     scratch,
@@ -636,35 +673,6 @@ impl Worker {
         Ok(())
     }
 
-    /// Gives those who embed the hidden states of their rows of a step.
-    fn pool(&mut self, plan: &[Chunk]) -> Result<Vec<(u64, Act)>> {
-        let wants = |c: &&Chunk| {
-            let request = self.scheduler.running()[c.running].request;
-            self.clients.get(&request).is_some_and(Client::wants_hidden)
-        };
-        let Some(view) = self.hidden.filter(|_| plan.iter().any(|c| wants(&c))) else {
-            return Ok(Vec::new());
-        };
-        let dim = view.cols as usize;
-        self.states.resize(self.stats.last_rows * dim, 0.0);
-        self.device.read(self.prepared, Readout::View(view), &mut self.states)?;
-        let (mut acts, mut row) = (Vec::new(), 0);
-        for chunk in plan {
-            let s = &self.scheduler.running()[chunk.running];
-            let ahead = self.scheduler.ahead().iter().find(|a| a.id == s.id);
-            let rows = ahead.map_or(chunk.rows.len(), |a| a.tree.nodes().len());
-            let states = &self.states[row * dim..(row + rows) * dim];
-            let act = self.clients.get_mut(&s.request).and_then(|c| c.hidden(chunk.rows.start, states));
-            if matches!(act, Some(Act::Finish)) {
-                self.stats.embedded_texts += 1;
-                self.stats.embedded_tokens += s.tokens.len() as u64;
-            }
-            acts.extend(act.map(|act| (s.request, act)));
-            row += rows;
-        }
-        Ok(acts)
-    }
-
     /// Shortens a sequence that has outgrown its budget.
     fn shorten(&mut self, sequence: u64) -> Result<()> {
         let Some(s) = self.scheduler.running().iter().find(|s| s.id == sequence) else { return Ok(()) };
@@ -689,17 +697,16 @@ impl Worker {
         let mut last = Vec::new();
         let tree = &ahead.tree;
         let walked = verify::walk(tree, |node| {
-            self.device.read(
-                self.prepared,
-                Readout::Logits(first + ahead.layout.row_of[node]),
-                &mut self.row,
-            )?;
+            let output = first + ahead.layout.row_of[node];
             let Some(client) = self.clients.get_mut(&request) else { return Ok(None) };
             let Some(s) = self.scheduler.running().iter().find(|s| s.id == ahead.id) else { return Ok(None) };
-            let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
+            let best = rows::best_of(&self.best, self.candidates, output);
+            let logits = Logits::new(&mut *self.device, self.prepared, output, best, &mut self.row);
+            let (scratch, next_id) = (&mut self.scratch, &mut self.next_id);
             let row_time = self.scheduler.pace().per_row();
             let (context, epoch) = (self.context, self.epoch);
-            let tools = &mut Tools { row, amateur: None, row_time, scratch, context, next_id, epoch };
+            let tools =
+                &mut Tools { logits, exits: None, amateur: None, row_time, scratch, context, next_id, epoch };
             let between = |d| self.stats.between_tokens.observe(d);
             last = client.output(s, ahead.root, tools, between);
             self.stats.sampled_tokens += 1;

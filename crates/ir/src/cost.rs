@@ -73,6 +73,16 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
             c.weight_bytes = weight_bytes(weight.0 as usize);
             c.flops = 2 * rows(*x) * u64::from(w.rows()) * u64::from(w.cols);
         }
+        // Of the experts, those that are chosen, when no two rows choose the same; it cannot be known before.
+        Op::MatMulExperts { out, route, experts, weight, .. } => {
+            let w = &program.weights[weight.0 as usize];
+            let used = u64::from(route.map_or(*experts, |r| r.cols / 2));
+            let (pairs, experts) = (rows(*out) * used, u64::from(*experts));
+            c.weight_bytes = weight_bytes(weight.0 as usize) / experts.max(1) * pairs.min(experts);
+            c.flops = 2 * pairs * u64::from(w.rows()) / experts.max(1) * u64::from(w.cols);
+        }
+        Op::Combine { x, .. } => c.flops = 2 * rows(*x) * u64::from(x.cols),
+        Op::Route { logits, .. } => c.flops = 8 * rows(*logits) * u64::from(logits.cols),
         Op::StoreKv { k, v, .. } => {
             c.kv_bytes = step.rows() * u64::from(k.cols + v.cols) * step.kv_element_bytes;
         }
@@ -87,6 +97,8 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
         Op::Glu { out, .. } | Op::Activate { out, .. } => c.flops = 8 * rows(*out) * u64::from(out.cols),
         Op::Add { out, .. } => c.flops = rows(*out) * u64::from(out.cols),
         Op::Scale { x, .. } | Op::Softcap { x, .. } => c.flops = rows(*x) * u64::from(x.cols),
+        // An exponential of each logit.
+        Op::TopK { x, .. } => c.flops = 8 * rows(*x) * u64::from(x.cols),
         Op::MatMul { .. } | Op::PickRows { .. } => {}
     }
     c

@@ -1,5 +1,6 @@
 //! A Program as text: what `quarrel inspect --program` prints and what snapshot tests pin.
 
+use crate::candidates;
 use crate::op::{Lookup, NormKind, NormSpec, Op, View};
 use crate::program::{Program, Rows, WeightId};
 use std::fmt;
@@ -18,7 +19,12 @@ impl Program {
     fn weight_text(&self, w: WeightId) -> String {
         let w = &self.weights[w.0 as usize];
         let names: Vec<&str> = w.parts.iter().map(|p| p.name.as_str()).collect();
-        format!("{}[{}x{}]", names.join("|"), w.rows(), w.cols)
+        // Experts are many, and all alike.
+        let names = match names[..] {
+            [first, .., last] if names.len() > 8 => format!("{first}|({} tensors)|{last}", names.len()),
+            _ => names.join("|"),
+        };
+        format!("{names}[{}x{}]", w.rows(), w.cols)
     }
 
     fn norm_text(&self, n: &NormSpec) -> String {
@@ -66,7 +72,8 @@ impl Program {
             }
             Op::StoreKv { k, v: value, kv_layer } => format!("store_kv {kv_layer} {} {}", v(k), v(value)),
             Op::Attend { out, q, spec: s } => {
-                let window = s.window.map(|w| format!(" window {w}")).unwrap_or_default();
+                let kind = if s.chunked { "chunk" } else { "window" };
+                let window = s.window.map(|w| format!(" {kind} {w}")).unwrap_or_default();
                 let cap = s.softcap.map(|c| format!(" softcap {c}")).unwrap_or_default();
                 let bias = s.alibi.map(|m| format!(" alibi {m}")).unwrap_or_default();
                 let sinks = s.sinks.map(|s| format!(" sinks {}", self.weight_text(s))).unwrap_or_default();
@@ -85,10 +92,40 @@ impl Program {
             }
             Op::Glu { out, gate, up, act } => format!("{} = glu {act:?} {} {}", v(out), v(gate), v(up)),
             Op::Activate { out, x, act } => format!("{} = {act:?} {}", v(out), v(x)),
+            Op::Route { out, logits, bias, spec: s } => {
+                let groups = s.groups.map(|g| format!(" of {}/{} groups by {}", g.used, g.count, g.best));
+                format!(
+                    "{} = route {} {:?} best {}{}{}{} * {}",
+                    v(out),
+                    v(logits),
+                    s.scoring,
+                    s.used,
+                    groups.unwrap_or_default(),
+                    bias.map(|b| format!(" bias {}", self.weight_text(b))).unwrap_or_default(),
+                    if s.normalize { " normalized" } else { "" },
+                    s.scale
+                )
+            }
+            Op::MatMulExperts { out, x, route, weight, bias, glu, .. } => {
+                let by = route.map_or("each block".into(), |r| self.view(r));
+                let bias = bias.map(|b| format!(" bias {}", self.weight_text(b))).unwrap_or_default();
+                let glu = glu.map(|g| format!(" glu {g:?}")).unwrap_or_default();
+                format!(
+                    "{} = matmul_experts {} by {by} {}{bias}{glu}",
+                    v(out),
+                    v(x),
+                    self.weight_text(*weight)
+                )
+            }
+            Op::Combine { out, x, weights, add } => {
+                let add = add.map(|a| format!("{} + ", self.view(a))).unwrap_or_default();
+                format!("{} = {add}combine {} by {}", v(out), v(x), v(weights))
+            }
             Op::Add { out, a, b } => format!("{} = {} + {}", v(out), v(a), v(b)),
             Op::Scale { x, by } => format!("scale {} * {by}", v(x)),
             Op::Softcap { x, cap } => format!("softcap {} at {cap}", v(x)),
             Op::PickRows { out, x } => format!("{} = pick_rows {}", v(out), v(x)),
+            Op::TopK { out, x } => format!("{} = top {} of {}", v(out), candidates::count(out.cols), v(x)),
         }
     }
 }

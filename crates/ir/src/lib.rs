@@ -7,10 +7,12 @@
 #![forbid(unsafe_code)]
 
 pub mod arena;
+pub mod candidates;
 pub mod cost;
 pub mod device;
 mod display;
 pub mod evict;
+pub mod experts;
 pub mod fuse;
 pub mod op;
 pub mod program;
@@ -18,11 +20,13 @@ pub mod reference;
 pub mod rope;
 mod uses;
 
+pub use candidates::Candidates;
 pub use device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
     RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, check_positions, no_adapter,
 };
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
+pub use experts::{ExpertGroups, Gate, RouteSpec, Scoring};
 pub use op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 pub use program::{KvLayer, Node, Program, Rows, ValueId, WeightDecl, WeightId, WeightPart};
 pub use rope::{Growth, RopeId, RopeStyle, RopeTable};

@@ -1,6 +1,7 @@
 //! The operations of a Program: about a dozen coarse ops, plain data with `u32` handles.
 //! `match op` is exhaustive everywhere, so a device without a kernel for an op does not compile.
 
+use crate::experts::{Gate, RouteSpec};
 use crate::program::{ValueId, WeightId};
 use crate::rope::RopeId;
 
@@ -91,6 +92,8 @@ pub struct AttendSpec {
     pub causal: bool,
     /// A token at position `p` sees positions `p - window + 1 ..= p`; `None` sees all up to `p`.
     pub window: Option<u32>,
+    /// The window begins at a multiple of its size: a token at `p` sees `p - p % window ..= p`.
+    pub chunked: bool,
     /// `cap * tanh(score / cap)` before the softmax.
     pub softcap: Option<f32>,
     /// ALiBi (Press et al. 2022): a score falls by [`alibi_slope`] of its head for each position that the key lies back;
@@ -201,6 +204,48 @@ pub enum Op {
         /// Nonlinearity.
         act: Activation,
     },
+    /// Chooses experts for each row: see [`crate::experts::route`].
+    Route {
+        /// `[rows, 2 * used]`: the numbers of the experts, then their weights.
+        out: View,
+        /// `[rows, experts]`.
+        logits: View,
+        /// `[1, experts]`, added to the scores for the choice alone.
+        bias: Option<WeightId>,
+        /// From logits to experts and weights.
+        spec: RouteSpec,
+    },
+    /// The product of each row with the weight of each of its experts: `out[r, j] = x[r, j] W_e^T + bias_e` with
+    /// `e = route[r, j]`, or with `glu` `out[r, j] = gate(x[r, j] G_e^T + .., x[r, j] U_e^T + ..)`. Only weights of chosen experts
+    /// are read. Without a route each block of columns has a weight of its own, `e = j`: the heads of latent attention.
+    MatMulExperts {
+        /// `[rows, used * (n + rest)]` where an expert gives `n` columns.
+        out: View,
+        /// `[rows, W cols]`, the same for all experts of a row, or `[rows, used * (W cols + rest)]`; the last `rest` columns of a
+        /// block are copied behind its product.
+        x: View,
+        /// What an [`Op::Route`] has written.
+        route: Option<View>,
+        /// Experts, all of which are used without a route.
+        experts: u32,
+        /// One part for each expert; with `glu` those of all gates, then those of all ups.
+        weight: WeightId,
+        /// Parts as in `weight`.
+        bias: Option<WeightId>,
+        /// The product with the first half of the parts gates that with the second.
+        glu: Option<Gate>,
+    },
+    /// `out = sum_j weights[j] * x[j]`, or `out = add + ..`, of blocks of columns as wide as `out`.
+    Combine {
+        /// `[rows, cols]`.
+        out: View,
+        /// `[rows, n * cols]`.
+        x: View,
+        /// `[rows, n]`.
+        weights: View,
+        /// Added to the sum.
+        add: Option<View>,
+    },
     /// `out = a + b`.
     Add {
         /// Output.
@@ -231,6 +276,25 @@ pub enum Op {
         /// `[rows, cols]`.
         x: View,
     },
+    /// What tokens are drawn from: the best of each row of logits, and the sum over all of them; see
+    /// [`crate::candidates`], which is the form of `out`.
+    TopK {
+        /// `[outputs, candidates::columns(k)]`.
+        out: View,
+        /// `[outputs, vocab]`.
+        x: View,
+    },
+}
+
+impl AttendSpec {
+    /// The first position that a token sees, if it sees only what is before it.
+    pub fn first(&self, position: usize) -> usize {
+        match self.window.map(|w| w as usize) {
+            None => 0,
+            Some(w) if self.chunked => position - position % w.max(1),
+            Some(w) => (position + 1).saturating_sub(w),
+        }
+    }
 }
 
 impl Op {
@@ -245,10 +309,14 @@ impl Op {
             Op::Attend { .. } => "attend",
             Op::Glu { .. } => "glu",
             Op::Activate { .. } => "activate",
+            Op::Route { .. } => "route",
+            Op::MatMulExperts { .. } => "matmul_experts",
+            Op::Combine { .. } => "combine",
             Op::Add { .. } => "add",
             Op::Scale { .. } => "scale",
             Op::Softcap { .. } => "softcap",
             Op::PickRows { .. } => "pick_rows",
+            Op::TopK { .. } => "top_k",
         }
     }
 
@@ -261,8 +329,12 @@ impl Op {
             | Op::Attend { out, .. }
             | Op::Glu { out, .. }
             | Op::Activate { out, .. }
+            | Op::Route { out, .. }
+            | Op::MatMulExperts { out, .. }
+            | Op::Combine { out, .. }
             | Op::Add { out, .. }
-            | Op::PickRows { out, .. } => Some(out),
+            | Op::PickRows { out, .. }
+            | Op::TopK { out, .. } => Some(out),
             Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => Some(x),
             Op::StoreKv { .. } => None,
         }
@@ -312,8 +384,27 @@ impl Op {
                 f(up, true);
                 f(out, false);
             }
-            Op::Activate { out, x, .. } | Op::PickRows { out, x } => {
+            Op::Activate { out, x, .. } | Op::PickRows { out, x } | Op::TopK { out, x } => {
                 f(x, true);
+                f(out, false);
+            }
+            Op::Route { out, logits, .. } => {
+                f(logits, true);
+                f(out, false);
+            }
+            Op::MatMulExperts { out, x, route, .. } => {
+                f(x, true);
+                if let Some(route) = route {
+                    f(route, true);
+                }
+                f(out, false);
+            }
+            Op::Combine { out, x, weights, add } => {
+                f(x, true);
+                f(weights, true);
+                if let Some(add) = add {
+                    f(add, true);
+                }
                 f(out, false);
             }
             Op::Add { out, a, b } => {
@@ -340,10 +431,11 @@ impl Op {
             n.weight.iter_mut().chain(&mut n.bias).for_each(&mut f);
         }
         match self {
-            Op::MatMul { weight, bias, .. } => {
+            Op::MatMul { weight, bias, .. } | Op::MatMulExperts { weight, bias, .. } => {
                 f(weight);
                 bias.iter_mut().for_each(f);
             }
+            Op::Route { bias, .. } => bias.iter_mut().for_each(f),
             Op::Embed { table, .. } => f(table),
             Op::Attend { spec, .. } => spec.sinks.iter_mut().for_each(f),
             _ => {}

@@ -1,5 +1,7 @@
 //! The Program: values, weights and ops in execution order, with the checks that make a device's life simple.
 
+use crate::candidates;
+use crate::experts::{Gate, RouteSpec};
 use crate::op::{Activation, AttendSpec, Lookup, NormSpec, Op, View};
 use crate::rope::{RopeId, RopeTable};
 use crate::{Error, Result};
@@ -96,6 +98,8 @@ pub struct Program {
     pub logits: Option<View>,
     /// `[tokens, dim]`: what the model knows of each token, after its last norm, where it is wanted for embeddings.
     pub hidden: Option<View>,
+    /// `[outputs, candidates::columns(k)]`: the best of the logits, where they are wanted.
+    pub candidates: Option<View>,
     pub(crate) layer: Option<u32>,
 }
 
@@ -123,6 +127,12 @@ impl Program {
             return WeightId(i as u32);
         }
         self.weights.push(decl);
+        WeightId(self.weights.len() as u32 - 1)
+    }
+
+    /// Declares a weight of several tensors, one below the other.
+    pub fn stacked(&mut self, parts: Vec<WeightPart>, cols: u32) -> WeightId {
+        self.weights.push(WeightDecl { parts, cols });
         WeightId(self.weights.len() as u32 - 1)
     }
 
@@ -175,11 +185,51 @@ impl Program {
         out
     }
 
+    /// The experts of each row and their weights as a new value.
+    pub fn route(&mut self, logits: View, bias: Option<WeightId>, spec: RouteSpec) -> View {
+        let out = self.value("route", self.rows_of(logits), 2 * spec.used);
+        self.push(Op::Route { out, logits, bias, spec });
+        out
+    }
+
+    /// Products with the chosen ones of `experts`, or with all, as a new value.
+    pub fn matmul_experts(
+        &mut self,
+        name: &'static str,
+        (x, route): (View, Option<View>),
+        experts: u32,
+        (weight, bias): (WeightId, Option<WeightId>),
+        glu: Option<Gate>,
+    ) -> View {
+        let (w, used) = (&self.weights[weight.0 as usize], route.map_or(experts, |r| r.cols / 2));
+        let each = w.rows() / experts / if glu.is_some() { 2 } else { 1 };
+        let rest = if x.cols == w.cols { 0 } else { (x.cols / used).saturating_sub(w.cols) };
+        let out = self.value(name, self.rows_of(x), used * (each + rest));
+        self.push(Op::MatMulExperts { out, x, route, experts, weight, bias, glu });
+        out
+    }
+
+    /// The weighted sum of blocks of columns as a new value.
+    pub fn combine(&mut self, name: &'static str, x: View, weights: View, add: Option<View>) -> View {
+        let out = self.value(name, self.rows_of(x), x.cols / weights.cols.max(1));
+        self.push(Op::Combine { out, x, weights, add });
+        out
+    }
+
     /// Attention over the cache as a new value.
     pub fn attend(&mut self, q: View, spec: AttendSpec) -> View {
         let out = self.value("attn", self.rows_of(q), spec.heads * spec.v_dim);
         self.push(Op::Attend { out, q, spec });
         out
+    }
+
+    /// Adds what tokens are drawn from: the `k` best logits of each row, or all if there are fewer. Without logits there is nothing
+    /// to add.
+    pub fn choose(&mut self, k: u32) {
+        let Some(x) = self.logits.filter(|l| l.cols <= candidates::VOCAB_MAX) else { return };
+        let out = self.value("candidates", Rows::Outputs, candidates::columns(k.min(x.cols)));
+        self.push(Op::TopK { out, x });
+        self.candidates = Some(out);
     }
 
     /// Most tokens of a sequence: the rows of the smallest table of positions, if there is one.
@@ -236,6 +286,9 @@ impl Program {
         let is_written = |v: View| written.get(v.value.0 as usize) == Some(&true);
         if self.logits.or(self.hidden).is_none() || !self.logits.is_none_or(is_written) {
             return Err(Error::Shape { at: "logits".into(), why: "no op writes them".into() });
+        }
+        if !self.candidates.is_none_or(is_written) {
+            return Err(Error::Shape { at: "candidates".into(), why: "no op writes them".into() });
         }
         match self.hidden {
             Some(h) if !is_written(h) || self.rows_of(h) != Rows::Tokens => {
@@ -295,7 +348,7 @@ impl Program {
             }
             Op::Rope { x, head_dim, table } => {
                 let fits = self.ropes.get(table.0 as usize).is_some_and(|t| {
-                    t.rot_dims <= *head_dim
+                    t.first.checked_add(t.rot_dims).is_some_and(|end| end <= *head_dim)
                         && t.rot_dims % 2 == 0
                         && t.inv_freq.len() == t.rot_dims as usize / 2
                 });
@@ -327,12 +380,72 @@ impl Program {
             }
             Op::Glu { out, gate, up, .. } => same(*out, *gate).or_else(|| same(*out, *up)),
             Op::Activate { out, x, .. } => same(*out, *x),
+            Op::Route { out, logits, bias, spec } => {
+                if out.cols != 2 * spec.used || self.rows_of(*out) != self.rows_of(*logits) {
+                    return Some(format!("{} columns for {} experts and weights", out.cols, spec.used));
+                }
+                if bias.is_some_and(|b| w(b).rows() != 1 || w(b).cols != logits.cols) {
+                    return Some(format!("bias does not have {} elements", logits.cols));
+                }
+                spec.problem(logits.cols)
+            }
+            Op::MatMulExperts { .. } => self.experts_problem(op),
+            Op::Combine { out, x, weights, add } => {
+                let fits = u64::from(weights.cols) * u64::from(out.cols) == u64::from(x.cols)
+                    && [*x, *weights].iter().all(|v| self.rows_of(*v) == self.rows_of(*out));
+                (!fits)
+                    .then(|| format!("{} weights of {} columns from {}", weights.cols, out.cols, x.cols))
+                    .or_else(|| add.and_then(|a| same(*out, a)))
+            }
             Op::Add { out, a, b } => same(*out, *a).or_else(|| same(*out, *b)),
             Op::Scale { .. } | Op::Softcap { .. } => None,
             Op::PickRows { out, x } => (out.cols != x.cols
                 || self.rows_of(*out) != Rows::Outputs
                 || self.rows_of(*x) != Rows::Tokens)
                 .then(|| "picks from tokens to outputs only".into()),
+            Op::TopK { out, x } => {
+                let k = candidates::count(out.cols);
+                let fits = out.cols == candidates::columns(k)
+                    && (1..=x.cols).contains(&k)
+                    && x.cols <= candidates::VOCAB_MAX
+                    && [*out, *x].iter().all(|v| self.rows_of(*v) == Rows::Outputs);
+                (!fits).then(|| format!("{} columns do not hold the best of {}", out.cols, x.cols))
+            }
         }
+    }
+
+    fn experts_problem(&self, op: &Op) -> Option<String> {
+        let Op::MatMulExperts { out, x, route, experts, weight, bias, glu } = op else { return None };
+        let w = &self.weights[weight.0 as usize];
+        let halves = if glu.is_some() { 2 } else { 1 };
+        let used = route.map_or(*experts, |r| r.cols / 2).max(1);
+        let each = w.rows() / experts.max(&1) / halves;
+        let parts = w.parts.iter().all(|p| p.rows == each)
+            && w.parts.len() as u64 == u64::from(*experts) * u64::from(halves);
+        // Blocks of the input and of the output, less what is multiplied: the same is left of both.
+        let rest = |v: View, n: u32| (v.cols % used == 0).then(|| (v.cols / used).checked_sub(n)).flatten();
+        let left = if x.cols == w.cols { Some(0) } else { rest(*x, w.cols) };
+        if each == 0 || !parts || left.is_none() || rest(*out, each) != left {
+            let (n, cols) = (w.parts.len(), w.cols);
+            return Some(format!(
+                "{n} tensors of {each}x{cols} for {experts} experts between {} and {} columns",
+                x.cols, out.cols
+            ));
+        }
+        let length = |b: &WeightDecl| b.rows() * b.cols;
+        if bias.is_some_and(|b| length(&self.weights[b.0 as usize]) != w.rows()) {
+            return Some(format!("bias does not have {} elements", w.rows()));
+        }
+        if self.rows_of(*x) != self.rows_of(*out)
+            || route.is_some_and(|r| self.rows_of(r) != self.rows_of(*out))
+        {
+            return Some("its inputs have other rows".into());
+        }
+        // The ids are used as they are, so nothing but a router for these experts may have written them.
+        let route = (*route)?;
+        let mut writers = self.ops.iter().filter(|n| n.op.output().is_some_and(|o| o.value == route.value));
+        let routed = |n: &Node| matches!(n.op, Op::Route { out, logits, .. } if out == route && logits.cols == *experts);
+        let by_router = writers.next().is_some_and(routed) && writers.next().is_none();
+        (!by_router).then(|| format!("its route is not one over {experts} experts"))
     }
 }

@@ -1,11 +1,13 @@
 //! The semantics: a scalar interpreter with f64 accumulation and f32 values, one op at a time, nothing fused or tiled.
 //! It is a [`Device`], so tests run it and a fast device side by side.
 
+use crate::candidates;
 use crate::device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
     StepInputs, Weight, check_adapter, check_positions, no_adapter,
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
+use crate::experts::route;
 use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
 use crate::rope::RopeTable;
@@ -233,7 +235,7 @@ impl Ready {
         let cache = &self.caches[spec.kv_layer as usize];
         let hd = spec.head_dim as usize;
         let kvh = h / (spec.heads / spec.kv_heads) as usize;
-        let first = spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize));
+        let first = spec.first(position);
         let past = if spec.causal { position + 1 } else { end };
         let scores: Vec<f64> = (first..past)
             .map(|p| {
@@ -419,6 +421,65 @@ impl Ready {
                 }
             }
             Op::Activate { out, x, act } => self.map_rows(out, x, |v| activate(act, f64::from(v)) as f32),
+            Op::Route { out, logits, bias, ref spec } => {
+                let (bias, mut scratch) = (bias.map(|b| self.weight(all, b)), Vec::new());
+                for r in 0..self.row_count(out) {
+                    let mut row = vec![0.0; out.cols as usize];
+                    route(spec, bias, &self.read_row(logits, r), &mut scratch, &mut row);
+                    self.write_row(out, r, &row);
+                }
+            }
+            Op::MatMulExperts { out, x, route, experts, weight, bias, glu } => {
+                let (w, bias) = (self.weight(all, weight), bias.map(|b| self.weight(all, b)));
+                let (experts, decl) = (experts as usize, &self.program.weights[weight.0 as usize]);
+                let (cols, used) = (decl.cols as usize, route.map_or(experts, |r| r.cols as usize / 2));
+                let n = decl.parts[0].rows as usize;
+                for r in 0..self.row_count(out) {
+                    let input = self.read_row(x, r);
+                    let ids = route.map(|route| self.read_row(route, r));
+                    let mut row = Vec::with_capacity(out.cols as usize);
+                    for j in 0..used {
+                        let block = if input.len() == cols {
+                            0..cols
+                        } else {
+                            j * (input.len() / used)..(j + 1) * (input.len() / used)
+                        };
+                        let (input, rest) = input[block].split_at(cols);
+                        // The products with one of the experts' tensors.
+                        let product = |part: usize, o: usize| {
+                            let at = part * n + o;
+                            dot(&w[at * cols..][..cols], input) + bias.map_or(0.0, |b| f64::from(b[at]))
+                        };
+                        let e = ids.as_ref().map_or(j, |ids| ids[j] as usize);
+                        row.extend((0..n).map(|o| match glu {
+                            Some(gate) => {
+                                let (g, u) = (product(e, o) as f32, product(experts + e, o) as f32);
+                                gate.apply(g.into(), u.into()) as f32
+                            }
+                            None => product(e, o) as f32,
+                        }));
+                        row.extend_from_slice(rest);
+                    }
+                    self.write_row(out, r, &row);
+                }
+            }
+            Op::Combine { out, x, weights, add } => {
+                for r in 0..self.row_count(out) {
+                    let (x, weights) = (self.read_row(x, r), self.read_row(weights, r));
+                    let add = add.map(|a| self.read_row(a, r));
+                    let cols = out.cols as usize;
+                    let sum = |c: usize| -> f64 {
+                        weights
+                            .iter()
+                            .enumerate()
+                            .map(|(j, w)| f64::from(*w) * f64::from(x[j * cols + c]))
+                            .sum()
+                    };
+                    let y: Vec<f32> =
+                        (0..cols).map(|c| add.as_ref().map_or(0.0, |a| a[c]) + sum(c) as f32).collect();
+                    self.write_row(out, r, &y);
+                }
+            }
             Op::Add { out, a, b } => {
                 for r in 0..self.row_count(out) {
                     let (x, y) = (self.read_row(a, r), self.read_row(b, r));
@@ -429,6 +490,13 @@ impl Ready {
             Op::Scale { x, by } => self.map_rows(x, x, |v| v * by),
             Op::Softcap { x, cap } => {
                 self.map_rows(x, x, |v| (f64::from(cap) * (f64::from(v) / f64::from(cap)).tanh()) as f32)
+            }
+            Op::TopK { out, x } => {
+                for r in 0..self.row_count(out) {
+                    let mut best = vec![0.0; out.cols as usize];
+                    candidates::choose(&self.read_row(x, r), &mut best);
+                    self.write_row(out, r, &best);
+                }
             }
             Op::PickRows { out, x } => {
                 for (i, r) in step.outputs.iter().enumerate() {

@@ -26,13 +26,19 @@ pub fn uses(program: &Program) -> Vec<Uses> {
                 let uses = &mut all[weight.0 as usize];
                 (uses.matrix, uses.halves) = (true, uses.halves || glu.is_some());
             }
+            Op::MatMulExperts { weight, glu, .. } => {
+                let uses = &mut all[weight.0 as usize];
+                (uses.matrix, uses.halves) = (true, uses.halves || glu.is_some());
+            }
             Op::Embed { table, .. } => all[table.0 as usize].table = true,
             _ => {}
         }
         let vectors = match &node.op {
             Op::Norm { norm, .. } => [norm.weight, norm.bias, None],
             Op::MatMul { norm: Some(norm), bias, .. } => [norm.weight, norm.bias, *bias],
-            Op::MatMul { bias, .. } => [*bias, None, None],
+            Op::MatMul { bias, .. } | Op::MatMulExperts { bias, .. } | Op::Route { bias, .. } => {
+                [*bias, None, None]
+            }
             Op::Attend { spec, .. } => [spec.sinks, None, None],
             _ => [None; 3],
         };

@@ -3,11 +3,12 @@
 use crate::arch::{Norms, QkNorm};
 use crate::spec::ModelSpec;
 use quarrel_ir::{
-    AttendSpec, KvLayer, Lookup, NormSpec, Op, Program, RopeId, RopeTable, Rows, View, WeightId, fuse,
+    AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, RopeStyle, RopeTable, Rows, View,
+    WeightId, fuse,
 };
 
 /// How to build the tape.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Apply the fusion rewrites.
     pub fuse: bool,
@@ -15,11 +16,14 @@ pub struct Options {
     pub hidden: bool,
     /// Most tokens of a sequence, where rotations depend on it; otherwise what the file says.
     pub context: Option<u32>,
+    /// Numbers of layers after which a decoder has logits too, by its last norm and its head: see [`exit_logits`]. 0 is what goes
+    /// into the first layer.
+    pub exits: Vec<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fuse: true, hidden: false, context: None }
+        Options { fuse: true, hidden: false, context: None, exits: Vec::new() }
     }
 }
 
@@ -37,31 +41,38 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
         })
         .collect();
     let context = options.context.unwrap_or(spec.context);
-    // Of queries and of keys.
-    let ropes: Vec<[RopeId; 2]> = spec
-        .ropes
-        .iter()
-        .map(|r| r.table(context))
-        .map(|keys| [b.p.rope(RopeTable { growth: spec.growth, ..keys.clone() }), b.p.rope(keys)])
-        .collect();
+    let ropes: Vec<RopeId> = spec.ropes.iter().map(|r| b.p.rope(r.table(context))).collect();
     let table = b.p.weight("token_embd.weight", spec.vocab, spec.dim);
     let mut x = b.embedding(table);
+    let exits = if spec.arch.causal { &options.exits[..] } else { &[] };
+    let mut picked = vec![None; exits.len()];
     for (l, layer) in spec.layers.iter().enumerate() {
         b.p.set_layer(Some(l as u32));
+        b.leave(x, l as u32, exits, &mut picked);
         x = b.block(x, l as u32, layer.window, layer.rope.and_then(|r| ropes.get(r).copied()));
     }
     b.p.set_layer(None);
+    b.leave(x, spec.layers.len() as u32, exits, &mut picked);
     if spec.arch.causal {
-        b.head(x, table, options.hidden);
+        let picked: Vec<View> = picked.into_iter().flatten().collect();
+        assert_eq!(picked.len(), exits.len(), "an exit is behind the last layer");
+        b.head(x, table, options.hidden, &picked);
     } else {
         b.p.hidden = Some(x);
     }
     if options.fuse { fuse::fuse(&b.p) } else { b.p }
 }
 
-struct Builder<'a> {
-    p: Program,
-    s: &'a ModelSpec,
+/// The logits of each of a Program's exits, as many as it was built with. Those of the whole model and these are columns of
+/// one value.
+pub fn exit_logits(program: &Program, exits: usize) -> Vec<View> {
+    let view = |l: View| move |e: usize| View { col: l.col + l.cols * (e as u32 + 1), ..l };
+    program.logits.map_or_else(Vec::new, |l| (0..exits).map(view(l)).collect())
+}
+
+pub(crate) struct Builder<'a> {
+    pub(crate) p: Program,
+    pub(crate) s: &'a ModelSpec,
 }
 
 impl Builder<'_> {
@@ -73,7 +84,7 @@ impl Builder<'_> {
         when.then(|| self.p.weight(format!("blk.{layer}.{name}.bias"), 1, cols))
     }
 
-    fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
+    pub(crate) fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
         let kind = self.s.arch.norm;
         let bias = self.s.norm_bias.then(|| weight.replace(".weight", ".bias"));
         let bias = bias.map(|name| self.p.weight(name, 1, group));
@@ -110,12 +121,12 @@ impl Builder<'_> {
         }
     }
 
-    fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
+    pub(crate) fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
         let norm = self.norm_spec(format!("blk.{layer}.{name}.weight"), group);
         self.p.norm(name, x, norm)
     }
 
-    fn linear(&mut self, layer: u32, name: &'static str, x: View, rows: u32, bias: bool) -> View {
+    pub(crate) fn linear(&mut self, layer: u32, name: &'static str, x: View, rows: u32, bias: bool) -> View {
         let w = self.weight(layer, name, rows, x.cols);
         let bias = self.bias(bias, layer, name, rows);
         self.p.matmul(name, x, w, bias)
@@ -138,9 +149,13 @@ impl Builder<'_> {
     }
 
     /// Attention and feed-forward, one after the other or side by side.
-    fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<[RopeId; 2]>) -> View {
+    fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+        let s = self.s;
         let h = self.before(l, "attn_norm", x);
-        let a = self.attention(h, l, window, rope);
+        let a = match s.latent {
+            Some(latent) => self.latent_attention(h, l, rope, &latent),
+            None => self.attention(h, l, window, rope),
+        };
         if self.s.parallel {
             let h = if self.s.ff_norm { self.before(l, "ffn_norm", x) } else { h };
             let f = self.feed_forward(h, l);
@@ -161,7 +176,7 @@ impl Builder<'_> {
         y
     }
 
-    fn attention(&mut self, h: View, l: u32, window: Option<u32>, rope: Option<[RopeId; 2]>) -> View {
+    fn attention(&mut self, h: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
         let s = self.s;
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
@@ -175,13 +190,23 @@ impl Builder<'_> {
             q = self.layer_norm(l, "attn_q_norm", q, of_q);
             k = self.layer_norm(l, "attn_k_norm", k, of_k);
         }
-        if let Some(tables) = rope {
-            for (x, table) in [q, k].into_iter().zip(tables) {
+        [q, k] = self.bare([q, k], rope.is_some());
+        if let Some(table) = rope {
+            for x in [q, k] {
                 self.p.push(Op::Rope { x, head_dim: s.head_dim, table });
             }
         }
         self.p.push(Op::StoreKv { k, v, kv_layer: l });
-        let spec = AttendSpec {
+        let spec = self.attend_spec(l, window);
+        let a = self.p.attend(q, spec);
+        let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
+        self.scaled(y)
+    }
+
+    pub(crate) fn attend_spec(&mut self, l: u32, window: Option<u32>) -> AttendSpec {
+        let s = self.s;
+        let sinks = s.sinks.then(|| self.p.weight(format!("blk.{l}.attn_sinks.weight"), 1, s.heads));
+        AttendSpec {
             kv_layer: l,
             heads: s.heads,
             kv_heads: s.kv_heads,
@@ -190,17 +215,42 @@ impl Builder<'_> {
             scale: s.attn_scale,
             causal: s.arch.causal,
             window,
+            chunked: s.chunked && window.is_some(),
             softcap: s.attn_softcap,
             alibi: s.alibi,
-            sinks: None,
-        };
-        let a = self.p.attend(q, spec);
-        let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
-        self.scaled(y)
+            sinks,
+        }
+    }
+
+    /// What Llama 4 does to queries and keys: a norm without gain where they are rotated, which a rotation leaves as it is, and
+    /// queries that grow with their position where they are not.
+    fn bare(&mut self, [mut q, mut k]: [View; 2], rotated: bool) -> [View; 2] {
+        let s = self.s;
+        if s.bare_norm && rotated {
+            let norm =
+                NormSpec { kind: NormKind::Rms, eps: s.eps, group: s.head_dim, weight: None, bias: None };
+            (q, k) = (self.p.norm("attn_q_norm", q, norm), self.p.norm("attn_k_norm", k, norm));
+        }
+        if let Some(growth) = s.growth.filter(|_| !rotated || s.arch.growing) {
+            // A rotation by nothing, with a factor.
+            let dims = s.head_dim / 2 * 2;
+            let still = RopeTable {
+                inv_freq: vec![0.0; dims as usize / 2],
+                growth: Some(growth),
+                ..RopeTable::new(RopeStyle::Neox, dims, 1.0, None)
+            };
+            let table = self.p.rope(still);
+            self.p.push(Op::Rope { x: q, head_dim: s.head_dim, table });
+        }
+        [q, k]
     }
 
     fn feed_forward(&mut self, h: View, l: u32) -> View {
         let s = self.s;
+        if let Some(experts) = s.experts.filter(|_| s.sparse.get(l as usize) == Some(&true)) {
+            let y = self.mixture(h, l, &experts);
+            return self.scaled(y);
+        }
         let a = if s.arch.gated {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
@@ -215,25 +265,41 @@ impl Builder<'_> {
         self.scaled(y)
     }
 
-    fn head(&mut self, x: View, table: WeightId, hidden: bool) {
+    /// Keeps the rows of `x`, which `layers` have made, for the exits that are there.
+    fn leave(&mut self, x: View, layers: u32, exits: &[u32], picked: &mut [Option<View>]) {
+        for (_, kept) in exits.iter().zip(picked).filter(|(e, _)| **e == layers) {
+            *kept = Some(self.pick("exit", x));
+        }
+    }
+
+    fn pick(&mut self, name: &'static str, x: View) -> View {
+        let out = self.p.value(name, Rows::Outputs, x.cols);
+        self.p.push(Op::PickRows { out, x });
+        out
+    }
+
+    fn head(&mut self, x: View, table: WeightId, hidden: bool, exits: &[View]) {
         let s = self.s;
-        let picked = self.p.value("picked", Rows::Outputs, s.dim);
-        self.p.push(Op::PickRows { out: picked, x });
+        let picked = self.pick("picked", x);
         let norm = self.norm_spec("output_norm.weight".into(), s.dim);
         if hidden {
             // Of all tokens, whether their logits are wanted or not; what the head multiplies is a copy of its own.
             self.p.hidden = Some(self.p.norm("hidden", x, norm));
         }
-        let h = self.p.norm("output_norm", picked, norm);
-        let w = if s.tied { table } else { self.p.weight("output.weight", s.vocab, s.dim) };
+        let weight = if s.tied { table } else { self.p.weight("output.weight", s.vocab, s.dim) };
         let bias = s.head_bias.then(|| self.p.weight("output.bias", 1, s.vocab));
-        let logits = self.p.matmul("logits", h, w, bias);
-        if s.logit_scale != 1.0 {
-            self.p.push(Op::Scale { x: logits, by: s.logit_scale });
+        let all = self.p.value("logits", Rows::Outputs, s.vocab * (1 + exits.len() as u32));
+        // The whole model's first, then one exit's after the other's.
+        for (i, x) in [picked].iter().chain(exits).enumerate() {
+            let (out, x) = (all.slice(s.vocab * i as u32, s.vocab), self.p.norm("output_norm", *x, norm));
+            self.p.push(Op::MatMul { out, x, norm: None, weight, bias, add: None, glu: None });
+            if s.logit_scale != 1.0 {
+                self.p.push(Op::Scale { x: out, by: s.logit_scale });
+            }
+            if let Some(cap) = s.logit_softcap {
+                self.p.push(Op::Softcap { x: out, cap });
+            }
         }
-        if let Some(cap) = s.logit_softcap {
-            self.p.push(Op::Softcap { x: logits, cap });
-        }
-        self.p.logits = Some(logits);
+        self.p.logits = Some(all.slice(0, s.vocab));
     }
 }

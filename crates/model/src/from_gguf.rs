@@ -3,11 +3,13 @@
 
 use crate::arch::{self, Arch, Multipliers, Norms, Positions, QkNorm};
 use crate::decoder::{Options, decoder};
+use crate::experts::{ExpertSpec, Said};
+use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
-use quarrel_ir::{Growth, NormKind};
+use quarrel_ir::{Growth, NormKind, Scoring};
 
 /// Keys below `ARCH.` that are read here or cannot change the result.
 const UNDERSTOOD: &[&str] = &[
@@ -15,6 +17,23 @@ const UNDERSTOOD: &[&str] = &[
     "context_length",
     "embedding_length",
     "feed_forward_length",
+    "expert_count",
+    "expert_used_count",
+    "expert_feed_forward_length", // the tensors say it
+    "expert_shared_feed_forward_length",
+    "expert_shared_count",
+    "expert_gating_func",
+    "expert_group_count",
+    "expert_group_used_count",
+    "expert_weights_norm",
+    "expert_weights_scale",
+    "leading_dense_block_count", // which layers have a router is seen
+    "interleave_moe_layer_step",
+    "attention.q_lora_rank",
+    "attention.kv_lora_rank",
+    "attention.key_length_mla",
+    "attention.value_length_mla",
+    "rope.scaling.yarn_log_multiplier",
     "attention.head_count",
     "attention.head_count_kv",
     "attention.key_length",
@@ -48,8 +67,8 @@ const FACTORS: &[&str] = &["embedding_scale", "residual_scale", "logit_scale"];
 
 /// Keys that are harmless when they have this value.
 const NEUTRAL: &[(&str, i128)] = &[
-    ("expert_count", 0),
-    ("expert_used_count", 0),
+    ("moe_every_n_layers", 0),
+    ("moe_every_n_layers", 1),
     ("attention.clamp_kqv", 0),
     ("rope.scaling.yarn_ext_factor", 1),
 ];
@@ -62,7 +81,8 @@ pub fn spec(source: &Source, meta: &Metadata) -> Result<ModelSpec> {
     let name = meta.str("general.architecture").ok_or_else(|| {
         field_error("general.architecture", "is missing; this is no model for a language engine")
     })?;
-    let arch = arch::by_gguf(name).ok_or_else(|| unknown(name, source, meta))?;
+    let experts = meta.u32(&format!("{name}.expert_count")).is_some_and(|n| n > 0);
+    let arch = arch::by_gguf(name, experts).ok_or_else(|| unknown(name, source, meta))?;
     let reader = Reader { arch, meta, source };
     reader.refuse_unknown_keys()?;
     let spec = reader.spec()?.check()?;
@@ -126,6 +146,8 @@ impl Reader<'_> {
             .and_then(|v| u32::try_from(v).ok())
             .ok_or_else(|| self.missing("token_embd.weight"))?;
         let has = |name: &str| weights::has(self.source, self.arch, name);
+        let latent = self.latent()?;
+        let head_dim = latent.map_or(head_dim, |m| m.head());
         let positions = spec::positions(self.arch, count);
         let ropes = match positions {
             Positions::Rotated => self.ropes(head_dim)?,
@@ -134,7 +156,10 @@ impl Reader<'_> {
         let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
         let growth = self.growth()?;
         let scale = self.opt_f32("attention.scale")?.filter(|s| *s != 0.0);
-        Ok(ModelSpec {
+        let (experts, sparse) = self.experts(count)?;
+        let spread = latent.map_or(Ok(1.0), |_| self.latent_scale())?;
+        let llama4 = self.arch.chunks;
+        let spec = ModelSpec {
             vocab,
             dim,
             heads,
@@ -144,7 +169,7 @@ impl Reader<'_> {
             ff: self.u32("feed_forward_length")?,
             context: self.u32("context_length")?,
             eps: self.opt_f32(eps)?.ok_or_else(|| field_error(self.key(eps), "is missing"))?,
-            attn_scale: scale.unwrap_or_else(|| attn_scale(self.arch, count, dim, heads, head_dim)),
+            attn_scale: spread * scale.unwrap_or_else(|| attn_scale(self.arch, count, dim, heads, head_dim)),
             attn_softcap: self.opt_f32("attn_logit_softcapping")?.filter(|c| *c != 0.0),
             logit_softcap: self.opt_f32("final_logit_softcapping")?.filter(|c| *c != 0.0),
             qk_norm: if has("blk.0.attn_q_norm.weight") { self.arch.qk_norm } else { QkNorm::None },
@@ -166,10 +191,17 @@ impl Reader<'_> {
             positions: self.table_rows("position_embd.weight"),
             token_types: self.table_rows("token_types.weight"),
             layers: self.layers(count, &ropes)?,
-            growth,
             ropes,
+            experts,
+            sparse,
+            sinks: has("blk.0.attn_sinks.weight"),
+            chunked: llama4.is_some(),
+            // llama.cpp tells the model that has no norms by its number of experts.
+            bare_norm: llama4.is_some() && experts.is_some_and(|e| e.count != 128),
+            growth: llama4.map(|l| l.growth).or(growth),
             ..ModelSpec::new(self.arch)
-        })
+        };
+        Ok(spec.with_latent(latent))
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {
@@ -184,7 +216,8 @@ impl Reader<'_> {
     fn growth(&self) -> Result<Option<Growth>> {
         let by = self.opt_f32("attention.temperature_scale")?.filter(|by| *by != 0.0);
         let Some(by) = by else { return Ok(None) };
-        Ok(Some(Growth { by, per: self.u32("rope.scaling.original_context_length")? }))
+        let tokens = self.u32("rope.scaling.original_context_length")? as f32;
+        Ok(Some(Growth { tokens, by, ahead: 0.0 }))
     }
 
     /// Factors on embeddings, on what blocks add, and on logits.
@@ -207,8 +240,73 @@ impl Reader<'_> {
         })
     }
 
+    /// The sizes of latent attention. Files from before 2025 have the heads' own lengths where others say `_mla`.
+    fn latent(&self) -> Result<Option<Latent>> {
+        if !self.arch.latent {
+            return Ok(None);
+        }
+        let length = |key: &str| match self.opt_u32(&format!("{key}_mla"))? {
+            Some(n) => Ok(n),
+            None => self.u32(key),
+        };
+        let (head, rotated) = (length("attention.key_length")?, self.u32("rope.dimension_count")?);
+        let m = Latent {
+            q_rank: self.opt_u32("attention.q_lora_rank")?.unwrap_or(0),
+            rank: self.u32("attention.kv_lora_rank")?,
+            plain: head.saturating_sub(rotated),
+            rotated,
+            v_dim: length("attention.value_length")?,
+        };
+        m.check().map(Some)
+    }
+
+    /// What YaRN does to the scores of latent attention.
+    fn latent_scale(&self) -> Result<f32> {
+        let (factor, log) =
+            (self.positive("rope.scaling.factor")?, self.positive("rope.scaling.yarn_log_multiplier")?);
+        Ok(match factor.zip(log) {
+            Some((factor, log)) => yarn_attention(factor, 10.0 * log).powi(2) as f32,
+            None => 1.0,
+        })
+    }
+
+    /// The experts, and which layers have them: those with a router.
+    fn experts(&self, layers: u32) -> Result<(Option<ExpertSpec>, Vec<bool>)> {
+        let (count, rules) = (self.opt_u32("expert_count")?.unwrap_or(0), self.arch.experts);
+        let Some(rules) = rules.filter(|_| count > 0) else {
+            return match count {
+                0 => Ok((None, Vec::new())),
+                n => {
+                    let why = format!("is {n}; this family is not known to have experts");
+                    Err(field_error(self.key("expert_count"), why))
+                }
+            };
+        };
+        let scoring = match self.opt_u32("expert_gating_func")? {
+            None | Some(0) => None,
+            // The third is a softmax over the chosen alone, which is what dividing by the sum gives.
+            Some(1 | 3) => Some(Scoring::Softmax),
+            Some(2) => Some(Scoring::Sigmoid),
+            Some(n) => {
+                return Err(field_error(self.key("expert_gating_func"), format!("is {n}, 1 to 3 are known")));
+            }
+        };
+        let said = Said {
+            count,
+            used: self.u32("expert_used_count")?,
+            // SparseMixer has no number there.
+            scoring: scoring.filter(|_| !matches!(rules.scoring, Scoring::Sparse { .. })),
+            normalize: self.flag("expert_weights_norm")?,
+            groups: self.opt_u32("expert_group_count")?.zip(self.opt_u32("expert_group_used_count")?),
+            scale: self.opt_f32("expert_weights_scale")?.filter(|s| *s != 0.0).unwrap_or(1.0),
+            gate: rules.gate,
+        };
+        rules.read(said, layers, |name| names::find(self.source, self.arch, name))
+    }
+
     fn layers(&self, count: u32, ropes: &[Rotary]) -> Result<Vec<LayerSpec>> {
         let window = self.opt_u32("attention.sliding_window")?.filter(|w| *w > 0);
+        let window = window.or(self.arch.chunks.map(|c| c.tokens));
         let count = count.min(1 << 16); // `check` refuses such counts; until then they must not cost memory
         let key = self.key("attention.sliding_window_pattern");
         let local = match (self.meta.bools(&key), self.meta.u32(&key)) {
@@ -277,8 +375,12 @@ impl Reader<'_> {
                     context: f64::from(trained),
                     beta_fast: self.positive("rope.scaling.yarn_beta_fast")?.unwrap_or(32.0),
                     beta_slow: self.positive("rope.scaling.yarn_beta_slow")?.unwrap_or(1.0),
-                    attention: yarn_attention(factor, 1.0) / all * attention.unwrap_or(1.0),
-                    truncate: true,
+                    // Where latent attention has a factor of its own on scores, it is this one.
+                    attention: match self.arch.latent {
+                        true => attention.unwrap_or(1.0),
+                        false => yarn_attention(factor, 1.0) / all * attention.unwrap_or(1.0),
+                    },
+                    truncate: self.arch.yarn_truncate,
                 }
             }
             (other, factors) => {
@@ -345,7 +447,8 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
             Multipliers::Logits => k == "logit_scale",
             Multipliers::Granite | Multipliers::MiniCpm => true,
         },
-        (Some(a), "attention.temperature_scale" | "rope.scaling.yarn_log_multiplier") => a.growing,
+        (Some(a), "attention.temperature_scale") => a.growing,
+        (Some(a), "rope.scaling.yarn_log_multiplier") => a.growing || a.latent,
         (Some(a), "attention.max_alibi_bias") => a.positions == Positions::Alibi,
         (_, k) => UNDERSTOOD.contains(&k),
     }

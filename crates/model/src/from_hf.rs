@@ -2,12 +2,14 @@
 //! understood is refused by name.
 
 use crate::arch::{self, Arch, Multipliers, Positions, QkNorm, Setting, WindowPattern};
+use crate::experts::{ExpertSpec, Said};
 use crate::from_gguf::shorten;
+use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, weights};
 use quarrel_formats::Source;
-use quarrel_ir::{Activation, Growth};
+use quarrel_ir::{Activation, Gate, Growth, Scoring};
 use serde_json::Value;
 
 /// Other names of settings, as older configuration classes have them; the first is what messages say.
@@ -199,9 +201,11 @@ impl Reader<'_> {
         }
         let head_dim = self.opt_u32("head_dim")?.unwrap_or(dim / heads);
         let count = self.u32("num_hidden_layers")?;
+        let latent = self.latent()?;
+        let head_dim = latent.map_or(head_dim, |m| m.head());
         let positions = spec::positions(self.arch, count);
         let ropes = match positions {
-            Positions::Rotated => self.ropes(head_dim)?,
+            Positions::Rotated => self.ropes(latent.map_or(head_dim, |m| m.rotated))?,
             _ => Vec::new(),
         };
         let scale = match (self.f64("query_pre_attn_scalar")?, self.f64("attention_multiplier")?) {
@@ -215,7 +219,10 @@ impl Reader<'_> {
         let eps =
             self.f64("eps")?.ok_or_else(|| field_error("eps", "of the norms is missing from config.json"))?;
         let alibi = number("alibi_bias_max", &self.config["attn_config"]["alibi_bias_max"])?;
-        Ok(ModelSpec {
+        let (experts, sparse) = self.experts(count)?;
+        let scale = scale * latent.map_or(Ok(1.0), |_| self.latent_scale())?;
+        let chunks = self.arch.chunks;
+        let spec = ModelSpec {
             vocab: self.u32("vocab_size")?,
             dim,
             heads,
@@ -244,10 +251,90 @@ impl Reader<'_> {
             positions: self.rows("position_embd.weight"),
             token_types: self.rows("token_types.weight"),
             layers: self.layers(count, &ropes)?,
-            growth,
             ropes,
+            experts,
+            sparse,
+            sinks: self.has("blk.0.attn_sinks.weight"),
+            chunked: chunks.is_some(),
+            bare_norm: chunks.is_some() && self.flag("use_qk_norm")?.unwrap_or(true),
+            growth: match chunks.filter(|_| self.config["attn_temperature_tuning"] != false) {
+                Some(c) => Some(Growth {
+                    tokens: self.f64("floor_scale")?.map_or(c.growth.tokens, |f| f as f32),
+                    by: self.f64("attn_scale")?.map_or(c.growth.by, |f| f as f32),
+                    ahead: c.growth.ahead,
+                }),
+                None => growth,
+            },
             ..ModelSpec::new(self.arch)
+        };
+        Ok(spec.with_latent(latent))
+    }
+
+    /// The sizes of latent attention.
+    fn latent(&self) -> Result<Option<Latent>> {
+        if !self.arch.latent {
+            return Ok(None);
+        }
+        let m = Latent {
+            q_rank: self.opt_u32("q_lora_rank")?.unwrap_or(0),
+            rank: self.u32("kv_lora_rank")?,
+            plain: self.u32("qk_nope_head_dim")?,
+            rotated: self.u32("qk_rope_head_dim")?,
+            v_dim: self.u32("v_head_dim")?,
+        };
+        m.check().map(Some)
+    }
+
+    /// What YaRN does to the scores of latent attention.
+    fn latent_scale(&self) -> Result<f32> {
+        let nested = &self.config["rope_parameters"];
+        let scaling = if nested["rope_type"].is_string() { nested } else { &self.config["rope_scaling"] };
+        let of = |key: &str| Ok::<_, Error>(number(key, &scaling[key])?.filter(|v| *v != 0.0));
+        Ok(match of("factor")?.zip(of("mscale_all_dim")?) {
+            Some((factor, all)) => yarn_attention(factor, all).powi(2) as f32,
+            None => 1.0,
         })
+    }
+
+    /// The experts, and which layers have them: those with a router.
+    fn experts(&self, layers: u32) -> Result<(Option<ExpertSpec>, Vec<bool>)> {
+        let none = (None, Vec::new());
+        let Some(rules) = self.arch.experts else { return Ok(none) };
+        let Some(count) = self.opt_u32(rules.hf_count)?.filter(|n| *n > 0) else { return Ok(none) };
+        let scoring = match (rules.scoring, self.config["scoring_func"].as_str()) {
+            (Scoring::Sparse { .. }, _) => {
+                self.f64("router_jitter_noise")?.map(|eps| Scoring::Sparse { eps: eps as f32 })
+            }
+            (_, None) => None,
+            (_, Some("softmax")) => Some(Scoring::Softmax),
+            (_, Some("sigmoid")) => Some(Scoring::Sigmoid),
+            (_, Some(other)) => {
+                return Err(field_error(
+                    "scoring_func",
+                    format!("is {other:?}, softmax and sigmoid are known"),
+                ));
+            }
+        };
+        let said = Said {
+            count,
+            used: self.u32("num_experts_per_tok")?,
+            scoring,
+            normalize: self.flag("norm_topk_prob")?,
+            // DeepSeek-V2-Lite has groups in its configuration and does not use them.
+            groups: match self.config["topk_method"].as_str() {
+                Some("greedy") => None,
+                _ => self.opt_u32("n_group")?.zip(self.opt_u32("topk_group")?),
+            },
+            scale: self.f64("routed_scaling_factor")?.unwrap_or(1.0) as f32,
+            gate: match rules.gate {
+                Gate::Clamped { alpha, limit } => Gate::Clamped {
+                    alpha: self.f64("swiglu_alpha")?.map_or(alpha, |a| a as f32),
+                    limit: self.f64("swiglu_limit")?.map_or(limit, |l| l as f32),
+                },
+                plain => plain,
+            },
+        };
+        rules.read(said, layers, |name| names::find(self.source, self.arch, name))
     }
 
     /// Key heads, by the matrix that they are in where the file does not say.
@@ -267,6 +354,9 @@ impl Reader<'_> {
 
     /// Width of the feed-forward block, by the matrix into it where the file does not say.
     fn feed_forward(&self) -> Result<u32> {
+        if let Some(n) = self.opt_u32("intermediate_size_mlp")? {
+            return Ok(n);
+        }
         if let Some(n) = self.opt_u32("intermediate_size")? {
             return Ok(n);
         }
@@ -284,7 +374,7 @@ impl Reader<'_> {
         let key = "original_max_position_embeddings";
         let per =
             number(key, &rope[key])?.ok_or_else(|| field_error(key, "is missing from rope_parameters"))?;
-        Ok(Some(Growth { by: by as f32, per: per as u32 }))
+        Ok(Some(Growth { tokens: per as f32, by: by as f32, ahead: 0.0 }))
     }
 
     /// Factors on embeddings, on what blocks add, and on logits.
@@ -308,6 +398,10 @@ impl Reader<'_> {
         let window = match self.flag("use_sliding_window")? {
             Some(false) => None,
             _ => self.opt_u32("sliding_window")?.filter(|w| *w > 0),
+        };
+        let window = match (window, self.arch.chunks) {
+            (None, Some(c)) => Some(self.opt_u32("attention_chunk_size")?.unwrap_or(c.tokens)),
+            (window, _) => window,
         };
         // Llama has no window; a number left in its configuration by a converter is not used by transformers either.
         let window = window.filter(|_| self.arch.gguf != arch::LLAMA.gguf);
@@ -336,6 +430,11 @@ impl Reader<'_> {
                         field_error("no_rope_layers", format!("must list {count} times 0 or 1"))
                     })?,
             ),
+        };
+        // Layers without rotation see everything where others have chunks.
+        let local = match (&rotated, self.arch.chunks) {
+            (Some(rotated), Some(_)) if self.config["layer_types"].is_null() => rotated.clone(),
+            _ => local,
         };
         Ok(layers(self.arch, &local, window, ropes, rotated.as_deref()))
     }
@@ -455,6 +554,14 @@ impl Reader<'_> {
         })
     }
 
+    /// Whether a tensor belongs to the layers behind the last that predict tokens further ahead, which are not used.
+    fn predicts_more(&self, spec: &ModelSpec, name: &str) -> bool {
+        let layer = name.strip_prefix("model.layers.").and_then(|n| n.split_once('.'));
+        let more = self.config["num_nextn_predict_layers"].as_u64().unwrap_or(0) as usize;
+        let last = spec.layers.len();
+        layer.and_then(|(l, _)| l.parse().ok()).is_some_and(|l: usize| l >= last && l - last < more)
+    }
+
     fn refuse_unknown_tensors(&self, spec: &ModelSpec) -> Result<()> {
         let options = crate::decoder::Options { fuse: false, ..Default::default() };
         let program = crate::decoder::decoder(spec, &options);
@@ -464,8 +571,9 @@ impl Reader<'_> {
             let pattern = names::pattern(n);
             let drop =
                 |u: &&str| **u == pattern || u.split_once('.').is_some_and(|(_, short)| short == pattern);
+            let ahead = self.predicts_more(spec, n);
             let seen = SIGHT.iter().any(|p| n.strip_prefix("model.").unwrap_or(n).starts_with(p));
-            !seen && !n.ends_with("rotary_emb.inv_freq") && !self.arch.hf_unused.iter().any(drop)
+            !ahead && !seen && !n.ends_with("rotary_emb.inv_freq") && !self.arch.hf_unused.iter().any(drop)
         });
         if unknown.is_empty() {
             return Ok(());
@@ -490,6 +598,7 @@ fn number(key: &str, value: &Value) -> Result<Option<f64>> {
 fn is_local(kind: &Value) -> Option<bool> {
     match kind.as_str()? {
         "sliding_attention" => Some(true),
+        "chunked_attention" => Some(true),
         "full_attention" => Some(false),
         _ => None,
     }

@@ -7,12 +7,15 @@
 
 pub mod arch;
 pub mod decoder;
+pub mod experts;
 pub mod from_gguf;
 pub mod from_hf;
+pub mod latent;
 pub mod lora;
 pub mod names;
 pub mod rope;
 pub mod spec;
+mod stacks;
 pub mod weights;
 
 pub use arch::Arch;

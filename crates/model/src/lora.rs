@@ -134,7 +134,7 @@ impl Reader<'_> {
             }
         }
         let name = meta.str("general.architecture").unwrap_or("");
-        match arch::by_gguf(name) {
+        match arch::by_gguf(name, false) {
             Some(arch) => Ok(arch),
             None => self.fail("general.architecture", format!("is {name:?}; known are {}", arch::known())),
         }

@@ -19,24 +19,47 @@ pub const COMMON: crate::arch::NameTable = &[
     ("blk.{}.ffn_gate", "model.layers.{}.mlp.gate_proj"),
     ("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
     ("blk.{}.ffn_down", "model.layers.{}.mlp.down_proj"),
+    ("blk.{}.ffn_gate_inp", "model.layers.{}.mlp.gate"),
+    ("blk.{}.ffn_gate_exps.{}", "model.layers.{}.mlp.experts.{}.gate_proj"),
+    ("blk.{}.ffn_up_exps.{}", "model.layers.{}.mlp.experts.{}.up_proj"),
+    ("blk.{}.ffn_down_exps.{}", "model.layers.{}.mlp.experts.{}.down_proj"),
+    ("blk.{}.ffn_gate_shexp", "model.layers.{}.mlp.shared_expert.gate_proj"),
+    ("blk.{}.ffn_up_shexp", "model.layers.{}.mlp.shared_expert.up_proj"),
+    ("blk.{}.ffn_down_shexp", "model.layers.{}.mlp.shared_expert.down_proj"),
+    ("blk.{}.ffn_gate_inp_shexp", "model.layers.{}.mlp.shared_expert_gate"),
 ];
 
-/// Cuts a canonical name in its pattern, layer and kind: `blk.3.attn_q.weight` in `blk.{}.attn_q`, `3` and `weight`.
-fn cut(canonical: &str) -> Option<(String, &str, &str)> {
+/// Cuts a canonical name in its pattern, numbers and kind: `blk.3.attn_q.weight` in `blk.{}.attn_q`, `3` and `weight`, and
+/// `blk.3.ffn_up_exps.7.weight` in `blk.{}.ffn_up_exps.{}`, `3` and `7`, and `weight`.
+fn cut(canonical: &str) -> Option<(String, [&str; 2], &str)> {
     let (stem, kind) = canonical.rsplit_once('.')?;
     Some(match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-        Some((layer, rest)) => (format!("blk.{{}}.{rest}"), layer, kind),
-        None => (stem.to_string(), "", kind),
+        Some((layer, rest)) => match rest.split_once('.') {
+            Some((rest, expert)) => (format!("blk.{{}}.{rest}.{{}}"), [layer, expert], kind),
+            None => (format!("blk.{{}}.{rest}"), [layer, ""], kind),
+        },
+        None => (stem.to_string(), [""; 2], kind),
     })
+}
+
+/// A name with its numbers.
+fn fill(name: &str, numbers: [&str; 2]) -> String {
+    numbers.iter().fold(name.to_string(), |name, n| name.replacen("{}", n, 1))
 }
 
 /// All Hugging Face names of a canonical tensor name: a family's own, or the common one.
 fn all<'a>(arch: &'a Arch, canonical: &'a str) -> impl Iterator<Item = String> + 'a {
-    cut(canonical).into_iter().flat_map(|(pattern, layer, kind)| {
-        let own = arch.names.iter().any(|(c, _)| *c == pattern);
+    cut(canonical).into_iter().flat_map(|(pattern, numbers, kind)| {
+        let whole = format!("{pattern}.{kind}");
+        let own = arch.names.iter().any(|(c, _)| *c == pattern || *c == whole);
         let rows = if own { arch.names } else { COMMON };
-        let rows = rows.iter().filter(move |(c, _)| *c == pattern);
-        rows.map(move |(_, name)| format!("{}.{kind}", name.replace("{}", layer)))
+        let rows = rows.iter().filter_map(move |(c, name)| match *c {
+            c if c == pattern => Some(format!("{}.{kind}", fill(name, numbers))),
+            // A few tensors have no kind in their names, or another.
+            c if c == whole => Some(fill(name, numbers)),
+            _ => None,
+        });
+        rows
     })
 }
 
@@ -57,10 +80,10 @@ pub(crate) fn find<'a>(source: &'a Source, arch: &Arch, canonical: &str) -> Opti
         Source::Gguf(_) => {
             let in_block = |pattern: &str| source.tensor(&format!("{}.weight", pattern.replace("{}", "0")));
             let renamed = arch.gguf_names.first().is_some_and(|(_, marker)| in_block(marker).is_some());
-            let (pattern, layer, kind) = cut(canonical)?;
+            let (pattern, numbers, kind) = cut(canonical)?;
             let other = arch.gguf_names.iter().filter(|_| renamed).find(|(c, _)| *c == pattern);
             match other {
-                Some((_, name)) => source.tensor(&format!("{}.{kind}", name.replace("{}", layer))),
+                Some((_, name)) => source.tensor(&format!("{}.{kind}", fill(name, numbers))),
                 None => source.tensor(canonical),
             }
         }

@@ -1,6 +1,8 @@
 //! What a model is, after all differences between files are gone.
 
 use crate::arch::{Arch, AttnScale, Positions, QkNorm, Unrotated, WindowPattern};
+use crate::experts::ExpertSpec;
+use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
 use quarrel_ir::{Growth, NormKind};
@@ -73,10 +75,22 @@ pub struct ModelSpec {
     pub positions: u32,
     /// Rows of the table of token types, whose first is added to every token; 0 where there is none.
     pub token_types: u32,
-    /// Growth of queries with their position.
-    pub growth: Option<Growth>,
     /// Rotations.
     pub ropes: Vec<Rotary>,
+    /// The experts of sparse layers.
+    pub experts: Option<ExpertSpec>,
+    /// Layers whose feed-forward block is a mixture of experts, where there are any.
+    pub sparse: Vec<bool>,
+    /// Latent attention; heads are then as the cache has them.
+    pub latent: Option<Latent>,
+    /// Attention of every layer has a score for each head that adds nothing.
+    pub sinks: bool,
+    /// Windows begin at multiples of their size.
+    pub chunked: bool,
+    /// Queries and keys of rotated layers are normalised without a gain.
+    pub bare_norm: bool,
+    /// What queries of layers without rotation grow by.
+    pub growth: Option<Growth>,
     /// Layers, first to last.
     pub layers: Vec<LayerSpec>,
 }
@@ -119,8 +133,14 @@ impl ModelSpec {
             tied: false,
             positions: 0,
             token_types: 0,
-            growth: None,
             ropes: Vec::new(),
+            experts: None,
+            sparse: Vec::new(),
+            latent: None,
+            sinks: false,
+            chunked: false,
+            bare_norm: false,
+            growth: None,
             layers: Vec::new(),
         }
     }
@@ -138,9 +158,22 @@ impl ModelSpec {
         let o = u64::from(self.heads * self.v_dim);
         let tables = if self.tied || !self.arch.causal { 1 } else { 2 };
         let products = if self.arch.gated { 3 } else { 2 };
-        self.layers.len() as u64 * (d * (q + kv + o) + products * d * ff + 2 * d)
+        let attention = self.latent.map_or(d * (q + kv + o), |m| m.parameters(self));
+        let sparse = self.sparse.iter().filter(|s| **s).count() as u64;
+        let dense = (self.layers.len() as u64).saturating_sub(sparse);
+        self.layers.len() as u64 * (attention + 2 * d)
+            + dense * products * d * ff
+            + sparse * self.experts.map_or(0, |e| e.parameters(d))
             + (tables * u64::from(self.vocab) + u64::from(self.positions) + u64::from(self.token_types)) * d
             + d
+    }
+
+    /// With the heads that latent attention has in the cache.
+    pub(crate) fn with_latent(self, latent: Option<Latent>) -> ModelSpec {
+        match latent {
+            None => self,
+            Some(m) => ModelSpec { latent, kv_heads: 1, head_dim: m.rank + m.rotated, v_dim: m.rank, ..self },
+        }
     }
 
     /// Checks sizes that would make later arithmetic meaningless; files come from strangers.
@@ -206,11 +239,8 @@ impl ModelSpec {
                 return Err(field_error("rope", why));
             }
         }
-        // The factor is that of cosines and sines, which all columns of all layers must have.
-        let all_turn = self.layers.iter().all(|l| l.rope.is_some())
-            && self.ropes.iter().all(|r| r.dims == self.head_dim);
-        if self.growth.is_some_and(|g| g.per == 0 || !all_turn) {
-            return Err(field_error("attention temperature", "needs rotations of whole heads in all layers"));
+        if self.growth.is_some_and(|g| !(g.tokens.is_finite() && g.tokens > 0.0 && g.by.is_finite())) {
+            return Err(field_error("attention temperature", "is no number of tokens and growth"));
         }
         Ok(self)
     }

@@ -3,6 +3,7 @@
 
 use crate::arch::{Arch, Stacked};
 use crate::spec::ModelSpec;
+use crate::stacks::{self, Cut};
 use crate::{Error, Result, names};
 use quarrel_formats::{Bytes, DType, Source, Tensor, quant};
 use quarrel_ir::{Device, HostWeight, Program, Weight};
@@ -41,6 +42,7 @@ pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tens
         Take::Whole => tensor,
         Take::Third(index) => third(&tensor, source, spec, canonical, index)?,
         Take::Half(index) => half(&tensor, canonical, index)?,
+        Take::Cut(part) => Tensor { name: canonical.into(), ..stacks::cut(source, spec, found, part)? },
     };
     if minus_one(source, spec, canonical) { add_one(tensor) } else { Ok(tensor) }
 }
@@ -60,6 +62,7 @@ pub fn headers(
         let bytes = match take {
             Take::Whole => t.data.len(),
             Take::Half(_) => t.data.len() / 2,
+            Take::Cut(part) => return Ok(stacks::header(source, spec, t, part)),
             Take::Third(index) => {
                 let rows = thirds(spec);
                 t.data.len() / rows.iter().sum::<usize>().max(1) * rows[index]
@@ -81,9 +84,10 @@ pub(crate) fn has(source: &Source, arch: &Arch, canonical: &str) -> bool {
 pub(crate) fn unused(source: &Source, spec: &ModelSpec, program: &Program) -> Vec<String> {
     let parts = program.weights.iter().flat_map(|w| &w.parts);
     let found = parts.filter_map(|p| locate(source, spec.arch, &p.name).ok());
-    let used: HashSet<&str> = found.map(|(t, _)| t.name.as_str()).collect();
+    let used: HashSet<String> =
+        found.flat_map(|(t, _)| [Some(t.name.clone()), stacks::beside(source, t)]).flatten().collect();
     let mut unused: Vec<String> =
-        source.tensors().map(|t| t.name.clone()).filter(|n| !used.contains(n.as_str())).collect();
+        source.tensors().map(|t| t.name.clone()).filter(|n| !used.contains(n)).collect();
     unused.sort();
     unused
 }
@@ -95,6 +99,8 @@ enum Take {
     Third(usize),
     /// Of gate and up.
     Half(usize),
+    /// Of what has several matrices otherwise.
+    Cut(Cut),
 }
 
 /// Where a matrix of queries, keys or values is in a file that has the three as one: the name, and which it is.
@@ -117,7 +123,8 @@ fn locate<'a>(source: &'a Source, arch: &Arch, canonical: &str) -> Result<(&'a T
         find(canonical).map(|t| (t, Take::Whole))
     };
     let stacked = || fused(canonical).and_then(|(name, index)| Some((find(&name)?, Take::Third(index))));
-    found.or_else(stacked).ok_or_else(|| {
+    let part = || stacks::locate(source, arch, canonical).map(|(t, part)| (t, Take::Cut(part)));
+    found.or_else(stacked).or_else(part).ok_or_else(|| {
         let name = match source {
             Source::Gguf(_) => canonical.into(),
             Source::Hf(_) => names::hf(arch, canonical).unwrap_or_else(|| canonical.into()),

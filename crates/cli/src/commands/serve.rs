@@ -27,6 +27,7 @@ const TALK: Talk = Talk { note: |line| tracing::info!("{line}"), detail: |line| 
 pub(crate) fn run(args: Serve) -> Result<()> {
     log(&args)?;
     let engine = EngineOptions {
+        exits: args.dola_layers.clone(),
         target_itl: args.target_itl_ms.map(|ms| Duration::from_millis(ms.into())),
         host_cache: args.host_cache.unwrap_or(0),
         disk_cache: args
@@ -68,6 +69,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         traces: traces(&args)?,
         tls: tls(&args)?,
         origins: args.cors_origin.iter().cloned().collect(),
+        hosts: args.allowed_host.iter().cloned().collect(),
         resume_window: seconds(args.resume_window),
         compat: args.metrics_compat.map(|MetricsCompat::Vllm| Compat::Vllm),
         talk: TALK,
@@ -78,7 +80,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let listening = |address| {
         render::note(format!(
-            "listening on {scheme}://{address}, OpenAI's API under {scheme}://{address}/v1"
+            "listening on {scheme}://{address}: a web page there, OpenAI's API under {scheme}://{address}/v1"
         ));
     };
     let (audit, traces) = (config.audit.clone(), config.traces.clone());

@@ -30,7 +30,7 @@ pub(crate) fn span(spec: &AttendSpec, position: usize, end: usize) -> Span {
     if !spec.causal {
         return (0, end);
     }
-    (spec.window.map_or(0, |w| (position + 1).saturating_sub(w as usize)), position + 1)
+    (spec.first(position), position + 1)
 }
 
 /// The chunks that any of `spans` touches.

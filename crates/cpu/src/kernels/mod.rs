@@ -4,8 +4,10 @@
 
 pub(crate) mod attention;
 mod attention_codes;
+pub(crate) mod combine;
 pub(crate) mod elementwise;
 pub(crate) mod embed;
 pub(crate) mod norm;
 pub(crate) mod observe;
 pub(crate) mod rope;
+pub(crate) mod top_k;

@@ -5,11 +5,13 @@ use quarrel_ir::{RopeStyle, RopeTable};
 
 /// Rotates the heads of one row. `cos` and `sin` have one element per pair, as [`RopeTable::angles`] writes them.
 pub(crate) fn rope(isa: Isa, table: &RopeTable, head_dim: usize, cos: &[f32], sin: &[f32], x: &mut [f32]) {
-    isa.run(Row { style: table.style, rot: table.rot_dims as usize, head_dim, cos, sin, x })
+    let (first, rot) = (table.first as usize, table.rot_dims as usize);
+    isa.run(Row { style: table.style, first, rot, head_dim, cos, sin, x })
 }
 
 struct Row<'a> {
     style: RopeStyle,
+    first: usize,
     rot: usize,
     head_dim: usize,
     cos: &'a [f32],
@@ -24,6 +26,7 @@ impl Kernel for Row<'_> {
     fn run<S: Simd>(self, s: S) {
         let half = self.rot / 2;
         for head in self.x.chunks_exact_mut(self.head_dim) {
+            let head = &mut head[self.first..];
             match self.style {
                 RopeStyle::Neox => {
                     let (a, b) = head[..self.rot].split_at_mut(half);

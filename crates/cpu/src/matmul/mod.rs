@@ -53,6 +53,29 @@ pub struct Rows {
     pub stride: usize,
 }
 
+/// Where the rows of a product go.
+#[derive(Clone, Copy, Debug)]
+pub struct Output<'a> {
+    /// All rows, in order.
+    pub rows: Rows,
+    /// Where each row begins, in floats from `rows.ptr`, when they are not side by side.
+    pub places: Option<&'a [usize]>,
+}
+
+impl From<Rows> for Output<'_> {
+    fn from(rows: Rows) -> Self {
+        Output { rows, places: None }
+    }
+}
+
+impl Output<'_> {
+    /// The first float of a row.
+    #[inline(always)]
+    fn row(&self, row: usize) -> *mut f32 {
+        self.rows.ptr.wrapping_add(self.places.map_or(row * self.rows.stride, |p| p[row]))
+    }
+}
+
 /// The activations.
 #[derive(Clone, Copy, Debug)]
 pub enum Input {
@@ -117,12 +140,55 @@ impl Activation {
     }
 }
 
+/// How two products become one.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Gate {
+    /// `act(gate) * up`.
+    Plain(Activation),
+    /// `g * sigmoid(alpha * g) * (u + 1)` with `g = min(gate, limit)` and `u` in `-limit..=limit`.
+    Clamped {
+        /// Slope of the sigmoid.
+        alpha: f32,
+        /// Largest value.
+        limit: f32,
+    },
+}
+
+impl From<Activation> for Gate {
+    fn from(act: Activation) -> Self {
+        Gate::Plain(act)
+    }
+}
+
+impl Gate {
+    #[inline(always)]
+    fn apply<F: F32x16>(self, gate: F, up: F) -> F {
+        match self {
+            Gate::Plain(act) => act.apply(gate) * up,
+            Gate::Clamped { alpha, limit } => {
+                // Bounds come first: of two, the second is given where one is NaN.
+                let alpha = gate.same(alpha);
+                let gate = gate.same(limit).min(gate);
+                let up = up.same(-limit).max(up.same(limit).min(up));
+                (gate * alpha).silu() / alpha * (up + up.same(1.0))
+            }
+        }
+    }
+}
+
 /// `out = add + (x W^T + bias)` for the output columns of `units`; column 0 of the weight is `out.ptr`.
 ///
 /// # Safety
 /// `x`, `out` and `epilogue.add` are valid for the rows of `x`, and no other thread touches these output columns meanwhile;
 /// what adapters make of `x` is complete.
-pub unsafe fn matmul(w: &PackedWeight, units: Range<usize>, x: Input, out: Rows, epilogue: Epilogue<'_>) {
+pub unsafe fn matmul<'a>(
+    w: &PackedWeight,
+    units: Range<usize>,
+    x: Input,
+    out: impl Into<Output<'a>>,
+    epilogue: Epilogue<'_>,
+) {
+    let out = out.into();
     let (isa, columns, delta) = (w.isa(), w.rows(), epilogue.delta);
     let x = match x {
         Input::Quantized(x) => x,
@@ -177,14 +243,15 @@ unsafe fn add_delta(
 ///
 /// # Safety
 /// As [`matmul`].
-pub unsafe fn matmul_glu(
+pub unsafe fn matmul_glu<'a>(
     gate: Side<'_>,
     up: Side<'_>,
     units: Range<usize>,
     x: Input,
-    out: Rows,
-    act: Activation,
+    out: impl Into<Output<'a>>,
+    act: impl Into<Gate>,
 ) {
+    let (out, act) = (out.into(), act.into());
     let (isa, columns, bias) = (gate.weight.isa(), gate.weight.rows(), [gate.bias, up.bias]);
     assert_eq!(columns, up.weight.rows(), "gate and up have the same width");
     let x = match x {
@@ -309,7 +376,7 @@ struct Store<'a> {
     units: Range<usize>,
     /// Of the weight.
     columns: usize,
-    out: Rows,
+    out: Output<'a>,
     epilogue: Epilogue<'a>,
 }
 
@@ -358,7 +425,7 @@ impl Kernel for Store<'_> {
                 if let Some(add) = self.epilogue.add {
                     v = load(s, add.ptr.add(row * add.stride + columns.start), columns.len()) + v;
                 }
-                store(v, self.out.ptr.add(row * self.out.stride + columns.start), columns.len());
+                store(v, self.out.row(row).add(columns.start), columns.len());
             }
         }
     }
@@ -370,9 +437,9 @@ struct StoreGlu<'a> {
     rows: Range<usize>,
     units: Range<usize>,
     columns: usize,
-    out: Rows,
+    out: Output<'a>,
     bias: [Option<&'a [f32]>; 2],
-    act: Activation,
+    act: Gate,
 }
 
 impl Kernel for StoreGlu<'_> {
@@ -386,8 +453,7 @@ impl Kernel for StoreGlu<'_> {
             let up = with_bias(s, s.load(up), self.bias[1], &columns);
             // SAFETY: `matmul_glu`'s caller promised valid rows.
             unsafe {
-                let out = self.out.ptr.add(row * self.out.stride + columns.start);
-                store(self.act.apply(gate) * up, out, columns.len());
+                store(self.act.apply(gate, up), self.out.row(row).add(columns.start), columns.len());
             }
         }
     }

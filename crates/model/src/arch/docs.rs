@@ -1,6 +1,7 @@
 //! `docs/architectures.md`: the table of architectures for people, made from the rows.
 
 use super::*;
+use quarrel_ir::Scoring;
 use std::fmt::Write;
 
 const HEAD: &str = "# Architectures
@@ -52,6 +53,11 @@ fn differences(a: &Arch) -> Vec<String> {
     say(a.embed_norm, "the embeddings are normalised");
     say(a.parallel, "attention and feed-forward side by side");
     say(!a.gated, "no gate in the feed-forward block");
+    say(a.experts.is_some(), "mixtures of experts");
+    say(a.experts.is_some_and(|e| e.weigh_input), "experts' inputs are weighted, not what they give");
+    say(a.experts.is_some_and(|e| matches!(e.scoring, Scoring::Sparse { .. })), "SparseMixer");
+    say(a.latent, "latent attention, absorbed");
+    say(a.chunks.is_some(), "attention in chunks");
     match a.act {
         Activation::Silu => {}
         Activation::GeluTanh => say(true, "GELU (tanh)"),

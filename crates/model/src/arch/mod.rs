@@ -1,10 +1,12 @@
 //! The table of architectures: each family is a row that says how it differs from Llama.
 //! A field enters only when a published checkpoint needs it.
 
-use quarrel_ir::{Activation, NormKind, RopeStyle};
+use crate::experts::Experts;
+use quarrel_ir::{Activation, Growth, NormKind, RopeStyle};
 
 pub mod docs;
 mod encoders;
+mod experts;
 mod gemma;
 mod gpt;
 mod llama;
@@ -12,6 +14,7 @@ mod pairs;
 mod qwen;
 
 pub use encoders::{BERT, NOMIC_BERT};
+pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMOE, QWEN2_MOE, QWEN3_MOE};
 pub use gemma::{GEMMA, GEMMA2, GEMMA3};
 pub use gpt::{BLOOM, FALCON, GPT2, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
 pub use llama::{
@@ -21,7 +24,8 @@ pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3};
 pub use qwen::{QWEN2, QWEN3};
 
 /// The rows, by kin. A file of rows is one line here.
-const KIN: &[&[&Arch]] = &[llama::ROWS, qwen::ROWS, gemma::ROWS, pairs::ROWS, gpt::ROWS, encoders::ROWS];
+const KIN: &[&[&Arch]] =
+    &[llama::ROWS, qwen::ROWS, gemma::ROWS, pairs::ROWS, gpt::ROWS, experts::ROWS, encoders::ROWS];
 
 /// How queries and keys are normalised before rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -131,6 +135,15 @@ pub enum AttnScale {
     },
 }
 
+/// Llama 4's attention, where a file does not say it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Chunks {
+    /// Tokens of a chunk.
+    pub tokens: u32,
+    /// How queries of layers without rotation grow.
+    pub growth: Growth,
+}
+
 /// Rows of tensor names: canonical GGUF stem, Hugging Face stem; `{}` is the layer.
 pub type NameTable = &'static [(&'static str, &'static str)];
 
@@ -149,6 +162,10 @@ pub struct Arch {
     pub act: Activation,
     /// Whether it gates a second product.
     pub gated: bool,
+    /// How experts are chosen and used, where a model has them.
+    pub experts: Option<Experts>,
+    /// Keys and values come from a latent that both share.
+    pub latent: bool,
     /// Norm on queries and keys, where the file has its gains.
     pub qk_norm: QkNorm,
     /// Where the norms of a block are.
@@ -174,6 +191,10 @@ pub struct Arch {
     pub local_rope_base: Option<f64>,
     /// Window layers rotate without the file's scaling.
     pub local_unscaled: bool,
+    /// Windows begin at multiples of their size, and queries of layers without rotation grow.
+    pub chunks: Option<Chunks>,
+    /// In GGUF files, YaRN's borders are at whole pairs.
+    pub yarn_truncate: bool,
     /// Score factor.
     pub attn_scale: AttnScale,
     /// Queries grow with their position, where the file says how much (Ministral 3).
@@ -209,9 +230,10 @@ pub fn all() -> impl Iterator<Item = &'static Arch> {
     KIN.iter().flat_map(|rows| rows.iter().copied())
 }
 
-/// The family of a GGUF file.
-pub fn by_gguf(name: &str) -> Option<&'static Arch> {
-    all().find(|a| a.gguf == name)
+/// The family of a GGUF file: Mixtral's, for one, have Llama's name.
+pub fn by_gguf(name: &str, experts: bool) -> Option<&'static Arch> {
+    let of_name = || all().filter(|a| a.gguf == name);
+    of_name().find(|a| a.experts.is_some() == experts).or_else(|| of_name().next())
 }
 
 /// The family of a `config.json`.

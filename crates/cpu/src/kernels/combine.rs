@@ -1,0 +1,36 @@
+//! The weighted sum of what experts gave for a row.
+
+use crate::simd::{F32x16, Isa, Kernel, LANES, Simd};
+
+/// `out = sum_j weights[j] * x[j]`, in the order of `j`, or `add` and that; `x[j]` is as long as `out`.
+pub(crate) fn combine(isa: Isa, x: &[f32], weights: &[f32], add: Option<&[f32]>, out: &mut [f32]) {
+    isa.run(Combine { x, weights, add, out })
+}
+
+struct Combine<'a> {
+    x: &'a [f32],
+    weights: &'a [f32],
+    add: Option<&'a [f32]>,
+    out: &'a mut [f32],
+}
+
+impl Kernel for Combine<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Combine { x, weights, add, out } = self;
+        let cols = out.len();
+        for (i, out) in out.chunks_mut(LANES).enumerate() {
+            let at = i * LANES..i * LANES + out.len();
+            let mut sum = s.zero();
+            for (x, w) in x.chunks_exact(cols).zip(weights) {
+                sum = s.load_partial(&x[at.clone()], 0.0).fma(s.splat(*w), sum);
+            }
+            if let Some(add) = add {
+                sum = s.load_partial(&add[at], 0.0) + sum;
+            }
+            sum.store_partial(out);
+        }
+    }
+}
