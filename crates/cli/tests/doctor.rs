@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use quarrel_formats::gguf::{self, NewTensor};
-use quarrel_formats::{Metadata, Source, Value as MetaValue};
+use quarrel_formats::{Array, Metadata, Source, Value as MetaValue};
 use serde_json::Value;
 
 /// The model of the tests with another header.
@@ -91,6 +91,30 @@ fn each_fault_is_found_and_named() {
         let (code, findings) = doctor(change, &["--no-run"]);
         assert!(code == 1 && has(&findings, parts), "{parts:?}: {findings:#?}");
     }
+}
+
+#[test]
+fn an_instruction_model_without_a_template_gets_that_of_its_family() {
+    let chatml = |m: &mut Metadata, name: &str| {
+        let Some(MetaValue::Array(Array::String(tokens))) = m.get("tokenizer.ggml.tokens") else {
+            panic!("no tokens")
+        };
+        let named = |t: &String| match t.as_str() {
+            "<|begin|>" => "<|im_start|>".to_string(),
+            "<|end|>" => "<|im_end|>".to_string(),
+            _ => t.clone(),
+        };
+        let tokens = tokens.iter().map(named).collect();
+        put(m, "tokenizer.ggml.tokens", MetaValue::Array(Array::String(tokens)));
+        set(m, "general.name", name);
+    };
+    let (code, findings) = doctor(|m| chatml(m, "Tiny Instruct"), &["--no-run"]);
+    assert_eq!(code, 0, "{findings:#?}");
+    assert!(has(&findings, &["template: note", "ChatML"]), "{findings:#?}");
+    assert!(has(&findings, &["turns: ok", "<|im_end|>"]), "{findings:#?}");
+    // A base model has the tokens too.
+    let (_, findings) = doctor(|m| chatml(m, "Tiny"), &["--no-run"]);
+    assert!(has(&findings, &["template: note", "does not converse"]), "{findings:#?}");
 }
 
 #[test]

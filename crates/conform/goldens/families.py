@@ -84,6 +84,17 @@ def rows(config):
                      gguf="LLAMA", permute=True),
         "ministral": dict(config=config("MinistralForCausalLM", "ministral", hidden_act="silu", head_dim=8, sliding_window=8,
                                         layer_types=alternate(2), **four), gguf=None),
+        # Queries beyond the 16 positions of the first training grow.
+        "ministral3": dict(config=config("Ministral3ForCausalLM", "ministral3", hidden_act="silu", head_dim=8, drop=("rope_theta",),
+                                         sliding_window=None, rope_parameters=dict(
+                                             type="yarn", rope_type="yarn", rope_theta=10000.0, factor=4.0, beta_fast=32.0,
+                                             beta_slow=1.0, mscale=1.0, mscale_all_dim=1.0, llama_4_scaling_beta=0.5,
+                                             original_max_position_embeddings=16)),
+                           gguf="MISTRAL3", permute=True,
+                           meta={"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0,
+                                 "rope.scaling.original_context_length": 16, "rope.scaling.yarn_log_multiplier": 1.0,
+                                 "rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0,
+                                 "attention.temperature_scale": 0.5}),
         "gemma": dict(config=config("GemmaForCausalLM", "gemma", hidden_activation="gelu_pytorch_tanh",
                                     hidden_act="gelu_pytorch_tanh", head_dim=16, tie_word_embeddings=True,
                                     num_key_value_heads=1), gguf="GEMMA", minus_one=True, llama_cpp=2e-2),

@@ -170,6 +170,8 @@ fn observed_rows_add_up_to_what_the_reference_says() {
         [&[(75, 75)], &[(20, 20), (1, 1), (37, 37), (17, 17)], &[(70, 0), (5, 5)], &[(60, 9), (15, 2)]];
     for layers in shapes() {
         let mut reference = Rig::new(Box::<Reference>::default(), &layers);
+        let sinks: Vec<bool> =
+            layers.iter().flat_map(|l| vec![l.softcap.is_some(); l.kv_heads as usize]).collect();
         let mut alike: Option<(Isa, Vec<u32>)> = None;
         for (c, cut) in cuts.iter().enumerate() {
             let feed = |rig: &mut Rig| {
@@ -184,7 +186,11 @@ fn observed_rows_add_up_to_what_the_reference_says() {
             assert_eq!((want.rows, want.tokens), (cut.iter().map(|c| c.1).sum(), 75));
             for head in 0..reference.heads() {
                 let total: f32 = want.head(head).iter().sum();
-                assert!((total - want.rows as f32).abs() < 1e-3, "a row gives 1 in all, not {total}");
+                let rows = want.rows as f32;
+                // A sink takes its part of each row.
+                let fits =
+                    if sinks[head] { total > 0.0 && total < rows } else { (total - rows).abs() < 1e-3 };
+                assert!(fits, "a row gives 1 in all, and less beside a sink, not {total} of {rows}");
             }
             for isa in Isa::available() {
                 for threads in 1..=4 {

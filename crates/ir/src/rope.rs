@@ -13,19 +13,21 @@ pub enum RopeStyle {
     Interleaved,
 }
 
-/// A factor that grows with the position: `1 + by * ln(1 + floor((position + 1) / tokens))` (Nakanishi 2025; Llama 4).
+/// A factor that grows with the position: `1 + by * ln(1 + floor((position + ahead) / tokens))` (Nakanishi 2025; Llama 4).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Growth {
     /// Tokens from one step to the next.
     pub tokens: f32,
     /// How fast it grows.
     pub by: f32,
+    /// Added to the position first: 1 counts tokens, 0 those before.
+    pub ahead: f32,
 }
 
 impl Growth {
     /// The factor at a position.
     pub fn at(self, position: u32) -> f32 {
-        let steps = ((f64::from(position) + 1.0) / f64::from(self.tokens)).floor();
+        let steps = ((f64::from(position) + f64::from(self.ahead)) / f64::from(self.tokens)).floor();
         (steps.ln_1p() * f64::from(self.by) + 1.0) as f32
     }
 }

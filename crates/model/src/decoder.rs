@@ -231,7 +231,7 @@ impl Builder<'_> {
                 NormSpec { kind: NormKind::Rms, eps: s.eps, group: s.head_dim, weight: None, bias: None };
             (q, k) = (self.p.norm("attn_q_norm", q, norm), self.p.norm("attn_k_norm", k, norm));
         }
-        if let Some(growth) = s.growth.filter(|_| !rotated) {
+        if let Some(growth) = s.growth.filter(|_| !rotated || s.arch.growing) {
             // A rotation by nothing, with a factor.
             let dims = s.head_dim / 2 * 2;
             let still = RopeTable {

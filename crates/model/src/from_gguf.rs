@@ -9,7 +9,7 @@ use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
-use quarrel_ir::{NormKind, Scoring};
+use quarrel_ir::{Growth, NormKind, Scoring};
 
 /// Keys below `ARCH.` that are read here or cannot change the result.
 const UNDERSTOOD: &[&str] = &[
@@ -154,6 +154,7 @@ impl Reader<'_> {
             _ => Vec::new(),
         };
         let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
+        let growth = self.growth()?;
         let scale = self.opt_f32("attention.scale")?.filter(|s| *s != 0.0);
         let (experts, sparse) = self.experts(count)?;
         let spread = latent.map_or(Ok(1.0), |_| self.latent_scale())?;
@@ -197,7 +198,7 @@ impl Reader<'_> {
             chunked: llama4.is_some(),
             // llama.cpp tells the model that has no norms by its number of experts.
             bare_norm: llama4.is_some() && experts.is_some_and(|e| e.count != 128),
-            growth: llama4.map(|l| l.growth),
+            growth: llama4.map(|l| l.growth).or(growth),
             ..ModelSpec::new(self.arch)
         };
         Ok(spec.with_latent(latent))
@@ -210,6 +211,13 @@ impl Reader<'_> {
             Some(Value::Bool(b)) => Ok(Some(*b)),
             Some(_) => Err(field_error(key, "is neither true nor false")),
         }
+    }
+
+    fn growth(&self) -> Result<Option<Growth>> {
+        let by = self.opt_f32("attention.temperature_scale")?.filter(|by| *by != 0.0);
+        let Some(by) = by else { return Ok(None) };
+        let tokens = self.u32("rope.scaling.original_context_length")? as f32;
+        Ok(Some(Growth { tokens, by, ahead: 0.0 }))
     }
 
     /// Factors on embeddings, on what blocks add, and on logits.
@@ -360,6 +368,8 @@ impl Reader<'_> {
                 let need = || field_error(self.key("rope.scaling.factor"), "is missing");
                 let factor = factor.ok_or_else(need)?;
                 let trained = trained.map_or_else(|| self.u32("context_length"), Ok)?;
+                let all = self.opt_f32("rope.scaling.yarn_log_multiplier")?.map_or(0.0, f64::from);
+                let all = yarn_attention(factor, all);
                 Scaling::Yarn {
                     factor,
                     context: f64::from(trained),
@@ -368,7 +378,7 @@ impl Reader<'_> {
                     // Where latent attention has a factor of its own on scores, it is this one.
                     attention: match self.arch.latent {
                         true => attention.unwrap_or(1.0),
-                        false => yarn_attention(factor, 1.0) * attention.unwrap_or(1.0),
+                        false => yarn_attention(factor, 1.0) / all * attention.unwrap_or(1.0),
                     },
                     truncate: self.arch.yarn_truncate,
                 }
@@ -437,6 +447,8 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
             Multipliers::Logits => k == "logit_scale",
             Multipliers::Granite | Multipliers::MiniCpm => true,
         },
+        (Some(a), "attention.temperature_scale") => a.growing,
+        (Some(a), "rope.scaling.yarn_log_multiplier") => a.growing || a.latent,
         (Some(a), "attention.max_alibi_bias") => a.positions == Positions::Alibi,
         (_, k) => UNDERSTOOD.contains(&k),
     }

@@ -215,6 +215,7 @@ impl Reader<'_> {
         };
         let cap = |key: &str| Ok::<_, Error>(self.f64(key)?.filter(|c| *c != 0.0).map(|c| c as f32));
         let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
+        let growth = self.growth()?;
         let eps =
             self.f64("eps")?.ok_or_else(|| field_error("eps", "of the norms is missing from config.json"))?;
         let alibi = number("alibi_bias_max", &self.config["attn_config"]["alibi_bias_max"])?;
@@ -260,8 +261,9 @@ impl Reader<'_> {
                 Some(c) => Some(Growth {
                     tokens: self.f64("floor_scale")?.map_or(c.growth.tokens, |f| f as f32),
                     by: self.f64("attn_scale")?.map_or(c.growth.by, |f| f as f32),
+                    ahead: c.growth.ahead,
                 }),
-                None => None,
+                None => growth,
             },
             ..ModelSpec::new(self.arch)
         };
@@ -363,6 +365,16 @@ impl Reader<'_> {
             0 => Err(field_error("intermediate_size", "is missing from config.json")),
             n => Ok(n),
         }
+    }
+
+    fn growth(&self) -> Result<Option<Growth>> {
+        let rope = &self.config["rope_parameters"];
+        let by = number("rope_parameters.llama_4_scaling_beta", &rope["llama_4_scaling_beta"])?;
+        let Some(by) = by.filter(|by| self.arch.growing && *by != 0.0) else { return Ok(None) };
+        let key = "original_max_position_embeddings";
+        let per =
+            number(key, &rope[key])?.ok_or_else(|| field_error(key, "is missing from rope_parameters"))?;
+        Ok(Some(Growth { tokens: per as f32, by: by as f32, ahead: 0.0 }))
     }
 
     /// Factors on embeddings, on what blocks add, and on logits.

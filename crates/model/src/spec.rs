@@ -239,6 +239,9 @@ impl ModelSpec {
                 return Err(field_error("rope", why));
             }
         }
+        if self.growth.is_some_and(|g| !(g.tokens.is_finite() && g.tokens > 0.0 && g.by.is_finite())) {
+            return Err(field_error("attention temperature", "is no number of tokens and growth"));
+        }
         Ok(self)
     }
 }

@@ -81,7 +81,8 @@ fn is_instructed(local: &LocalModel, source: &Source) -> bool {
         words.any(|w| ["instruct", "chat", "it", "sft", "dpo"].contains(&w))
     };
     let file = local.path.file_stem().and_then(|n| n.to_str());
-    fields.chain(file).chain([local.name.as_str()]).any(words)
+    let name = local.name.rsplit('/').next();
+    fields.chain(file).chain(name).any(words)
 }
 
 /// Opens a model file.

@@ -89,6 +89,7 @@ fn differences(a: &Arch) -> Vec<String> {
     }
     say(a.local_rope_base.is_some(), "window layers rotate with a base of their own");
     say(a.local_unscaled, "window layers rotate without scaling");
+    say(a.growing, "queries grow with their position, where set");
     say(a.embed_sqrt_dim, "embeddings times the root of the width");
     match a.multipliers {
         Multipliers::None => {}

@@ -155,7 +155,7 @@ pub const LLAMA4: Arch = Arch {
     hf_rope: RopeStyle::Interleaved,
     unrotated: Unrotated::Every(4),
     windows: WindowPattern::AllButEvery(4),
-    chunks: Some(Chunks { tokens: 8192, growth: Growth { tokens: 8192.0, by: 0.1 } }),
+    chunks: Some(Chunks { tokens: 8192, growth: Growth { tokens: 8192.0, by: 0.1, ahead: 1.0 } }),
     experts: Some(Experts {
         scoring: Scoring::Sigmoid,
         normalize: false,

@@ -2,8 +2,10 @@
 
 use super::*;
 
-pub(super) const ROWS: &[&Arch] =
-    &[&LLAMA, &MISTRAL, &SMOLLM3, &GRANITE, &MINICPM, &INTERNLM2, &BAICHUAN, &EXAONE, &OLMO2, &EXAONE4];
+pub(super) const ROWS: &[&Arch] = &[
+    &LLAMA, &MISTRAL, &MISTRAL3, &SMOLLM3, &GRANITE, &MINICPM, &INTERNLM2, &BAICHUAN, &EXAONE, &OLMO2,
+    &EXAONE4,
+];
 
 /// Llama 1 to 3.3, SmolLM 1 and 2, TinyLlama, and Mistral 7B as GGUF calls it.
 pub const LLAMA: Arch = Arch {
@@ -29,6 +31,7 @@ pub const LLAMA: Arch = Arch {
     windows: WindowPattern::All,
     local_rope_base: None,
     local_unscaled: false,
+    growing: false,
     attn_scale: AttnScale::HeadDim,
     gguf_rope: RopeStyle::Interleaved,
     hf_rope: RopeStyle::Neox,
@@ -47,12 +50,20 @@ pub const LLAMA: Arch = Arch {
 /// Mistral 7B and its kin, where a file says so itself.
 pub const MISTRAL: Arch = Arch {
     gguf: "mistral",
-    hf: &["MistralForCausalLM", "MinistralForCausalLM", "Mistral3ForConditionalGeneration"],
+    hf: &["MistralForCausalLM", "MinistralForCausalLM"],
     title: "Mistral 7B, Nemo, Small (text); Ministral (GGUF: llama)",
     goldens: &["mistral", "nemo", "ministral"],
-    // Ministral 3 scales queries by their position.
-    hf_only: &[("rope_parameters.llama_4_scaling_beta", Setting::Number(0.0))],
     notes: "a sliding window where set",
+    ..LLAMA
+};
+
+/// Mistral Small 3.1 and Ministral 3, the part that reads.
+pub const MISTRAL3: Arch = Arch {
+    gguf: "mistral3",
+    hf: &["Ministral3ForCausalLM", "Mistral3ForConditionalGeneration"],
+    title: "Mistral Small 3.1, 3.2; Ministral 3 (text)",
+    growing: true,
+    goldens: &["ministral3"],
     ..LLAMA
 };
 

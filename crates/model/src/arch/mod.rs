@@ -17,7 +17,9 @@ pub use encoders::{BERT, NOMIC_BERT};
 pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMOE, QWEN2_MOE, QWEN3_MOE};
 pub use gemma::{GEMMA, GEMMA2, GEMMA3};
 pub use gpt::{BLOOM, FALCON, GPT2, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
-pub use llama::{BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, OLMO2, SMOLLM3};
+pub use llama::{
+    BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, MISTRAL3, OLMO2, SMOLLM3,
+};
 pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3};
 pub use qwen::{QWEN2, QWEN3};
 
@@ -195,6 +197,8 @@ pub struct Arch {
     pub yarn_truncate: bool,
     /// Score factor.
     pub attn_scale: AttnScale,
+    /// Queries grow with their position, where the file says how much (Ministral 3).
+    pub growing: bool,
     /// How GGUF stores rotated heads.
     pub gguf_rope: RopeStyle,
     /// How Hugging Face files do.

@@ -127,7 +127,7 @@ impl DefaultTemplate {
     /// The form that belongs to a vocabulary.
     pub fn of(tokenizer: &Tokenizer) -> Option<&'static DefaultTemplate> {
         let has = |t: &&str| tokenizer.token_id(t).is_some_and(|id| tokenizer.is_special(id));
-        DEFAULTS.iter().find(|d| d.tokens.iter().all(|t| has(t)))
+        DEFAULTS.iter().find(|d| d.tokens.iter().all(has))
     }
 
     /// The template.
