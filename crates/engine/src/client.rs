@@ -586,7 +586,14 @@ impl Generation {
                     send(
                         &self.events,
                         choice,
-                        Choice { id, logprob: Some(logprob), top: Vec::new(), raw: logprob, certainty: 0.0, trace: None },
+                        Choice {
+                            id,
+                            logprob: Some(logprob),
+                            top: Vec::new(),
+                            raw: logprob,
+                            certainty: 0.0,
+                            trace: None,
+                        },
                     );
                 }
                 ended.push((choice, if h.stopped { FinishReason::Stop } else { cut }));

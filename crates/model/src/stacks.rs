@@ -72,7 +72,7 @@ pub(crate) fn header(source: &Source, spec: &ModelSpec, tensor: &Tensor, part: C
     let stack = |index: Option<usize>| index.map_or(tensor.len(), |_| tensor.len() / first);
     let (elements, moved) = match part {
         Cut::All => (tensor.len(), false),
-        Cut::Nth(i) => (stack(Some(i)), layout(source, spec) != Stack::Rows),
+        Cut::Nth(i) => (stack(Some(i)), layout(source, spec) == Stack::Turned && tensor.shape.len() == 3),
         Cut::Half(i, _) => (stack(i) / 2, i.is_some() && layout(source, spec) != Stack::Rows),
         Cut::Latent { rotated } => {
             let m = spec.latent.map_or((1, 1), |m| (m.rank as usize, m.rotated as usize));
