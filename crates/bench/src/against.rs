@@ -133,7 +133,7 @@ impl Llama {
             .map(|c| match c {
                 Case::Prompt(n) => [n, 0, 0],
                 Case::Decode { depth, tokens } => [1, depth, tokens],
-                Case::Batch { sequences, steps } => [sequences, 0, steps],
+                Case::Batch { sequences, depth, steps } => [sequences, depth, steps],
             })
             .collect();
         let kinds: Vec<&str> = work
@@ -211,7 +211,7 @@ mod tests {
     #[test]
     fn ratios_are_of_medians_with_the_spread_of_rounds() {
         let turn = |a: f64, b: f64| Turn { seconds: vec![a, b] };
-        let cases = [Case::Prompt(100), Case::Batch { sequences: 4, steps: 10 }];
+        let cases = [Case::Prompt(100), Case::Batch { sequences: 4, depth: 0, steps: 10 }];
         let r = ratios(
             &cases,
             &[turn(1.0, 1.0), turn(2.0, 1.0), turn(1.0, 2.0)],

@@ -79,7 +79,7 @@ fn speeds(r: &Report) -> Vec<(Case, &Speed)> {
     });
     let batch = r.batch.iter().map(|b| {
         let steps = b.speed.tokens / b.sequences.max(1);
-        (Case::Batch { sequences: b.sequences, steps }, &b.speed)
+        (Case::Batch { sequences: b.sequences, depth: b.depth, steps }, &b.speed)
     });
     prompt.chain(decode).chain(batch).collect()
 }
@@ -89,7 +89,9 @@ fn figure_name(case: Case) -> String {
     match case {
         Case::Prompt(tokens) => format!("prompt of {tokens} tokens"),
         Case::Decode { depth, tokens } => format!("decode of {tokens} at depth {depth}"),
-        Case::Batch { sequences, steps } => format!("batch of {sequences} with {steps} steps"),
+        Case::Batch { sequences, depth, steps } => {
+            format!("batch of {sequences} with {steps} steps at depth {depth}")
+        }
     }
 }
 
@@ -249,6 +251,7 @@ mod tests {
             decode,
             depths: if decode > 0 { vec![0] } else { vec![] },
             batch: batch.into(),
+            batch_depth: 0,
             repeat: 1,
             step: 512,
         };

@@ -60,7 +60,7 @@ pub fn profile(session: &mut Session, case: Case, peaks: &Rates, progress: Progr
     let short = match case {
         Case::Prompt(n) => Case::Prompt(n),
         Case::Decode { depth, tokens } => Case::Decode { depth, tokens: tokens.min(STEPS) },
-        Case::Batch { sequences, steps } => Case::Batch { sequences, steps: steps.min(STEPS) },
+        Case::Batch { steps, sequences, depth } => Case::Batch { steps: steps.min(STEPS), sequences, depth },
     };
     progress(&format!("ops of {}", case.name()));
     let (seconds, choosing_s, times) = session.profile(short)?;

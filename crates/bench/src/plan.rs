@@ -56,8 +56,8 @@ impl Peak {
                 let pairs = tokens as f64 * (depth as f64 + tokens as f64 / 2.0);
                 tokens as f64 * step(1) + self.pair * pairs
             }
-            Case::Batch { sequences, steps } => {
-                let pairs = sequences as f64 * steps as f64 * steps as f64 / 2.0;
+            Case::Batch { sequences, depth, steps } => {
+                let pairs = (sequences * steps) as f64 * (depth as f64 + steps as f64 / 2.0);
                 steps as f64 * step(sequences) + self.pair * pairs
             }
         }
@@ -120,8 +120,8 @@ mod tests {
             (Case::Prompt(STEP + 16), 512.0 + 16.0 + 0.5 * 528.0 * 264.0),
             (Case::Decode { depth: 0, tokens: 2 }, 2.0 * 8.0 + 1.0),
             (Case::Decode { depth: 10, tokens: 2 }, 2.0 * 8.0 + 11.0),
-            (Case::Batch { sequences: 4, steps: 2 }, 2.0 * 8.0 + 4.0),
-            (Case::Batch { sequences: 20, steps: 2 }, 2.0 * 20.0 + 20.0),
+            (Case::Batch { sequences: 4, depth: 0, steps: 2 }, 2.0 * 8.0 + 4.0),
+            (Case::Batch { sequences: 20, depth: 0, steps: 2 }, 2.0 * 20.0 + 20.0),
         ] {
             assert_eq!(peak.case(case), seconds, "{case:?}");
         }

@@ -166,6 +166,9 @@ pub struct DepthSpeed {
 pub struct BatchSpeed {
     /// How many.
     pub sequences: usize,
+    /// Tokens of each before the new ones.
+    #[serde(default)]
+    pub depth: usize,
     /// All together.
     #[serde(flatten)]
     pub speed: Speed,
@@ -230,7 +233,9 @@ impl Report {
             match case {
                 Case::Prompt(_) => report.prompt = Some(speed),
                 Case::Decode { depth, .. } => report.decode_at.push(DepthSpeed { depth, speed }),
-                Case::Batch { sequences, .. } => report.batch.push(BatchSpeed { sequences, speed }),
+                Case::Batch { sequences, depth, .. } => {
+                    report.batch.push(BatchSpeed { sequences, depth, speed })
+                }
             }
         }
         report.decode = report.decode_at.first().filter(|d| d.depth == 0).map(|d| d.speed.clone());

@@ -3,9 +3,11 @@
 use crate::Result;
 use crate::work::{Case, Work};
 use quarrel_formats::Source;
+use quarrel_ir::candidates::COUNT;
 use quarrel_ir::cost::{Cost, StepShape, cost};
 use quarrel_ir::{
-    BLOCK_TOKENS, Device, Limits, Op, OpTime, Prepared, Program, Readout, SeqStep, StepInputs, Weight,
+    BLOCK_TOKENS, Candidates, Device, Limits, Op, OpTime, Prepared, Program, Readout, SeqStep, StepInputs,
+    Weight,
 };
 use quarrel_model::decoder::{Options, decoder};
 use quarrel_model::{ModelSpec, weights};
@@ -59,6 +61,7 @@ pub struct Session {
     stored: Vec<Stored>,
     blocks: Vec<u32>,
     logits: Vec<f32>,
+    best: Vec<f32>,
     /// Seconds spent on logits since the last profile began: reading them and choosing a token.
     choosing: f64,
     /// Prompt tokens of a step.
@@ -77,7 +80,8 @@ impl Session {
         work: &Work,
         mut device: Box<dyn Device>,
     ) -> Result<Session> {
-        let program = decoder(spec, &Options::default());
+        let mut program = decoder(spec, &Options::default());
+        program.choose(COUNT);
         let ids = weights::load(source, spec, &program, &mut *device, |_| ())?;
         let limits = Limits { rows: work.rows(), outputs: work.sequences(), kv_blocks: work.kv_blocks() };
         let prepared = device.prepare(program.clone(), &ids, limits)?;
@@ -106,6 +110,7 @@ impl Session {
             stored,
             blocks,
             logits,
+            best: Vec::new(),
             choosing: 0.0,
             step: work.step,
         };
@@ -133,7 +138,7 @@ impl Session {
         match case {
             Case::Prompt(tokens) => self.prompt(tokens)?,
             Case::Decode { depth, tokens } => self.decode(1, depth, tokens)?,
-            Case::Batch { sequences, steps } => self.decode(sequences, 0, steps)?,
+            Case::Batch { sequences, depth, steps } => self.decode(sequences, depth, steps)?,
         }
         Ok(start.elapsed().as_secs_f64())
     }
@@ -160,7 +165,7 @@ impl Session {
             let step = StepInputs::new(part, &seqs, if ends { &last } else { &[] });
             self.device.run(self.prepared, &step)?;
         }
-        std::hint::black_box(self.choose(0)?);
+        std::hint::black_box(self.choose(1)?);
         Ok(())
     }
 
@@ -173,20 +178,34 @@ impl Session {
                 .map(|s| SeqStep::new(1, start + i, &self.blocks[s * each..(s + 1) * each]))
                 .collect();
             self.device.run(self.prepared, &StepInputs::new(&tokens, &seqs, &outputs))?;
-            for (s, token) in tokens.iter_mut().enumerate() {
-                *token = self.choose(s)?;
-            }
+            tokens.copy_from_slice(&self.choose(sequences)?);
         }
         Ok(())
     }
 
-    /// The best token of a row of logits.
-    fn choose(&mut self, row: usize) -> Result<u32> {
+    /// The best tokens of the step's rows of logits: as the device chose them; of a row that it could not choose from, or that is too wide
+    /// for that, by looking at all of it.
+    fn choose(&mut self, rows: usize) -> Result<Vec<u32>> {
         let start = Instant::now();
-        self.device.read(self.prepared, Readout::Logits(row), &mut self.logits)?;
-        let token = best(&self.logits);
+        let cols = self.program.candidates.map_or(0, |v| v.cols as usize);
+        if let Some(view) = self.program.candidates {
+            self.best.resize(rows * cols, 0.0);
+            self.device.read(self.prepared, Readout::View(view), &mut self.best)?;
+        }
+        let mut tokens = Vec::with_capacity(rows);
+        for row in 0..rows {
+            let chosen = self.best.get(row * cols..(row + 1) * cols).filter(|b| !b.is_empty());
+            let first = chosen.and_then(|b| Candidates::of(b).iter().next());
+            tokens.push(match first {
+                Some((id, _)) => id,
+                None => {
+                    self.device.read(self.prepared, Readout::Logits(row), &mut self.logits)?;
+                    best(&self.logits)
+                }
+            });
+        }
         self.choosing += start.elapsed().as_secs_f64();
-        Ok(token)
+        Ok(tokens)
     }
 
     /// What each op of the tape moves and computes in a whole case.
@@ -212,8 +231,9 @@ impl Session {
             Case::Decode { depth, tokens } => {
                 (depth..depth + tokens).for_each(|at| step(&[(at as u64, 1)], 1));
             }
-            Case::Batch { sequences, steps } => {
-                (0..steps).for_each(|at| step(&vec![(at as u64, 1); sequences], sequences as u64));
+            Case::Batch { sequences, depth, steps } => {
+                (depth..depth + steps)
+                    .for_each(|at| step(&vec![(at as u64, 1); sequences], sequences as u64));
             }
         }
         sums

@@ -70,7 +70,9 @@ pub fn report(r: &Report) -> String {
     for d in &r.decode_at {
         add(Case::Decode { depth: d.depth, tokens: d.speed.tokens }.name(), &d.speed);
     }
-    r.batch.iter().for_each(|b| add(Case::Batch { sequences: b.sequences, steps: 0 }.name(), &b.speed));
+    r.batch
+        .iter()
+        .for_each(|b| add(Case::Batch { sequences: b.sequences, depth: b.depth, steps: 0 }.name(), &b.speed));
     out += &table(&rows, &[1, 2, 3, 4, 5]);
     out += &waits(r);
     r.ops.iter().for_each(|p| out += &phase(p));

@@ -26,6 +26,8 @@ pub struct Wish {
     pub depths: Option<Vec<usize>>,
     /// Numbers of sequences that decode together; none leaves batches out.
     pub batch: Option<Vec<usize>>,
+    /// Tokens of each of them before the new ones.
+    pub batch_depth: usize,
     /// Rounds.
     pub repeat: usize,
 }
@@ -41,6 +43,8 @@ pub struct Work {
     pub depths: Vec<usize>,
     /// Numbers of sequences.
     pub batch: Vec<usize>,
+    /// Tokens of each of them before the new ones.
+    pub batch_depth: usize,
     /// Rounds; each runs every case once, so that a drift of the machine meets all of them.
     pub repeat: usize,
     /// Prompt tokens that are fed in one step.
@@ -59,10 +63,12 @@ pub enum Case {
         /// New tokens.
         tokens: usize,
     },
-    /// The same for several sequences in each step, from an empty cache.
+    /// The same for several sequences in each step.
     Batch {
         /// How many.
         sequences: usize,
+        /// Tokens of each in the cache before.
+        depth: usize,
         /// New tokens of each.
         steps: usize,
     },
@@ -73,7 +79,7 @@ impl Case {
     pub fn tokens(self) -> usize {
         match self {
             Case::Prompt(n) | Case::Decode { tokens: n, .. } => n,
-            Case::Batch { sequences, steps } => sequences * steps,
+            Case::Batch { sequences, steps, .. } => sequences * steps,
         }
     }
 
@@ -83,7 +89,8 @@ impl Case {
             Case::Prompt(n) => format!("prompt {n}"),
             Case::Decode { depth: 0, tokens } => format!("decode {tokens}"),
             Case::Decode { depth, tokens } => format!("decode {tokens} at {depth}"),
-            Case::Batch { sequences, .. } => format!("batch {sequences}"),
+            Case::Batch { sequences, depth: 0, .. } => format!("batch {sequences}"),
+            Case::Batch { sequences, depth, .. } => format!("batch {sequences} at {depth}"),
         }
     }
 
@@ -92,7 +99,7 @@ impl Case {
         match self {
             Case::Prompt(n) => n.div_ceil(BLOCK_TOKENS),
             Case::Decode { depth, tokens } => (depth + tokens).div_ceil(BLOCK_TOKENS),
-            Case::Batch { sequences, steps } => sequences * steps.div_ceil(BLOCK_TOKENS),
+            Case::Batch { sequences, depth, steps } => sequences * (depth + steps).div_ceil(BLOCK_TOKENS),
         }
     }
 }
@@ -140,8 +147,13 @@ impl Work {
             depths.push(0); // what `decode` is
         }
         let batch = wish.batch.as_deref().unwrap_or(&BATCH);
-        let (depths, batch) = (ascending(&depths), ascending(batch));
-        let work = Work { prompt, decode, depths, batch, repeat: wish.repeat, step: STEP };
+        let (depths, batch, batch_depth) = (ascending(&depths), ascending(batch), wish.batch_depth);
+        if batch_depth + BATCH_STEPS > context && !batch.is_empty() && batch_depth > 0 {
+            return Err(Error::Work(format!(
+                "--batch-depth {batch_depth} and {BATCH_STEPS} new tokens are more than the model's context of {context} tokens"
+            )));
+        }
+        let work = Work { prompt, decode, depths, batch, batch_depth, repeat: wish.repeat, step: STEP };
         if work.cases().is_empty() {
             let what = "nothing is left to measure: --prompt, --decode and --batch are all 0 or none";
             return Err(Error::Work(what.into()));
@@ -154,7 +166,8 @@ impl Work {
         let steps = if self.decode == 0 { BATCH_STEPS } else { self.decode.min(BATCH_STEPS) };
         let prompt = (self.prompt > 0).then_some(Case::Prompt(self.prompt));
         let decode = self.depths.iter().map(|d| Case::Decode { depth: *d, tokens: self.decode });
-        let batch = self.batch.iter().map(|n| Case::Batch { sequences: *n, steps });
+        let depth = self.batch_depth;
+        let batch = self.batch.iter().map(|n| Case::Batch { sequences: *n, depth, steps });
         prompt.into_iter().chain(decode).chain(batch).collect()
     }
 

@@ -79,8 +79,9 @@ fn each_fault_is_found_and_named() {
     for (change, parts) in [
         // The token behind an answer ends none: the model would speak on for the user.
         (
-            (|m: &mut Metadata| set(m, "tokenizer.chat_template", TEMPLATE)) as fn(&mut Metadata),
-            &["turns: wrong", "<|eot|>", "--stop"][..],
+            (|m: &mut Metadata| set(m, "tokenizer.chat_template", &TEMPLATE.replace("<|eot|>", "<|begin|>")))
+                as fn(&mut Metadata),
+            &["turns: wrong", "<|begin|>", "--stop"][..],
         ),
         (|m| set(m, "tokenizer.chat_template", "{% if %}"), &["template: wrong", "line"]),
         (|m| set(m, "tokenizer.chat_template", "hello"), &["template: wrong", "leaves the question out"]),

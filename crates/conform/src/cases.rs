@@ -352,6 +352,25 @@ pub fn elementwise(rng: &mut Rng) -> Vec<Case> {
     cases
 }
 
+/// The best of rows, with ties, where there are few columns and many.
+pub fn candidates(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (cols, k) in [(1, 1), (5, 3), (127, 64), (128, 64), (1000, 64), (4097, 7), (33_000, 64)] {
+        for rows in [1, 2, 17] {
+            let (mut p, x, mut t) = with_input(cols, rng);
+            let rounded: Vec<f32> = t["input"].to_f32().iter().map(|v| (v * 64.0).round() / 16.0).collect();
+            t.insert("input".into(), f32_tensor("input", &[VOCAB as usize, cols as usize], &rounded));
+            let out = p.value("picked", Rows::Outputs, cols);
+            p.push(Op::PickRows { out, x });
+            p.logits = Some(out);
+            p.choose(k);
+            p.logits = p.candidates;
+            cases.push(Case::new(format!("best {k} of {cols}, {rows} rows"), p, t, rows, Measure::Relative));
+        }
+    }
+    cases
+}
+
 /// Gates where exponentials overflow, and NaN.
 pub fn extremes() -> Vec<Case> {
     let values = [0.0, -0.0, 100.0, -100.0, 1000.0, -1000.0, 1e30, -1e30, f32::NAN, 88.0, -88.0, -103.0];

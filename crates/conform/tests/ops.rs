@@ -72,6 +72,13 @@ fn elementwise_ops_and_picked_rows() {
 }
 
 #[test]
+fn the_best_of_rows_with_ties() {
+    for case in cases::candidates(&mut Rng(7)) {
+        check(&case, 1e-6);
+    }
+}
+
+#[test]
 fn gates_are_exact_at_extremes_and_keep_nan() {
     for case in cases::extremes() {
         check(&case, 1e-6);

@@ -8,6 +8,7 @@ use crate::kernels::attention::{self, Cached, Queries};
 use crate::kernels::elementwise::{Each, map};
 use crate::kernels::norm::{Norm, norm};
 use crate::kernels::observe::{self, Observed, ReadKeys, Sums};
+use crate::kernels::top_k::{self, TopK};
 use crate::kernels::{combine::combine, embed::embed, rope::rope};
 use crate::kv::{KvHead, KvShare, Stored, by_type};
 use crate::linear::{self, Lines};
@@ -155,6 +156,7 @@ pub(crate) struct Scratch {
     states: Vec<f32>,
     parts: Vec<f32>,
     observed: observe::Scratch,
+    top: top_k::Scratch,
 }
 
 /// Everything a step reads, and the memory it writes.
@@ -348,6 +350,14 @@ impl Run<'_> {
             Op::Add { out, a, b } => self.each(team, op, Each::Add, out, Some(a), Some(b)),
             Op::Scale { x, by } => self.each(team, op, Each::Scale(by), x, None, None),
             Op::Softcap { x, cap } => self.each(team, op, Each::Softcap(cap), x, None, None),
+            Op::TopK { out, x } => {
+                let (out, x) = (self.mat(out), self.mat(x));
+                for r in team.share(self.step.outputs.len()) {
+                    // SAFETY: output rows are split over the threads; a barrier lies behind the writers of `x`.
+                    let (out, x) = unsafe { (out.row_mut(r), x.row(r)) };
+                    self.isa.run(TopK { x, out, scratch: &mut scratch.top });
+                }
+            }
             Op::PickRows { out, x } => {
                 let (out, x) = (self.mat(out), self.mat(x));
                 for r in team.share(self.step.outputs.len()) {

@@ -58,6 +58,7 @@ pub(crate) fn by_rows(op: &Op) -> bool {
         | Op::StoreKv { .. }
         | Op::Route { .. }
         | Op::Combine { .. }
+        | Op::TopK { .. }
         | Op::PickRows { .. } => true,
         Op::MatMul { .. } | Op::MatMulExperts { .. } | Op::Attend { .. } => false,
         Op::Glu { out, .. } | Op::Activate { out, .. } | Op::Add { out, .. } => out.cols < WIDE,

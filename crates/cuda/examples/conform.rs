@@ -199,6 +199,11 @@ fn ops(report: &mut Report, seed: u64) {
             g.case(&case, TEST, 2e-5);
         }
     });
+    report.group("candidates", |g| {
+        for case in cases::candidates(rng) {
+            g.case(&case, TEST, 2e-6);
+        }
+    });
     report.group("gates at extremes", |g| {
         for case in cases::extremes() {
             g.case(&case, TEST, 2e-6);

@@ -262,6 +262,28 @@ pub(crate) struct Flash {
     pub(crate) softcap: f32,
 }
 
+/// `q::PrefillArgs` of attn_prefill.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Prefill {
+    pub(crate) tiles: Ptr,
+    pub(crate) blocks: Ptr,
+    pub(crate) q: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) pool: Ptr,
+    pub(crate) q_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) page: i64,
+    pub(crate) k_at: i64,
+    pub(crate) v_at: i64,
+    pub(crate) heads: i32,
+    pub(crate) kv_heads: i32,
+    pub(crate) window: i32,
+    pub(crate) pad: i32,
+    pub(crate) scale: f32,
+    pub(crate) softcap: f32,
+}
+
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RopeStore {
@@ -289,6 +311,23 @@ pub(crate) struct Map {
     pub(crate) cols: i32,
     pub(crate) act: i32,
     pub(crate) by: f32,
+}
+
+/// `TopArgs` of top_k.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TopK {
+    pub(crate) step: Step,
+    pub(crate) x: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) largest: Ptr,
+    pub(crate) parts: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) cols: i32,
+    pub(crate) k: i32,
+    pub(crate) groups: i32,
+    pub(crate) part_count: i32,
 }
 
 #[repr(C)]
@@ -325,6 +364,6 @@ macro_rules! args {
     ($($t:ty),*) => { $(impl Args for $t {})* };
 }
 args!(
-    Prep, Mat, Mv, MvPrep, Mm, MmPrep, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, RopeStore,
-    Map, Pick, CopyPages, Peak
+    Prep, Mat, Mv, MvPrep, Mm, MmPrep, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, Prefill,
+    RopeStore, Map, Pick, TopK, CopyPages, Peak
 );

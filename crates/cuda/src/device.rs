@@ -62,6 +62,8 @@ struct Ready {
     events: Vec<Event>,
     /// Rows of logits that were read ahead, and the first of them.
     logits: Option<(Pinned, std::ops::Range<usize>)>,
+    /// Where the candidates of a step come to.
+    best: Option<Pinned>,
     rows: usize,
     outputs: usize,
 }
@@ -69,8 +71,8 @@ struct Ready {
 /// Bytes behind the activations, and behind prepared inputs.
 pub(crate) const ARENA_SLACK: usize = 1024;
 
-/// Rows of logits that are fetched at once.
-const LOGITS_AHEAD: usize = 16;
+/// Rows of logits that are fetched at once: those whose candidates are not enough, which may be one or all.
+const LOGITS_AHEAD: usize = 4;
 
 /// Graphs that are kept.
 const GRAPHS_MAX: usize = 64;
@@ -191,11 +193,12 @@ impl Device for Cuda {
             wide: gpu.zeroed(bytes.wide, "gated products")?,
             form: gpu.zeroed(bytes.form + ARENA_SLACK, "prepared inputs")?,
             parts: gpu.zeroed(bytes.parts, "partial sums of attention")?,
+            top: gpu.zeroed(bytes.top, "sums of logits")?,
         };
         let ready = Ready {
             kv: KvPool::new(gpu, &program.kv, self.options.kv, limits.kv_blocks)?,
             kv_type: self.options.kv,
-            inputs: Inputs::new(gpu, &limits)?,
+            inputs: Inputs::new(gpu, &limits, exec::tile_rows(&program))?,
             limits,
             ids: weights.to_vec(),
             slots: plan.slots,
@@ -206,6 +209,7 @@ impl Device for Cuda {
             times: vec![OpTime::default(); program.ops.len()],
             events: Vec::new(),
             logits: None,
+            best: None,
             rows: 0,
             outputs: 0,
             program,
@@ -296,6 +300,9 @@ impl Device for Cuda {
         }
         let held = match what {
             Readout::Logits(row) => Some(r.fetch_logits(&gpu, view, row)?),
+            Readout::View(view) if Some(view) == r.program.candidates => {
+                return r.fetch_best(&gpu, view, out);
+            }
             Readout::View(_) => None,
         };
         if let Some(bytes) = held {
@@ -419,10 +426,28 @@ impl Ready {
         Ok(&pinned.bytes()[at..at + 4 * cols])
     }
 
+    /// The candidates of all rows of the step in one copy.
+    fn fetch_best(&mut self, gpu: &Arc<Gpu>, view: View, out: &mut [f32]) -> Result<()> {
+        let (cols, rows) = (view.cols as usize, self.outputs);
+        let stride = self.slots[view.value.0 as usize].stride;
+        let from = self.at(view, 0);
+        let mut pinned = match self.best.take() {
+            Some(p) => p,
+            None => gpu.pinned(4 * stride * self.limits.outputs.max(1))?,
+        };
+        gpu.download(&mut pinned, from, 4 * (stride * rows.saturating_sub(1) + cols))?;
+        gpu.wait()?;
+        for (out, row) in out.chunks_exact_mut(cols).zip(pinned.bytes().chunks(4 * stride)) {
+            floats(&row[..4 * cols], out);
+        }
+        self.best = Some(pinned);
+        Ok(())
+    }
+
     fn bytes(&self) -> usize {
         let s = &self.scratch;
         let ropes: usize = self.ropes.iter().map(|r| r.freq.bytes + r.angles.bytes).sum();
-        let scratch = s.input.bytes + s.wide.bytes + s.form.bytes + s.parts.bytes;
+        let scratch = s.input.bytes + s.wide.bytes + s.form.bytes + s.parts.bytes + s.top.bytes;
         self.arena.bytes + self.kv.buffer.bytes + ropes + scratch + self.inputs.bytes()
     }
 }

@@ -9,7 +9,7 @@ use crate::weights::{Held, RunShape};
 use quarrel_ir::arena::Slot;
 use quarrel_ir::{
     Activation, AttendSpec, BLOCK_TOKENS, Error, Limits, NormKind, NormSpec, Op, Program, Result, RopeStyle,
-    Rows, Stop, View, Weight, WeightId,
+    Rows, Stop, View, Weight, WeightId, candidates,
 };
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -61,6 +61,8 @@ pub(crate) struct Scratch {
     pub(crate) wide: Buffer,
     /// Partial sums of attention.
     pub(crate) parts: Buffer,
+    /// What the logits come to by groups of columns.
+    pub(crate) top: Buffer,
 }
 
 /// Bytes of each part of [`Scratch`].
@@ -70,6 +72,7 @@ pub(crate) struct ScratchBytes {
     pub(crate) form: usize,
     pub(crate) wide: usize,
     pub(crate) parts: usize,
+    pub(crate) top: usize,
 }
 
 /// How one launch of the tape goes.
@@ -135,6 +138,7 @@ impl Tape<'_> {
             Op::Add { out, a, b } => self.map(pass, "map_add", out, a, Some(b), 0, 0.0),
             Op::Scale { x, by } => self.map(pass, "map_scale", x, x, None, 0, by),
             Op::Softcap { x, cap } => self.map(pass, "map_softcap", x, x, None, 0, cap),
+            Op::TopK { out, x } => self.top_k(pass, out, x),
             Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. } => {
                 unreachable!("`prepare` refused programs with experts")
             }
@@ -325,6 +329,30 @@ impl Tape<'_> {
         let Some((kernel, tokens)) = kernel else { return Ok(false) };
         let (o, i) = (self.at(out), self.at(q));
         let place = self.kv.places[spec.kv_layer as usize];
+        let window = spec.window.map_or(0, |w| i32::try_from(w).unwrap_or(i32::MAX));
+        if let Some((kernel, rows, shared)) = prefill_kernel(self.kv_type, spec.head_dim, self.gpu.caps.sm) {
+            let args = args::Prefill {
+                tiles: pass.lists.tiles,
+                blocks: pass.step.blocks,
+                q: i.ptr,
+                out: o.ptr,
+                pool: self.kv.buffer.ptr,
+                q_stride: i.stride,
+                out_stride: o.stride,
+                page: self.kv.page as i64,
+                k_at: place.k as i64,
+                v_at: place.v as i64,
+                heads: spec.heads as i32,
+                kv_heads: spec.kv_heads as i32,
+                window,
+                pad: 0,
+                scale: spec.scale,
+                softcap: spec.softcap.unwrap_or(0.0),
+            };
+            let grid = [spec.heads, pass.lists.tile_count as u32, 1];
+            self.gpu.launch(kernel, grid, 2 * rows as u32, shared, &args)?;
+            return Ok(true);
+        }
         let args = args::Flash {
             step: pass.step,
             seqs: pass.lists.seqs,
@@ -338,7 +366,7 @@ impl Tape<'_> {
             v_at: place.v as i64,
             heads: spec.heads as i32,
             kv_heads: spec.kv_heads as i32,
-            window: spec.window.map_or(0, |w| i32::try_from(w).unwrap_or(i32::MAX)),
+            window,
             pad: 0,
             scale: spec.scale,
             softcap: spec.softcap.unwrap_or(0.0),
@@ -415,6 +443,36 @@ impl Tape<'_> {
         self.gpu.launch("attend_join", [spec.heads, rows as u32, 1], block, 0, &args)
     }
 
+    /// Two launches: what all of a row comes to by groups of columns, and the best in the groups that can have them.
+    fn top_k(&self, pass: &Pass, out: View, x: View) -> Result<()> {
+        let (o, i) = (self.at(out), self.at(x));
+        let (groups, parts) = top_parts(x);
+        let k = candidates::count(out.cols);
+        if groups > TOP_GROUPS_MAX || k > TOP_MAX || i.ptr % 16 != 0 || i.stride % 4 != 0 {
+            return Err(self.gpu.error(format!("cannot choose the best {k} of {} logits", x.cols)));
+        }
+        let args = args::TopK {
+            step: pass.step,
+            x: i.ptr,
+            out: o.ptr,
+            // Parts first: they are the wider ones.
+            largest: self.scratch.top.ptr + 16 * (pass.size.outputs as u64 * u64::from(parts)),
+            parts: self.scratch.top.ptr,
+            x_stride: i.stride,
+            out_stride: o.stride,
+            cols: x.cols as i32,
+            k: k as i32,
+            groups: groups as i32,
+            part_count: parts as i32,
+        };
+        let outputs = pass.size.outputs as u32;
+        if outputs == 0 {
+            return Ok(());
+        }
+        self.gpu.launch("top_groups", [parts, outputs, 1], 256, 0, &args)?;
+        self.gpu.launch("top_pick", [outputs, 1, 1], 1024, 0, &args)
+    }
+
     fn map(
         &self,
         pass: &Pass,
@@ -447,6 +505,17 @@ impl Tape<'_> {
         self.gpu.error(format!("{what} is not on the GPU; this is a bug, please report it"))
     }
 }
+
+/// Groups and parts of a row of logits: `GROUP` and `PART` of top_k.cu.
+fn top_parts(x: View) -> (u32, u32) {
+    (x.cols.div_ceil(128), x.cols.div_ceil(4096))
+}
+
+/// Most groups: `GROUPS_MAX` of top_k.cu.
+const TOP_GROUPS_MAX: u32 = 4096;
+
+/// Most candidates: half of `FOUND_MAX` of top_k.cu.
+const TOP_MAX: u32 = 1024;
 
 /// Most rows of a step that may be stored in several sequences at once.
 pub(crate) const COPIES_MAX: usize = 4096;
@@ -521,6 +590,10 @@ pub(crate) fn scratch_bytes(
                     }
                 }
             }
+            Op::TopK { x, .. } => {
+                let (groups, parts) = top_parts(x);
+                b.top = b.top.max(limits.outputs * (16 * parts as usize + 4 * groups as usize));
+            }
             Op::Attend { ref spec, .. } => {
                 let chunks = chunk_bucket(limits.kv_blocks * BLOCK_TOKENS);
                 let size = Size { rows: limits.rows.min(PARTS_ROWS_MAX), outputs: 0, chunks };
@@ -566,6 +639,41 @@ fn decode_kernels(kv: KvType, spec: &AttendSpec) -> Option<(&'static str, &'stat
         (KvType::BF16, 256) => Some(("attn_decode_bf16_256", "attn_join_256")),
         _ => None,
     }
+}
+
+/// The kernel of attn_prefill.cu for many rows of a sequence, the rows of its tiles, and its shared memory.
+fn prefill_kernel(kv: KvType, head_dim: u32, sm: u32) -> Option<(&'static str, usize, u32)> {
+    if sm != 90 {
+        return None;
+    }
+    let (name, parts) = match (kv, head_dim) {
+        (KvType::F16, 64) => ("attn_prefill_f16_64", 1),
+        (KvType::F16, 96) => ("attn_prefill_f16_96", 2),
+        (KvType::F16, 128) => ("attn_prefill_f16_128", 2),
+        (KvType::F16, 256) => ("attn_prefill_f16_256", 4),
+        (KvType::BF16, 64) => ("attn_prefill_bf16_64", 1),
+        (KvType::BF16, 96) => ("attn_prefill_bf16_96", 2),
+        (KvType::BF16, 128) => ("attn_prefill_bf16_128", 2),
+        (KvType::BF16, 256) => ("attn_prefill_bf16_256", 4),
+        _ => return None,
+    };
+    // Three stages of 64 keys and values; heads of 64 columns keep their queries there too.
+    let shared = 3 * 2 * parts * 8192 + if head_dim == 64 { 24576 } else { 0 };
+    Some((name, prefill_rows(head_dim), shared))
+}
+
+/// Rows of a tile of that kernel.
+fn prefill_rows(head_dim: u32) -> usize {
+    if head_dim > 128 { 128 } else { 192 }
+}
+
+/// Rows of a tile that the kernels of all layers take.
+pub(crate) fn tile_rows(program: &Program) -> usize {
+    let rows = program.ops.iter().filter_map(|n| match &n.op {
+        Op::Attend { spec, .. } => Some(prefill_rows(spec.head_dim)),
+        _ => None,
+    });
+    rows.min().unwrap_or(192)
 }
 
 /// The attention kernel and the query heads of its tiles.

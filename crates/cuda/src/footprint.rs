@@ -95,6 +95,7 @@ pub fn footprint(
     let angles: usize = program.ropes.iter().map(|t| 4 * t.rot_dims as usize * limits.rows).sum();
     f.activations = held(4 * arena.elements + ARENA_SLACK) + held(angles) - f.logits;
     let s = exec::scratch_bytes(program, &shapes, limits, caps, deterministic);
-    f.scratch = [s.input + ARENA_SLACK, s.form + ARENA_SLACK, s.wide, s.parts].into_iter().map(held).sum();
+    f.scratch =
+        [s.input + ARENA_SLACK, s.form + ARENA_SLACK, s.wide, s.parts, s.top].into_iter().map(held).sum();
     Ok(f)
 }

@@ -19,6 +19,7 @@ images![
     "attend",
     "attn_decode",
     "flash",
+    "attn_prefill",
     "mv_k",
     "mv_q",
     "mv_f",
@@ -29,6 +30,7 @@ images![
     "mm_prep",
     "mv_repack",
     "simple",
+    "top_k",
     "peaks"
 ];
 
@@ -38,6 +40,7 @@ pub(crate) const DEPENDENT: &[&str] = &[
     "attend",
     "attn_decode",
     "flash",
+    "attn_prefill",
     "mv_k",
     "mv_q",
     "mv_f",
@@ -47,4 +50,5 @@ pub(crate) const DEPENDENT: &[&str] = &[
     "mm_f",
     "mm_prep",
     "simple",
+    "top_k",
 ];

@@ -27,21 +27,23 @@ pub(crate) struct Inputs {
     gpu: Arc<Gpu>,
     buffer: Buffer,
     words: usize,
+    /// Rows of a tile of [`Lists::tiles`].
+    tile: usize,
     slots: Vec<(Pinned, Event)>,
     turn: usize,
 }
 
 impl Inputs {
     /// Room for every step of `limits` whose sequences do not share most of their blocks; it grows when they do.
-    pub(crate) fn new(gpu: &Arc<Gpu>, limits: &Limits) -> Result<Inputs> {
-        Inputs::of(gpu, HEAD + 4 * limits.rows + limits.outputs + 2 * limits.kv_blocks + 1024)
+    pub(crate) fn new(gpu: &Arc<Gpu>, limits: &Limits, tile: usize) -> Result<Inputs> {
+        Inputs::of(gpu, HEAD + 4 * limits.rows + limits.outputs + 2 * limits.kv_blocks + 1024, tile)
     }
 
-    fn of(gpu: &Arc<Gpu>, words: usize) -> Result<Inputs> {
+    fn of(gpu: &Arc<Gpu>, words: usize, tile: usize) -> Result<Inputs> {
         let buffer = gpu.zeroed(4 * words, "the inputs of a step")?;
         let slots =
             (0..SLOTS).map(|_| Ok((gpu.pinned(4 * words)?, gpu.event(false)?))).collect::<Result<_>>()?;
-        Ok(Inputs { gpu: gpu.clone(), buffer, words, slots, turn: 0 })
+        Ok(Inputs { gpu: gpu.clone(), buffer, words, tile, slots, turn: 0 })
     }
 
     /// Bytes on the GPU.
@@ -51,13 +53,13 @@ impl Inputs {
 
     /// Makes room for a step; true if the buffer is another now.
     pub(crate) fn reserve(&mut self, step: &StepInputs, size: Size) -> Result<bool> {
-        let need =
-            tail(step, size) + 4 * step.copies.len() + 4 * step.seqs.len() + step.seqs.len() * MANY + 4;
+        let lists = 4 * step.copies.len() + 4 * step.seqs.len() + step.seqs.len() * MANY;
+        let need = tail(step, size) + lists + 4 * self.tiles(step) + 8;
         if need <= self.words {
             return Ok(false);
         }
         self.gpu.wait()?;
-        *self = Inputs::of(&self.gpu.clone(), need.next_power_of_two())?;
+        *self = Inputs::of(&self.gpu.clone(), need.next_power_of_two(), self.tile)?;
         Ok(true)
     }
 
@@ -76,13 +78,22 @@ impl Inputs {
         let copies = tail(step, size);
         let seqs = copies + 4 * step.copies.len();
         let many: Vec<usize> = step.seqs.iter().map(|s| s.rows).filter(|r| *r >= MANY).collect();
+        let few = seqs + 4 * many.len();
+        let few_len = step.tokens.len() - many.iter().sum::<usize>();
         Lists {
             copies: (!step.copies.is_empty()).then(|| (at(2), at(copies))),
             seqs: at(seqs),
-            few: at(seqs + 4 * many.len()),
-            few_len: step.tokens.len() - many.iter().sum::<usize>(),
+            few: at(few),
+            few_len,
+            tiles: at((few + few_len).next_multiple_of(4)),
+            tile_count: self.tiles(step),
             many,
         }
+    }
+
+    /// Tiles of the sequences with many rows.
+    fn tiles(&self, step: &StepInputs) -> usize {
+        step.seqs.iter().filter(|s| s.rows >= MANY).map(|s| s.rows.div_ceil(self.tile)).sum()
     }
 
     /// Queues the sending of a step, after [`Inputs::reserve`].
@@ -117,15 +128,23 @@ impl Inputs {
                 words.extend([c.row, places[c.row as usize].1 as u32, firsts[c.seq as usize], 0]);
             }
             let mut row = 0;
-            let mut few = Vec::new();
+            let (mut few, mut tiles) = (Vec::new(), Vec::new());
             for (seq, first) in step.seqs.iter().zip(&firsts) {
                 match seq.rows >= MANY {
-                    true => words.extend([row, seq.rows as u32, *first, seq.start as u32]),
+                    true => {
+                        words.extend([row, seq.rows as u32, *first, seq.start as u32]);
+                        tiles.extend((0..seq.rows).step_by(self.tile).flat_map(|at| {
+                            let rows = self.tile.min(seq.rows - at) as u32;
+                            [row + at as u32, rows, (seq.start + at) as u32, *first]
+                        }));
+                    }
                     false => few.extend(row..row + seq.rows as u32),
                 }
                 row += seq.rows as u32;
             }
             words.extend(few);
+            words.resize(words.len().next_multiple_of(4), 0);
+            words.extend(tiles);
         }
         let bytes = &mut pinned.bytes_mut()[..4 * words.len()];
         for (to, word) in bytes.chunks_exact_mut(4).zip(&words) {
@@ -152,6 +171,10 @@ pub(crate) struct Lists {
     pub(crate) few: Ptr,
     /// How many these are.
     pub(crate) few_len: usize,
+    /// The rows of sequences with many, in tiles: first row, rows, position of the first, place of the block table.
+    pub(crate) tiles: Ptr,
+    /// How many tiles.
+    pub(crate) tile_count: usize,
 }
 
 /// Words before the lists.

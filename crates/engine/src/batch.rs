@@ -13,6 +13,11 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
+    /// Rows of the last step that have logits.
+    pub(crate) fn outputs(&self) -> usize {
+        self.outputs.len()
+    }
+
     /// Runs the planned chunks on the device, each with the guesses behind it. Logits come in the order of the chunks and their
     /// outputs; those of a tree in the order of its rows.
     pub(crate) fn run(

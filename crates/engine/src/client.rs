@@ -8,6 +8,7 @@ use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
 use crate::guide::{Amateur, Answer, Guide, GuideStats, Pairs, Turn};
 use crate::handle::{Place, Scores};
+use crate::logits::Logits;
 use crate::outbox::Outbox;
 use crate::request::{BestBy, LogprobsOf, Request};
 use crate::sampler::{Choice, Sampler, Scratch, checked_max, softmax};
@@ -160,7 +161,7 @@ pub(crate) struct Guessing<'a> {
 /// What an output is made with.
 pub(crate) struct Tools<'a> {
     /// The logits; may be changed.
-    pub(crate) row: &'a mut Vec<f32>,
+    pub(crate) logits: Logits<'a>,
     /// Those of the amateur, where the request wants them.
     pub(crate) amateur: Option<&'a Result<Vec<f32>>>,
     /// About what a row takes.
@@ -297,8 +298,9 @@ impl Generation {
         tools: &mut Tools,
         acts: &mut Vec<Act>,
     ) -> Result<()> {
-        let lse = softmax::log_sum_exp(tools.row, checked_max(tools.row, at + 1)?);
-        let logprob = f64::from(tools.row[s.tokens[at + 1] as usize]) - lse;
+        let row = tools.logits.whole()?.0;
+        let lse = softmax::log_sum_exp(row, checked_max(row, at + 1)?);
+        let logprob = f64::from(row[s.tokens[at + 1] as usize]) - lse;
         let branch = &mut self.branches[b];
         let (Some(guide), Some((token, end))) = (&mut branch.guide, branch.waits) else { return Ok(()) };
         let turn = guide.score(at + 1, logprob, tools.row_time, end, at + 1, &mut branch.sampler)?;
@@ -329,7 +331,7 @@ impl Generation {
                 self.guided.extra_rows += rows as u64;
                 self.guided.time += tools.row_time * rows as u32;
             }
-            match pairs.arrive(id, length, tools.row)? {
+            match pairs.arrive(id, length, tools.logits.replaced()?)? {
                 Some(ready) => (id, length) = (ready.main, ready.length),
                 None => return Ok(Vec::new()),
             }
@@ -338,7 +340,7 @@ impl Generation {
             return Ok(Vec::new()); // it was preempted meanwhile, and comes again
         }
         if let (Some(amateur), Some(row)) = (&self.amateur, tools.amateur) {
-            amateur.combine(tools.row, row.as_ref().map_err(Error::clone)?, length)?;
+            amateur.combine(tools.logits.replaced()?, row.as_ref().map_err(Error::clone)?, length)?;
         }
         let now = Instant::now();
         self.first.get_or_insert(now);
@@ -365,7 +367,7 @@ impl Generation {
         now: Instant,
         acts: &mut Vec<Act>,
     ) -> Result<()> {
-        let row = (self.width > 1).then(|| tools.row.clone());
+        let row = if self.width > 1 { tools.logits.save() } else { None };
         for choice in 1..self.width {
             let sequence = tools.new_id();
             let first = &self.branches[0];
@@ -374,9 +376,7 @@ impl Generation {
         }
         // The first keeps the sequence, so it is extended when the others have been forked from it.
         for b in (0..self.width).rev() {
-            if let Some(row) = &row {
-                tools.row.clone_from(row);
-            }
+            tools.logits.restore(&row);
             self.next(b, length, id, tools, now, acts)?;
         }
         Ok(())
@@ -394,7 +394,7 @@ impl Generation {
     ) -> Result<()> {
         let branch = &mut self.branches[b];
         let before = branch.guide.as_mut().and_then(|g| g.prepare(&mut branch.sampler));
-        let choice = branch.sampler.next(tools.row, length, tools.scratch)?;
+        let choice = branch.sampler.next(&mut tools.logits, length, tools.scratch)?;
         let time = now.saturating_duration_since(std::mem::replace(&mut branch.last, now));
         let token = choice.id;
         let end = match length + 1 >= self.most.unwrap_or(tools.context) {
@@ -486,7 +486,11 @@ impl Generation {
         let k = search.candidates();
         let sampler = &self.branches[0].sampler;
         let (constraint, step) = (self.constraints.get_mut(&s.id), s.tokens.len());
-        let next = match sampler.best(tools.row, k, answer, constraint, step, tools.scratch) {
+        let next = tools
+            .logits
+            .whole()
+            .and_then(|(row, _)| sampler.best(row, k, answer, constraint, step, tools.scratch));
+        let next = match next {
             Ok(next) => next,
             Err(error) => return vec![Act::Fail(error)],
         };
@@ -685,19 +689,25 @@ impl Client {
     ) -> Vec<Act> {
         match &mut self.task {
             Task::Generate(g) => g.output(s, at, tools, between),
-            Task::Score { from, top, scores, .. } => match checked_max(tools.row, at + 1) {
-                Ok(max) => {
-                    let next = s.tokens[at + 1];
-                    let lse = softmax::log_sum_exp(tools.row, max);
-                    scores.log_probs[at + 1 - *from] = f64::from(tools.row[next as usize]) - lse;
-                    if *top > 0 {
-                        scores.top[at + 1 - *from] = tools.scratch.best(tools.row, *top, lse);
+            Task::Score { from, top, scores, .. } => {
+                let checked = tools.logits.whole().and_then(|(row, _)| Ok((checked_max(row, at + 1)?, row)));
+                match checked {
+                    Ok((max, row)) => {
+                        let next = s.tokens[at + 1];
+                        let lse = softmax::log_sum_exp(row, max);
+                        scores.log_probs[at + 1 - *from] = f64::from(row[next as usize]) - lse;
+                        if *top > 0 {
+                            scores.top[at + 1 - *from] = tools.scratch.best(row, *top, lse);
+                        }
+                        if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
                     }
-                    if at + 2 == s.tokens.len() { vec![Act::Finish] } else { Vec::new() }
+                    Err(error) => vec![Act::Fail(error)],
                 }
+            }
+            Task::Logits { .. } => match tools.logits.whole() {
+                Ok(_) => vec![Act::Finish],
                 Err(error) => vec![Act::Fail(error)],
             },
-            Task::Logits { .. } => vec![Act::Finish],
             Task::Embed { .. } => Vec::new(), // see `hidden`
         }
     }

@@ -10,6 +10,7 @@ use crate::client::{Act, Client, Generation, Task, Tools};
 use crate::embed::{EmbedRequest, Pooler};
 use crate::events::FinishReason;
 use crate::handle::{Command, Handle, Job, Scores, Shared, Work};
+use crate::logits::{CANDIDATES, Logits};
 use crate::request::Retention;
 use crate::sampler::Scratch;
 use crate::scheduler::{self, Ahead, BlockOp, Chunk, Nothing, Scheduler};
@@ -20,7 +21,9 @@ use crate::statistics::EngineStats;
 use crate::tier::{Bytes, DiskCache, MoveCost, Tier};
 use crate::watchdog::Watchdog;
 use crate::{Error, Result};
-use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, View, Weight};
+use quarrel_ir::{
+    BLOCK_TOKENS, Candidates, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, View, Weight,
+};
 use quarrel_model::ModelSpec;
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -200,7 +203,7 @@ impl Engine {
     /// The same; adapters can be read from files if the specification of the Program is known.
     pub(crate) fn start_model(
         mut device: Box<dyn Device>,
-        program: Program,
+        mut program: Program,
         weights: &[Weight],
         config: EngineConfig,
         draft: Option<DraftModel>,
@@ -215,7 +218,8 @@ impl Engine {
         }
         let logits = program.logits.map(|l| l.cols as usize);
         let vocab = logits.unwrap_or_else(|| quarrel_ir::reference::vocab(&program));
-        let hidden = program.hidden;
+        program.choose(CANDIDATES);
+        let (hidden, candidates) = (program.hidden, program.candidates);
         if let Some(d) = draft.as_ref().filter(|d| d.vocab() != vocab) {
             return Err(Error::DraftVocabulary { draft: d.vocab(), vocab });
         }
@@ -256,6 +260,8 @@ impl Engine {
             clients: HashMap::new(),
             batch: Batch::default(),
             row: vec![0.0; logits.unwrap_or(0)],
+            candidates,
+            best: Vec::new(),
             hidden,
             states: Vec::new(),
             scratch: Scratch::default(),
@@ -292,6 +298,9 @@ struct Worker {
     clients: HashMap<u64, Client>,
     batch: Batch,
     row: Vec<f32>,
+    /// Where the best of the logits are, and those of a step.
+    candidates: Option<View>,
+    best: Vec<f32>,
     /// Where the hidden states are, and those of a step.
     hidden: Option<View>,
     states: Vec<f32>,
@@ -581,6 +590,7 @@ impl Worker {
         let amateur = self.speculation.amateur(&plan, &self.scheduler, &mut self.clients);
         let row_time = self.scheduler.pace().per_row();
         let mut acts = self.pool(&plan)?;
+        self.choose()?;
         let mut output = 0;
         for chunk in &plan {
             let s = &self.scheduler.running()[chunk.running];
@@ -603,13 +613,14 @@ impl Worker {
                 continue;
             }
             for at in chunk.outputs.clone() {
-                self.device.read(self.prepared, Readout::Logits(output), &mut self.row)?;
+                let best = best_of(&self.best, self.candidates, output);
+                let logits = Logits::new(&mut *self.device, self.prepared, output, best, &mut self.row);
                 output += 1;
-                let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
+                let (scratch, next_id) = (&mut self.scratch, &mut self.next_id);
                 let is_new = |c: &Client| matches!(&c.task, Task::Generate(g) if g.is_new());
                 let new = is_new(client);
                 let tools = &mut Tools {
-                    row,
+                    logits,
                     amateur: amateur.get(&s.id),
                     row_time,
                     scratch,
@@ -632,6 +643,16 @@ impl Worker {
         self.speculation.learn(&self.scheduler);
         for sequence in self.scheduler.full() {
             self.shorten(sequence)?;
+        }
+        Ok(())
+    }
+
+    /// Brings what the device chose of the step's logits.
+    fn choose(&mut self) -> Result<()> {
+        let Some(view) = self.candidates else { return Ok(()) };
+        self.best.resize(self.batch.outputs() * view.cols as usize, 0.0);
+        if !self.best.is_empty() {
+            self.device.read(self.prepared, Readout::View(view), &mut self.best)?;
         }
         Ok(())
     }
@@ -689,17 +710,15 @@ impl Worker {
         let mut last = Vec::new();
         let tree = &ahead.tree;
         let walked = verify::walk(tree, |node| {
-            self.device.read(
-                self.prepared,
-                Readout::Logits(first + ahead.layout.row_of[node]),
-                &mut self.row,
-            )?;
+            let output = first + ahead.layout.row_of[node];
             let Some(client) = self.clients.get_mut(&request) else { return Ok(None) };
             let Some(s) = self.scheduler.running().iter().find(|s| s.id == ahead.id) else { return Ok(None) };
-            let (row, scratch, next_id) = (&mut self.row, &mut self.scratch, &mut self.next_id);
+            let best = best_of(&self.best, self.candidates, output);
+            let logits = Logits::new(&mut *self.device, self.prepared, output, best, &mut self.row);
+            let (scratch, next_id) = (&mut self.scratch, &mut self.next_id);
             let row_time = self.scheduler.pace().per_row();
             let (context, epoch) = (self.context, self.epoch);
-            let tools = &mut Tools { row, amateur: None, row_time, scratch, context, next_id, epoch };
+            let tools = &mut Tools { logits, amateur: None, row_time, scratch, context, next_id, epoch };
             let between = |d| self.stats.between_tokens.observe(d);
             last = client.output(s, ahead.root, tools, between);
             self.stats.sampled_tokens += 1;
@@ -870,6 +889,12 @@ fn root(config: &EngineConfig, device: &DeviceInfo, block_bytes: usize) -> Resul
     }
     hash.update((block_bytes as u64).to_le_bytes());
     Ok(hash.finalize().into())
+}
+
+/// What the device chose of a row with logits.
+fn best_of(all: &[f32], candidates: Option<View>, output: usize) -> Option<Candidates<'_>> {
+    let cols = candidates?.cols as usize;
+    Some(Candidates::of(all.get(output * cols..(output + 1) * cols)?))
 }
 
 /// A seed from the system's randomness, by way of the standard library's hasher keys.

@@ -18,6 +18,7 @@ mod evict;
 mod guide;
 mod handle;
 mod load;
+mod logits;
 pub mod memory;
 mod outbox;
 mod pace;

@@ -199,6 +199,9 @@ fn load_guesses_caches_and_preemption_change_nothing() {
         let speculate = if i.is_multiple_of(2) { Speculate::Lookup } else { Speculate::Auto };
         requests.push(Request { speculate, ..request(prompt(9 + 7 * (i as usize % 5), i % 4), &guide) });
     }
+    // The best tokens run in circles.
+    let loops = Guide { repetition: Some(Repetition { repeats: 2, tokens: 2 }), ..Guide::default() };
+    requests.push(Request { sampling: Sampling::greedy(), ..request(prompt(20, 1), &loops) });
     let plainly = |r: &Request| run(&plain, Request { speculate: Speculate::Off, ..r.clone() });
     let want: Vec<Answer> = requests.iter().map(plainly).collect();
     let mut rounds = 0;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::{Digest, digest_file};
 use crate::error::{Error, Result};
+use crate::hf::is_module;
 use crate::progress::Progress;
 
 /// A manifest is small; anything larger was not written by us.
@@ -287,9 +288,11 @@ impl Cache {
         let dir = self.root.join("snapshots").join(Digest::of(key.as_bytes()).short());
         make_dir(&dir)?;
         for file in files() {
-            let target =
-                Path::new("../../blobs").join(self.blob(&file.digest).file_name().unwrap_or_default());
-            link(&target, &self.blob(&file.digest), &dir.join(&file.name))?;
+            let at = dir.join(&file.name);
+            make_dir(at.parent().unwrap_or(&dir))?;
+            let blob = self.blob(&file.digest);
+            let up = "../".repeat(2 + file.name.matches('/').count()) + "blobs";
+            link(&Path::new(&up).join(blob.file_name().unwrap_or_default()), &blob, &at)?;
         }
         let is_gguf = first.name.ends_with(".gguf");
         Ok(if is_gguf { dir.join(&first.name) } else { dir })
@@ -439,7 +442,9 @@ fn read_manifest(path: &Path) -> Result<Option<Manifest>> {
         Error::malformed(path.display(), format!("{e}; remove this file and pull the model again"))
     })?;
     for file in &manifest.files {
-        if crate::name::check_relative(&file.name).is_err() || file.name.contains('/') {
+        // Modules of sentence-transformers alone have folders of their own.
+        let flat = !file.name.contains('/') || is_module(&file.name);
+        if crate::name::check_relative(&file.name).is_err() || !flat {
             return Err(Error::malformed(
                 path.display(),
                 format!("the file name {:?} is not allowed", file.name),

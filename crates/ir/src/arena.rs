@@ -28,8 +28,8 @@ pub struct Arena {
 
 impl Arena {
     /// Places every value; values that are never alive together may share memory. With `keep_all` nothing is shared,
-    /// so that every value can be read after a step. The logits and the hidden rows
-    /// are never shared.
+    /// so that every value can be read after a step. The logits, their
+    /// candidates and the hidden rows are never shared.
     pub fn plan(program: &Program, limits: &Limits, keep_all: bool) -> Arena {
         let n = program.values.len();
         let (mut first, mut last) = (vec![usize::MAX; n], vec![0; n]);
@@ -40,7 +40,7 @@ impl Arena {
                 last[v] = last[v].max(i);
             });
         }
-        for kept in program.logits.into_iter().chain(program.hidden) {
+        for kept in program.logits.into_iter().chain(program.hidden).chain(program.candidates) {
             last[kept.value.0 as usize] = usize::MAX;
         }
         if keep_all {

@@ -97,6 +97,8 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
         Op::Glu { out, .. } | Op::Activate { out, .. } => c.flops = 8 * rows(*out) * u64::from(out.cols),
         Op::Add { out, .. } => c.flops = rows(*out) * u64::from(out.cols),
         Op::Scale { x, .. } | Op::Softcap { x, .. } => c.flops = rows(*x) * u64::from(x.cols),
+        // An exponential of each logit.
+        Op::TopK { x, .. } => c.flops = 8 * rows(*x) * u64::from(x.cols),
         Op::MatMul { .. } | Op::PickRows { .. } => {}
     }
     c

@@ -1,5 +1,6 @@
 //! A Program as text: what `quarrel inspect --program` prints and what snapshot tests pin.
 
+use crate::candidates;
 use crate::op::{Lookup, NormKind, NormSpec, Op, View};
 use crate::program::{Program, Rows, WeightId};
 use std::fmt;
@@ -124,6 +125,7 @@ impl Program {
             Op::Scale { x, by } => format!("scale {} * {by}", v(x)),
             Op::Softcap { x, cap } => format!("softcap {} at {cap}", v(x)),
             Op::PickRows { out, x } => format!("{} = pick_rows {}", v(out), v(x)),
+            Op::TopK { out, x } => format!("{} = top {} of {}", v(out), candidates::count(out.cols), v(x)),
         }
     }
 }

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod arena;
+pub mod candidates;
 pub mod cost;
 pub mod device;
 mod display;
@@ -19,6 +20,7 @@ pub mod reference;
 pub mod rope;
 mod uses;
 
+pub use candidates::Candidates;
 pub use device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
     RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, check_positions, no_adapter,

@@ -276,6 +276,14 @@ pub enum Op {
         /// `[rows, cols]`.
         x: View,
     },
+    /// What tokens are drawn from: the best of each row of logits, and the sum over all of them; see
+    /// [`crate::candidates`], which is the form of `out`.
+    TopK {
+        /// `[outputs, candidates::columns(k)]`.
+        out: View,
+        /// `[outputs, vocab]`.
+        x: View,
+    },
 }
 
 impl AttendSpec {
@@ -308,6 +316,7 @@ impl Op {
             Op::Scale { .. } => "scale",
             Op::Softcap { .. } => "softcap",
             Op::PickRows { .. } => "pick_rows",
+            Op::TopK { .. } => "top_k",
         }
     }
 
@@ -324,7 +333,8 @@ impl Op {
             | Op::MatMulExperts { out, .. }
             | Op::Combine { out, .. }
             | Op::Add { out, .. }
-            | Op::PickRows { out, .. } => Some(out),
+            | Op::PickRows { out, .. }
+            | Op::TopK { out, .. } => Some(out),
             Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => Some(x),
             Op::StoreKv { .. } => None,
         }
@@ -374,7 +384,7 @@ impl Op {
                 f(up, true);
                 f(out, false);
             }
-            Op::Activate { out, x, .. } | Op::PickRows { out, x } => {
+            Op::Activate { out, x, .. } | Op::PickRows { out, x } | Op::TopK { out, x } => {
                 f(x, true);
                 f(out, false);
             }

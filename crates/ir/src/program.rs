@@ -1,5 +1,6 @@
 //! The Program: values, weights and ops in execution order, with the checks that make a device's life simple.
 
+use crate::candidates;
 use crate::experts::{Gate, RouteSpec};
 use crate::op::{Activation, AttendSpec, Lookup, NormSpec, Op, View};
 use crate::rope::{RopeId, RopeTable};
@@ -97,6 +98,8 @@ pub struct Program {
     pub logits: Option<View>,
     /// `[tokens, dim]`: what the model knows of each token, after its last norm, where it is wanted for embeddings.
     pub hidden: Option<View>,
+    /// `[outputs, candidates::columns(k)]`: the best of the logits, where they are wanted.
+    pub candidates: Option<View>,
     pub(crate) layer: Option<u32>,
 }
 
@@ -220,6 +223,15 @@ impl Program {
         out
     }
 
+    /// Adds what tokens are drawn from: the `k` best logits of each row, or all if there are fewer. Without logits there is nothing
+    /// to add.
+    pub fn choose(&mut self, k: u32) {
+        let Some(x) = self.logits.filter(|l| l.cols <= candidates::VOCAB_MAX) else { return };
+        let out = self.value("candidates", Rows::Outputs, candidates::columns(k.min(x.cols)));
+        self.push(Op::TopK { out, x });
+        self.candidates = Some(out);
+    }
+
     /// Most tokens of a sequence: the rows of the smallest table of positions, if there is one.
     pub fn positions(&self) -> Option<usize> {
         let tables = self.ops.iter().filter_map(|n| match n.op {
@@ -274,6 +286,9 @@ impl Program {
         let is_written = |v: View| written.get(v.value.0 as usize) == Some(&true);
         if self.logits.or(self.hidden).is_none() || !self.logits.is_none_or(is_written) {
             return Err(Error::Shape { at: "logits".into(), why: "no op writes them".into() });
+        }
+        if !self.candidates.is_none_or(is_written) {
+            return Err(Error::Shape { at: "candidates".into(), why: "no op writes them".into() });
         }
         match self.hidden {
             Some(h) if !is_written(h) || self.rows_of(h) != Rows::Tokens => {
@@ -388,6 +403,14 @@ impl Program {
                 || self.rows_of(*out) != Rows::Outputs
                 || self.rows_of(*x) != Rows::Tokens)
                 .then(|| "picks from tokens to outputs only".into()),
+            Op::TopK { out, x } => {
+                let k = candidates::count(out.cols);
+                let fits = out.cols == candidates::columns(k)
+                    && (1..=x.cols).contains(&k)
+                    && x.cols <= candidates::VOCAB_MAX
+                    && [*out, *x].iter().all(|v| self.rows_of(*v) == Rows::Outputs);
+                (!fits).then(|| format!("{} columns do not hold the best of {}", out.cols, x.cols))
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The semantics: a scalar interpreter with f64 accumulation and f32 values, one op at a time, nothing fused or tiled.
 //! It is a [`Device`], so tests run it and a fast device side by side.
 
+use crate::candidates;
 use crate::device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
     StepInputs, Weight, check_adapter, check_positions, no_adapter,
@@ -489,6 +490,13 @@ impl Ready {
             Op::Scale { x, by } => self.map_rows(x, x, |v| v * by),
             Op::Softcap { x, cap } => {
                 self.map_rows(x, x, |v| (f64::from(cap) * (f64::from(v) / f64::from(cap)).tanh()) as f32)
+            }
+            Op::TopK { out, x } => {
+                for r in 0..self.row_count(out) {
+                    let mut best = vec![0.0; out.cols as usize];
+                    candidates::choose(&self.read_row(x, r), &mut best);
+                    self.write_row(out, r, &best);
+                }
             }
             Op::PickRows { out, x } => {
                 for (i, r) in step.outputs.iter().enumerate() {

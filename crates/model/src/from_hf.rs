@@ -25,6 +25,42 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("rope_theta", &["rotary_emb_base"]),
 ];
 
+/// Settings, besides those of [`ALIASES`], that are read here, or that a computation does not depend on.
+const KNOWN: &[&str] = &[
+    "_name_or_path",
+    "architectures",
+    "attention_bias",
+    "attention_dropout",
+    "attn_logit_softcapping",
+    "auto_map",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "final_logit_softcapping",
+    "head_dim",
+    "hidden_dropout",
+    "initializer_range",
+    "layer_types",
+    "max_window_layers",
+    "mlp_bias",
+    "model_type",
+    "num_key_value_heads",
+    "original_max_position_embeddings",
+    "pad_token_id",
+    "pretraining_tp",
+    "query_pre_attn_scalar",
+    "rope_parameters",
+    "rope_scaling",
+    "sliding_window",
+    "sliding_window_pattern",
+    "tie_word_embeddings",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "use_sliding_window",
+    "vocab_size",
+];
+
 /// The parts of a model that sees which text does not need.
 const SIGHT: &[&str] = &["vision_tower.", "multi_modal_projector."];
 
@@ -43,7 +79,7 @@ pub fn spec(source: &Source, config: &Value) -> Result<ModelSpec> {
     let name = config["architectures"][0]
         .as_str()
         .ok_or_else(|| field_error("architectures", "is missing from config.json"))?;
-    let arch = arch::by_hf(name).ok_or_else(|| unknown(name, source))?;
+    let arch = arch::by_hf(name).ok_or_else(|| unknown(name, source, config))?;
     // A model that sees has the settings of its language part in a part of its own.
     let text = &config["text_config"];
     let reader = Reader { arch, config: if text.is_object() { text } else { config }, source };
@@ -556,7 +592,7 @@ fn is_local(kind: &Value) -> Option<bool> {
     }
 }
 
-fn unknown(name: &str, source: &Source) -> Error {
+fn unknown(name: &str, source: &Source, config: &Value) -> Error {
     let mut stems: Vec<String> = source
         .tensors()
         .map(|t| {
@@ -578,11 +614,15 @@ fn unknown(name: &str, source: &Source) -> Error {
         .map(|a| (a, stems.iter().filter(|s| !known_by(a, s)).cloned().collect::<Vec<_>>()))
         .min_by_key(|(_, t)| t.len())
         .expect("the table of architectures is not empty");
+    let known =
+        |key: &str| KNOWN.contains(&key) || ALIASES.iter().any(|(k, more)| *k == key || more.contains(&key));
+    let settings = config.as_object().into_iter().flatten();
+    let fields: Vec<String> = settings.map(|(k, _)| k.clone()).filter(|k| !known(k)).collect();
     Error::UnknownArch {
         name: name.into(),
         nearest: nearest.gguf.into(),
         known: arch::all().flat_map(|a| a.hf).copied().collect::<Vec<_>>().join(", "),
-        fields: "config.json is read only for known families".into(),
+        fields: shorten(&fields),
         tensors: shorten(&tensors),
     }
 }

@@ -90,8 +90,14 @@ fn an_unknown_family_is_refused_with_the_nearest_and_the_difference() {
     }
     let e = gguf("qwen3", &[("qwen3", "qwen9"), ("freq_base", "freq_nose")]).unwrap_err();
     assert!(e.contains("Fields not understood: qwen9.rope.freq_nose"), "{e}");
-    let e = hf("olmo2", &[("architectures", json!(["Olmo9ForCausalLM"]))]).unwrap_err();
-    assert!(e.contains("Olmo9ForCausalLM") && e.contains("nearest is olmo2"), "{e}");
+    let e =
+        hf("olmo2", &[("architectures", json!(["Olmo9ForCausalLM"])), ("strange", json!(1))]).unwrap_err();
+    assert!(
+        e.contains("Olmo9ForCausalLM")
+            && e.contains("nearest is olmo2")
+            && e.contains("not understood: strange."),
+        "{e}"
+    );
 }
 
 #[test]

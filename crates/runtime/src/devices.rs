@@ -61,6 +61,8 @@ pub enum Chosen {
         caps: Caps,
         /// Bytes that are free there.
         free: usize,
+        /// Whether the bits of a row must not depend on the rows beside it.
+        deterministic: bool,
     },
 }
 
@@ -69,10 +71,10 @@ impl Chosen {
     ///
     /// # Errors
     /// When the GPU that was asked for cannot be used.
-    pub fn new(place: Place, weight_bytes: usize) -> Result<(Chosen, Option<String>)> {
+    pub fn new(place: Place, weight_bytes: usize, deterministic: bool) -> Result<(Chosen, Option<String>)> {
         let open = |ordinal| -> Result<Chosen> {
             let gpu = Cuda::new(CudaOptions { ordinal, ..CudaOptions::default() })?;
-            Ok(Chosen::Cuda { ordinal, caps: gpu.caps().clone(), free: gpu.free_memory()?.0 })
+            Ok(Chosen::Cuda { ordinal, caps: gpu.caps().clone(), free: gpu.free_memory()?.0, deterministic })
         };
         match place {
             Place::Cpu => Ok((Chosen::Cpu, None)),
@@ -102,8 +104,10 @@ impl Chosen {
             Chosen::Cpu => {
                 Box::new(Cpu::new(CpuOptions { kv, ..cpu }).context("cannot start the CPU device")?)
             }
-            Chosen::Cuda { ordinal, .. } => {
-                let options = CudaOptions { ordinal: *ordinal, kv: cuda_kv(kv)?, ..CudaOptions::default() };
+            Chosen::Cuda { ordinal, deterministic, .. } => {
+                let (ordinal, deterministic) = (*ordinal, *deterministic);
+                let options =
+                    CudaOptions { ordinal, kv: cuda_kv(kv)?, deterministic, ..CudaOptions::default() };
                 Box::new(Cuda::new(options)?)
             }
         })
@@ -147,9 +151,9 @@ mod tests {
         if matches!(quarrel_cuda::gpus(), Ok(1..)) {
             return; // the machine has one
         }
-        let error = format!("{:#}", Chosen::new(Place::Cuda(0), 0).unwrap_err());
+        let error = format!("{:#}", Chosen::new(Place::Cuda(0), 0, false).unwrap_err());
         assert!(error.contains("driver") && error.contains("cuda:0"), "{error}");
-        assert_eq!(Chosen::new(Place::Auto, 0).unwrap(), (Chosen::Cpu, None));
+        assert_eq!(Chosen::new(Place::Auto, 0, false).unwrap(), (Chosen::Cpu, None));
     }
 
     #[test]

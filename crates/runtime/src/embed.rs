@@ -1,10 +1,11 @@
 //! Embeddings of texts: how a model makes them where nothing else is said, tokens that fit it, and many at once.
 
 use std::collections::VecDeque;
+use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
 use quarrel_engine::{EmbedRequest, Embedded, Embedding, Error, Handle, Pooling};
 use quarrel_formats::Source;
 use quarrel_text::{Ends, Special, Tokenizer};
@@ -51,10 +52,7 @@ impl Opened {
                 };
             }
             Source::Hf(hf) => {
-                let path = hf.dir.join("1_Pooling/config.json");
-                if path.exists() {
-                    pooling = pooling_of(&file::json(&path)?);
-                }
+                pooling = pooling_in(&hf.dir)?;
                 let path = hf.dir.join("sentence_bert_config.json");
                 if path.exists()
                     && let Some(n) = file::json(&path)?["max_seq_length"].as_u64().filter(|n| *n > 2)
@@ -69,18 +67,69 @@ impl Opened {
     }
 }
 
-/// What sentence-transformers' module says.
+/// How a checkpoint pools; `None` if in a way that is not known here.
+fn pooling_in(dir: &Path) -> Result<Option<Pooling>> {
+    Ok(match pooling_file(dir)? {
+        Some(settings) => pooling_of(&file::json(&settings)?),
+        None => Some(Pooling::Mean),
+    })
+}
+
+/// Where a checkpoint of sentence-transformers says how it pools. Behind the model it may have a scaling to length 1, which is
+/// the default here; anything else would have to be computed, and vectors without it would be others.
+fn pooling_file(dir: &Path) -> Result<Option<PathBuf>> {
+    let usual = dir.join("1_Pooling/config.json");
+    let path = dir.join("modules.json");
+    if !path.exists() {
+        return Ok(Some(usual).filter(|p| p.exists()));
+    }
+    let listed = file::json(&path)?;
+    let mut found = None;
+    for module in listed.as_array().into_iter().flatten() {
+        let text = |key: &str| module[key].as_str().unwrap_or_default();
+        match text("type").rsplit('.').next().unwrap_or_default() {
+            "Transformer" | "Normalize" => {}
+            "Pooling" => {
+                let folder = text("path");
+                let plain = |c| matches!(c, Component::Normal(_));
+                ensure!(
+                    Path::new(folder).components().all(plain),
+                    "{}: the module {folder:?} is outside of the model's folder",
+                    path.display()
+                );
+                let settings = dir.join(folder).join("config.json");
+                ensure!(
+                    settings.exists(),
+                    "{} is missing, and with it how hidden states become a vector; `quarrel pull` fetches it",
+                    settings.display()
+                );
+                found = Some(settings);
+            }
+            kind => bail!(
+                "{}: the model has a module {:?} of type {kind:?} behind its hidden states, which is not computed here; its \
+                 vectors would be wrong without it",
+                path.display(),
+                text("path")
+            ),
+        }
+    }
+    Ok(found)
+}
+
+/// What sentence-transformers' module says: a switch for each way, or in newer files the name of one.
 fn pooling_of(config: &Value) -> Option<Pooling> {
     let modes = config.as_object()?;
-    let on: Vec<&str> = modes
+    let named = modes.get("pooling_mode").map(|mode| mode.as_str().unwrap_or_default());
+    let switched = modes
         .iter()
-        .filter(|(name, value)| name.starts_with("pooling_mode_") && **value == true)
-        .map(|(name, _)| name.as_str())
-        .collect();
+        .filter(|(_, value)| **value == true)
+        .filter_map(|(name, _)| name.strip_prefix("pooling_mode_"))
+        .map(|name| name.trim_end_matches("_tokens").trim_end_matches("_token"));
+    let on: Vec<&str> = if let Some(named) = named { vec![named] } else { switched.collect() };
     match on[..] {
-        ["pooling_mode_mean_tokens"] => Some(Pooling::Mean),
-        ["pooling_mode_cls_token"] => Some(Pooling::Cls),
-        ["pooling_mode_lasttoken"] => Some(Pooling::Last),
+        ["mean"] => Some(Pooling::Mean),
+        ["cls"] => Some(Pooling::Cls),
+        ["lasttoken"] => Some(Pooling::Last),
         _ => None, // the maximum, or several one after the other
     }
 }
@@ -192,7 +241,54 @@ mod tests {
         assert_eq!(of(json!({ "pooling_mode_lasttoken": true })), Some(Pooling::Last));
         assert_eq!(of(json!({ "pooling_mode_max_tokens": true })), None);
         assert_eq!(of(json!({ "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true })), None);
+        assert_eq!(of(json!({ "pooling_mode_mean_sqrt_len_tokens": true })), None);
         assert_eq!(of(off), None);
+        assert_eq!(of(json!({ "pooling_mode": "cls", "include_prompt": true })), Some(Pooling::Cls));
+        assert_eq!(of(json!({ "pooling_mode": ["mean", "cls"] })), None);
+    }
+
+    /// What a folder with these files says.
+    fn pooling(files: &[(&str, &Value)]) -> Result<Option<Pooling>> {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, value) in files {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, value.to_string()).unwrap();
+        }
+        pooling_in(dir.path())
+    }
+
+    fn module(path: &str, kind: &str) -> Value {
+        json!({ "idx": 0, "name": "0", "path": path, "type": format!("sentence_transformers.models.{kind}") })
+    }
+
+    #[test]
+    fn a_checkpoint_of_sentence_transformers_says_how_it_pools() {
+        let cls = json!({ "word_embedding_dimension": 32, "pooling_mode_cls_token": true, "pooling_mode_mean_tokens": false });
+        let all = json!([
+            module("", "Transformer"),
+            module("1_Pooling", "Pooling"),
+            module("2_Normalize", "Normalize")
+        ]);
+        let elsewhere = json!([module("", "Transformer"), module("3_Pooling", "Pooling")]);
+        let beside = ("1_Pooling/config.json", &cls);
+        for (files, wanted) in [
+            (&[][..], Pooling::Mean),
+            (&[beside][..], Pooling::Cls),
+            (&[beside, ("modules.json", &all)][..], Pooling::Cls),
+            (&[("3_Pooling/config.json", &cls), ("modules.json", &elsewhere)][..], Pooling::Cls),
+        ] {
+            assert_eq!(pooling(files).unwrap(), Some(wanted), "{files:?}");
+        }
+        let refused = |files: &[(&str, &Value)]| pooling(files).unwrap_err().to_string();
+        let said = refused(&[("modules.json", &all)]);
+        assert!(said.contains("1_Pooling/config.json is missing") && said.contains("quarrel pull"), "{said}");
+        let dense =
+            json!([module("", "Transformer"), module("1_Pooling", "Pooling"), module("2_Dense", "Dense")]);
+        let said = refused(&[beside, ("modules.json", &dense)]);
+        assert!(said.contains("\"2_Dense\"") && said.contains("\"Dense\""), "{said}");
+        let said = refused(&[("modules.json", &json!([module("../../etc", "Pooling")]))]);
+        assert!(said.contains("outside"), "{said}");
     }
 
     #[test]

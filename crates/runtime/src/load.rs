@@ -16,6 +16,8 @@ use crate::{Embeddings, Opened, Talk};
 pub struct EngineOptions {
     /// Where to compute.
     pub device: Place,
+    /// The same bytes whatever the load, on a GPU too; the CPU always gives them.
+    pub deterministic: bool,
     /// Tokens of context, prompt and answer together; else the model's, at most 32,768.
     pub ctx: Option<u32>,
     /// Threads; else one for each physical core.

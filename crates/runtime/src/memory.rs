@@ -73,12 +73,14 @@ impl Planner {
     pub fn new(opened: &Opened, args: &EngineOptions) -> Result<Planner> {
         let spec = quarrel_model::spec(&opened.source)?;
         let options = decoder::Options { hidden: args.embeddings, ..decoder::Options::default() };
-        let program = decoder::decoder(&spec, &options);
+        let mut program = decoder::decoder(&spec, &options);
+        program.choose(quarrel_ir::candidates::COUNT); // as the engine does
         let stored: Vec<Vec<Stored>> = weights::headers(&opened.source, &spec, &program)?
             .into_iter()
             .map(|w| w.into_iter().map(|(dtype, bytes, mapped)| Stored { dtype, bytes, mapped }).collect())
             .collect();
-        let (chosen, note) = Chosen::new(args.device, stored.iter().flatten().map(|s| s.bytes).sum())?;
+        let bytes = stored.iter().flatten().map(|s| s.bytes).sum();
+        let (chosen, note) = Chosen::new(args.device, bytes, args.deterministic)?;
         let program_bytes = process::rss_bytes().unwrap_or(32 << 20) as usize + PROGRAM_LATER;
         let options =
             CpuOptions { threads: args.threads.map(usize::from), isa: args.isa, ..CpuOptions::default() };
@@ -97,7 +99,7 @@ impl Planner {
             outputs: config.step_outputs,
             kv_blocks: config.kv_blocks.unwrap_or(config.context.div_ceil(BLOCK_TOKENS)),
         };
-        let Chosen::Cuda { caps, .. } = &self.chosen else {
+        let Chosen::Cuda { caps, deterministic, .. } = &self.chosen else {
             let f = footprint(&self.program, &self.stored, &limits, &CpuOptions { kv, ..self.options })?;
             return Ok(vec![
                 Part::new(Kind::Weights, "weights_packed", "weights, packed", f.packed),
@@ -113,7 +115,7 @@ impl Planner {
         };
         let types: Vec<Vec<_>> = self.stored.iter().map(|w| w.iter().map(|s| s.dtype).collect()).collect();
         let kv = cuda_kv(kv).unwrap_or_default(); // others were refused before
-        let f = quarrel_cuda::footprint(&self.program, &types, &limits, caps, kv, false)?;
+        let f = quarrel_cuda::footprint(&self.program, &types, &limits, caps, kv, *deterministic)?;
         Ok(vec![
             Part::new(Kind::Weights, "weights", "weights", f.weights),
             Part::new(Kind::Weights, "tables", "embedding table beside its matrix", f.tables),

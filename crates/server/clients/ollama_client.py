@@ -95,7 +95,7 @@ def errors():
     for status, name, f in [
         (404, "nothing", lambda: client.chat(model="nothing", messages=ask)),
         (400, "template", lambda: client.generate(model=model, prompt="x", template="{{x}}")),
-        (400, "mirostat", lambda: client.generate(model=model, prompt="x", options={"mirostat": 1})),
+        (400, "tfs_z", lambda: client.generate(model=model, prompt="x", options={"tfs_z": 0.9})),
         (400, "num_ctx", lambda: client.generate(model=model, prompt="x", options={"num_ctx": 10**7})),
         (400, "temperature", lambda: client.generate(model=model, prompt="x", options={"temperature": -2})),
         (400, "repeat_penalty", lambda: list(client.generate(model=model, prompt="x", options={"repeat_penalty": -2}, stream=True))),

@@ -190,6 +190,7 @@ def structured_output():
         messages=[{"role": "user", "content": "Invent a person."}],
         response_format={"type": "json_schema", "json_schema": {"name": "person", "schema": person, "strict": True}},
         max_tokens=100,
+        temperature=0,
     )
     value = json.loads(a.choices[0].message.content)
     assert set(value) == {"name", "age"} and 0 <= value["age"] <= 120, value

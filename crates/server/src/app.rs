@@ -25,6 +25,7 @@ use crate::charge::Account;
 use crate::cors::{self, Origins};
 use crate::dialect::Dialect;
 use crate::error::{ApiError, Failure};
+use crate::hosts::Hosts;
 use crate::ids;
 use crate::metrics::HttpCounts;
 use crate::models::Models;
@@ -79,6 +80,10 @@ pub(crate) struct Shared {
     rates: Mutex<HashMap<String, Bucket>>,
     /// Whose web pages may call.
     pub(crate) origins: Origins,
+    /// What it is called.
+    hosts: Hosts,
+    /// Whether it can be reached from this machine only.
+    loopback: bool,
     /// How long a body may take.
     body_time: Duration,
     /// How many bytes it may have.
@@ -114,6 +119,8 @@ impl App {
             warmed: AtomicBool::new(false),
             connections: Arc::default(),
             origins: config.origins.clone(),
+            hosts: config.hosts.clone(),
+            loopback: config.address.ip().is_loopback(),
             body_time: config.times.body,
             body_bytes_max: config.body_bytes_max,
             listeners: Listeners { audit: config.audit.clone(), traces: config.traces.clone() },
@@ -157,6 +164,12 @@ impl App {
     /// Whether requests need a key.
     fn needs_key(&self) -> bool {
         !self.keys.is_empty() || self.stored_keys.load(Ordering::Acquire)
+    }
+
+    /// Refuses a page that reaches a server without keys by a name of its own; with a key it could do nothing.
+    fn check_host(&self, request: &Request) -> Result<(), ApiError> {
+        let open = self.loopback && !self.needs_key();
+        if open || self.hosts.are_named() { self.hosts.check(request) } else { Ok(()) }
     }
 
     /// Open connections.
@@ -298,8 +311,9 @@ async fn unknown(request: Request) -> ApiError {
 }
 
 async fn wrong_method(request: Request) -> ApiError {
-    ApiError::bad(format!("{} does not take {}", request.uri().path(), request.method()))
-        .status(StatusCode::METHOD_NOT_ALLOWED)
+    let (path, method) = (request.uri().path(), request.method());
+    let message = format!("{path} does not take {method}; the header Allow says what it takes");
+    ApiError::bad(message).status(StatusCode::METHOD_NOT_ALLOWED)
 }
 
 /// Routes that need no key: probes.
@@ -312,6 +326,7 @@ fn is_open(path: &str) -> bool {
 
 /// Lets in whom the keys allow, and nobody new while the server shuts down.
 async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Result<Response, ApiError> {
+    app.check_host(&request)?;
     app.origins.check(&request)?;
     let path = request.uri().path();
     if !is_open(path) {

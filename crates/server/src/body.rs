@@ -59,8 +59,45 @@ pub(crate) fn at<T: DeserializeOwned>(place: &str, value: Value) -> Result<T, Ap
             return ApiError::field(&path, format!("{path}: this field is not known here; leave it out"))
                 .code("unknown_field");
         }
+        if let Some(name) = why.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`')) {
+            path = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+            return ApiError::field(&path, format!("{path}: this field is needed"));
+        }
+        let why = plainly(&why);
         if path.is_empty() { ApiError::bad(why) } else { ApiError::field(&path, format!("{path}: {why}")) }
     })
+}
+
+/// What serde says of a wrong type, in JSON's words instead of Rust's.
+fn plainly(why: &str) -> String {
+    let Some((got, wanted)) = why.strip_prefix("invalid type: ").and_then(|w| w.rsplit_once(", expected "))
+    else {
+        return why.to_owned();
+    };
+    let wanted = match wanted {
+        "a sequence" => "a list",
+        "a map" => "an object",
+        "a string" => "a text",
+        "a boolean" => "true or false",
+        "f32" | "f64" => "a number",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number from 0 on",
+        "i8" | "i16" | "i32" | "i64" => "a whole number",
+        other if other.starts_with("struct ") => "an object",
+        other => other,
+    };
+    let kinds = [
+        ("string ", "a text"),
+        ("integer ", "a whole number"),
+        ("floating point ", "a number"),
+        ("boolean ", "true or false"),
+        ("sequence", "a list"),
+        ("map", "an object"),
+        ("null", "null"),
+    ];
+    let kind = kinds.into_iter().find(|(word, _)| got.starts_with(word)).map_or(got, |(_, kind)| kind);
+    // Numbers are shown; a text may be long, and its sender knows it.
+    let number = got.split_once('`').map(|(_, n)| format!(" ({})", n.trim_end_matches('`')));
+    format!("{wanted} is needed, this is {kind}{}", number.unwrap_or_default())
 }
 
 /// A text, or a list of parts.
@@ -130,4 +167,64 @@ fn take<T: DeserializeOwned + PartialSchema>(
         body.keys().filter(|k| schema.properties.contains_key(k.as_str())).cloned().collect();
     let taken = names.into_iter().filter_map(|k| body.remove_entry(&k)).collect();
     typed(taken)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, Deserialize)]
+    #[serde(deny_unknown_fields)]
+    #[allow(dead_code, reason = "only read")]
+    struct Body {
+        n: u32,
+        list: Vec<f32>,
+        inner: Option<Inner>,
+    }
+
+    #[derive(Debug, Deserialize)]
+    #[allow(dead_code, reason = "only read")]
+    struct Inner {
+        on: bool,
+        name: String,
+    }
+
+    #[test]
+    fn errors_name_the_field_and_say_what_is_needed() {
+        for (body, param, message) in [
+            (r#"{"list": []}"#, Some("n"), "n: this field is needed"),
+            (
+                r#"{"n": 1, "list": [], "inner": {"on": true}}"#,
+                Some("inner.name"),
+                "inner.name: this field is needed",
+            ),
+            (r#"{"n": "x", "list": []}"#, Some("n"), "n: a whole number from 0 on is needed, this is a text"),
+            (
+                r#"{"n": 1.5, "list": []}"#,
+                Some("n"),
+                "n: a whole number from 0 on is needed, this is a number (1.5)",
+            ),
+            (r#"{"n": 1, "list": {}}"#, Some("list"), "list: a list is needed, this is an object"),
+            (r#"{"n": 1, "list": [null]}"#, Some("list[0]"), "list[0]: a number is needed, this is null"),
+            (
+                r#"{"n": 1, "list": [], "inner": []}"#,
+                Some("inner"),
+                "inner: invalid length 0, expected struct Inner with 2 elements",
+            ),
+            (
+                r#"{"n": 1, "list": [], "inner": 3}"#,
+                Some("inner"),
+                "inner: an object is needed, this is a whole number (3)",
+            ),
+            (
+                r#"{"n": 1, "list": [], "more": 3}"#,
+                Some("more"),
+                "more: this field is not known here; leave it out",
+            ),
+            ("[]", None, "the body must be a JSON object"),
+        ] {
+            let error = parse::<Body>(&Bytes::from_static(body.as_bytes())).unwrap_err();
+            assert_eq!((error.param.as_deref(), &*error.message), (param, message), "{body}");
+        }
+    }
 }

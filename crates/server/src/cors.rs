@@ -138,9 +138,14 @@ pub(crate) async fn share(State(app): State<App>, request: Request, next: Next) 
 }
 
 impl Origins {
+    /// Whether pages of an origin may call.
+    pub(crate) fn allow(&self, origin: &HeaderValue) -> bool {
+        self.allows(origin).is_some()
+    }
+
     /// Refuses what a page makes its browser send that may not call.
     pub(crate) fn check(&self, request: &Request) -> Result<(), ApiError> {
-        let allowed = request.headers().get(header::ORIGIN).is_some_and(|o| self.allows(o).is_some());
+        let allowed = request.headers().get(header::ORIGIN).is_some_and(|o| self.allow(o));
         if allowed || !foreign(request.method(), request.headers()) {
             return Ok(());
         }

@@ -12,6 +12,7 @@ use crate::app::Caller;
 use crate::error::ApiError;
 use crate::models::Lease;
 use crate::prompt::blocking;
+use crate::record::Generation;
 
 /// Most texts of a request.
 pub(crate) const TEXTS_MAX: usize = 2048;
@@ -141,11 +142,15 @@ pub(crate) fn run(
     }
     let tokens: usize = requests.iter().map(|r| r.tokens.len()).sum();
     let mut charge = caller.account.as_ref().map(|a| a.reserve(tokens as u64)).transpose()?;
+    let mut told = Generation::of_prompt(&lease.id, tokens);
     let made = embed_all(lease.handle(), requests, unwanted).map_err(|e| match e {
         EngineError::Token { .. } => ApiError::field(field, e.to_string()),
         e => e.into(),
-    })?;
-    let made = made.ok_or_else(|| ApiError::unavailable("the request was left"))?;
+    });
+    let made = made.and_then(|made| made.ok_or_else(|| ApiError::unavailable("the request was left")));
+    told.error = made.as_ref().err().map(|e| e.kind);
+    caller.record.iter().for_each(|r| r.generated(told.clone()));
+    let made = made?;
     if let Some(charge) = &mut charge {
         charge.used = tokens as u64;
     }

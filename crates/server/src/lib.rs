@@ -14,6 +14,7 @@ mod error;
 mod fields;
 mod generate;
 mod guidance;
+mod hosts;
 mod ids;
 mod listen;
 mod memory;
@@ -49,6 +50,7 @@ use tokio::net::TcpListener;
 pub use app::{Compat, openapi};
 pub use audit::{Audit, AuditSettings};
 pub use cors::{Origin, Origins};
+pub use hosts::{AllowedHost, Hosts};
 pub use listen::Times;
 pub use models::{ModelSettings, ModelSource};
 pub use otlp::{TraceSettings, Traces};
@@ -89,6 +91,8 @@ pub struct ServeConfig {
     pub tls: Option<Arc<Tls>>,
     /// Whose web pages may call, beside the server's own.
     pub origins: Origins,
+    /// Names that it answers to beside those of the loopback.
+    pub hosts: Hosts,
     /// A stream that asked for it may be come back to for so long.
     pub resume_window: Duration,
     /// Metrics by another server's names too.

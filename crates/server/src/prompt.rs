@@ -2,7 +2,9 @@
 //! answer is to be read.
 
 use quarrel_engine::{LogprobsOf, Request};
-use quarrel_runtime::prompt::{encode_prompt, message, quote, quote_all, render};
+use quarrel_runtime::prompt::{
+    encode_prompt, message, quote, quote_all, quote_answer, quote_answers, render,
+};
 use quarrel_text::grammar::Reasoning;
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::tool_calls::{Arguments, control_token, tool_grammar};
@@ -238,6 +240,8 @@ pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, Api
             return Err(ApiError::field("continue_final_message", message));
         }
     };
+    // Before the template's style puts marks of its own into it.
+    quote_answers(live.tokenizer(), style.reasoning, &mut messages);
     let told = if choice == ToolChoice::None { &[][..] } else { &tools[..] };
     let wrong = |e: quarrel_text::Error| ApiError::field("messages", e.to_string());
     let mut chat = style.conversation(&Value::Array(messages), told).map_err(wrong)?;
@@ -273,7 +277,7 @@ pub(crate) fn conversation(live: &Live, ask: ChatPrompt) -> Result<Rendered, Api
         Some(Effort::None) => Some(0).filter(|_| end == PromptEnd::Open),
         None => None,
     };
-    let text = text + begun.unwrap_or_default();
+    let text = text + &begun.map_or_else(String::new, |b| quote_answer(live.tokenizer(), style.reasoning, b));
     Ok(Rendered { text, tools, choice, parallel, reasoning: (style.reasoning, end, budget) })
 }
 

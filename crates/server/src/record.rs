@@ -74,6 +74,21 @@ struct Inner {
     more: [usize; 2],
 }
 
+impl Generation {
+    /// Work that begins now and makes no tokens: a text is read, for its vector or for its own probabilities.
+    pub(crate) fn of_prompt(model: &str, tokens: usize) -> Generation {
+        Generation {
+            model: model.to_owned(),
+            begun: SystemTime::now(),
+            prompt: tokens,
+            completion: 0,
+            reasoning: 0,
+            stats: None,
+            error: None,
+        }
+    }
+}
+
 impl Listeners {
     /// A record of a request, if anybody wants one.
     pub(crate) fn record(&self, request: &Request, id: &str, route: &str) -> Option<Arc<Record>> {

@@ -62,6 +62,18 @@ impl ReasoningMarks {
         }
     }
 
+    /// The reasoning of an answer that a client gives back with its marks in it, and what is behind it: the start mark (empty
+    /// where the prompt had opened it), the reasoning, and the rest. Harmony's ends any message, so nothing can be told apart.
+    pub fn split<'t>(&self, answer: &'t str) -> Option<(&'t str, &'t str, &'t str)> {
+        if self.end == HARMONY_END {
+            return None;
+        }
+        let (thought, rest) = answer.split_once(self.end)?;
+        let inner = thought.trim_start().strip_prefix(self.start).unwrap_or(thought);
+        let (start, inner) = thought.split_at(thought.len() - inner.len());
+        Some((start, inner, rest))
+    }
+
     /// How an answer is guided around its reasoning ([`Guided`](crate::Guided)), with at most `budget` tokens of it; `None`
     /// where the prompt has closed it. A grammar of calls in harmony has the reasoning in it and needs no such guide.
     pub fn guide(&self, prompt: Prompt, budget: Option<u32>) -> Option<Reasoning> {
@@ -96,6 +108,23 @@ mod tests {
             Some("<|channel|>analysis<|message|>")
         );
         assert_eq!(start("{{ message.content }}"), None);
+    }
+
+    #[test]
+    fn an_answer_with_its_reasoning_in_it() {
+        let think = ReasoningMarks::detect("<think>").unwrap();
+        for (answer, parts) in [
+            ("<think>a</think>b</think>", Some(("<think>", "a", "b</think>"))),
+            ("\n<think>\na\n</think>\n\nb", Some(("\n<think>", "\na\n", "\n\nb"))),
+            (" a</think>b", Some(("", " a", "b"))),
+            ("a <think>b</think>", Some(("", "a <think>b", ""))),
+            ("<think>a", None),
+            ("a", None),
+        ] {
+            assert_eq!(think.split(answer), parts, "{answer}");
+        }
+        let harmony = ReasoningMarks::detect("<|channel|><|message|>").unwrap();
+        assert_eq!(harmony.split("<|channel|>analysis<|message|>a<|end|>b"), None);
     }
 
     #[test]

@@ -44,14 +44,11 @@ enum Task {
         #[arg(default_value_t = 60)]
         seconds: u64,
     },
-    /// Drive a server with the official clients (openai, anthropic, ollama; Python and JavaScript), WebSockets and lm-eval.
+    /// Drive a server with the official clients (openai, anthropic, ollama; Python and JavaScript), WebSockets, lm-eval, clients
+    /// that misbehave, a browser and schemathesis; about ten minutes.
     ///
-    /// Needs Python and a network to install them from, and npm if there.
-    TestClients {
-        /// The Python to make an environment with.
-        #[arg(long, default_value = "python3")]
-        python: PathBuf,
-    },
+    /// Needs Python and a network to install them from; npm and Chromium if there. Logs and pictures are in target/clients.
+    TestClients(clients::Options),
     /// Compile the CUDA kernels that changed, with NVIDIA's compiler from the Python registry, and check their resources.
     Kernels {
         /// The Python to make an environment with.
@@ -89,7 +86,7 @@ fn start(task: Task) -> Result<()> {
         Task::Tidy => tidy::check(),
         Task::Docs => checks::write_docs(),
         Task::Fuzz { seconds } => fuzz(seconds),
-        Task::TestClients { python } => clients::test(&python),
+        Task::TestClients(options) => clients::test(&options),
         Task::Kernels { python, all } => kernels::build(&python, all),
         Task::Golden { python } => golden(&python),
     }

@@ -49,7 +49,7 @@ fn report() -> Report {
             DepthSpeed { depth: 0, speed: speed(100.0) },
             DepthSpeed { depth: 4096, speed: speed(60.0) },
         ],
-        batch: [1, 8].map(|n| BatchSpeed { sequences: n, speed: speed(90.0 * n as f64) }).to_vec(),
+        batch: [1, 8].map(|n| BatchSpeed { sequences: n, depth: 0, speed: speed(90.0 * n as f64) }).to_vec(),
         latency: None,
         startup: None,
         memory: None,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
-use quarrel_server::Origin;
+use quarrel_server::{AllowedHost, Origin};
 
 use super::{ConfigArgs, EngineArgs, FetchArgs};
 use crate::bytes::parse_bytes;
@@ -102,6 +102,9 @@ pub(crate) struct Serve {
     /// An origin whose web pages may call, such as https://example.com, or * for all; may be given several times [default: only the server's own page]
     #[arg(long, value_name = "ORIGIN", value_delimiter = ',', help_heading = "Server")]
     pub(crate) cors_origin: Vec<Origin>,
+    /// A name by which the server may be reached, such as chat.example, or * for all; may be given several times [default: all, but on the loopback without keys only names and addresses of the loopback]
+    #[arg(long, value_name = "HOST", value_delimiter = ',', help_heading = "Server")]
+    pub(crate) allowed_host: Vec<AllowedHost>,
     /// Append a line of JSON for each request to this file: who, what, tokens, times; no prompts. Opened again on SIGHUP
     #[arg(long, value_name = "FILE", help_heading = "Server")]
     pub(crate) audit_log: Option<PathBuf>,

@@ -188,7 +188,7 @@ impl Prepared {
         let spec = quarrel_model::spec(&source)?;
         let mut work = work(args, &spec)?;
         let model = ModelInfo::new(name, &source, &spec);
-        let (chosen, note) = Chosen::new(args.device, model.weight_bytes as usize)?;
+        let (chosen, note) = Chosen::new(args.device, model.weight_bytes as usize, args.deterministic)?;
         note.iter().for_each(render::note);
         let on_cpu = chosen == Chosen::Cpu;
         if on_cpu {
@@ -380,6 +380,7 @@ fn work(args: &Bench, spec: &ModelSpec) -> Result<Work> {
         decode: args.decode.map(|n| n as usize),
         depths: args.depth.as_ref().map(|d| d.iter().map(|n| *n as usize).collect()),
         batch: args.batch.as_ref().map(|b| b.0.clone()),
+        batch_depth: args.batch_depth as usize,
         repeat: args.repeat as usize,
     };
     let (work, notes) = Work::new(&wish, spec.context as usize)?;
@@ -422,6 +423,7 @@ fn own_child(work: &Work, threads: usize, isa: Isa, path: &Path) -> Result<Child
         ("--prompt", work.prompt.to_string()),
         ("--decode", work.decode.to_string()),
         ("--batch", batch),
+        ("--batch-depth", work.batch_depth.to_string()),
     ] {
         args.extend([flag.into(), value.into()]);
     }
@@ -463,6 +465,7 @@ fn child(args: &Bench, kind: BenchChild) -> Result<()> {
         memory_budget: None,
         kv: Some(Kv::F16),
         device: Place::Cpu,
+        deterministic: false,
         isa: args.isa,
     };
     let running = session::load(&opened, &engine, None)?;

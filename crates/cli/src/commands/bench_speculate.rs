@@ -28,6 +28,7 @@ pub(crate) fn run(args: &Bench) -> Result<()> {
         memory_budget: None,
         kv: None,
         device: Place::Cpu,
+        deterministic: false,
         isa: args.isa,
     };
     let guess = GuessArgs { speculate: Some(Guess::Auto), draft: args.draft.clone(), draft_max: DRAFT_MAX };

@@ -44,6 +44,7 @@ pub(crate) fn run(args: Perplexity) -> Result<()> {
         memory_budget: args.memory_budget,
         kv: Some(Kv::F16),
         device: Place::Cpu,
+        deterministic: false,
         isa: args.isa,
     };
     let running = session::load_for(&opened, &engine, Use::SCORE, args.adapter.lora.as_ref())?;

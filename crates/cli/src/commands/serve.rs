@@ -68,6 +68,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         traces: traces(&args)?,
         tls: tls(&args)?,
         origins: args.cors_origin.iter().cloned().collect(),
+        hosts: args.allowed_host.iter().cloned().collect(),
         resume_window: seconds(args.resume_window),
         compat: args.metrics_compat.map(|MetricsCompat::Vllm| Compat::Vllm),
         talk: TALK,
@@ -78,7 +79,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
     let scheme = if config.tls.is_some() { "https" } else { "http" };
     let listening = |address| {
         render::note(format!(
-            "listening on {scheme}://{address}, OpenAI's API under {scheme}://{address}/v1"
+            "listening on {scheme}://{address}: a web page there, OpenAI's API under {scheme}://{address}/v1"
         ));
     };
     let (audit, traces) = (config.audit.clone(), config.traces.clone());

@@ -10,3 +10,4 @@ pub(crate) mod embed;
 pub(crate) mod norm;
 pub(crate) mod observe;
 pub(crate) mod rope;
+pub(crate) mod top_k;

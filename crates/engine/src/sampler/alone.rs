@@ -79,7 +79,7 @@ impl LogitSampler {
             let range = "a row of the vocabulary's size";
             return Err(Error::Field { field: "logits", value: row.len().to_string(), range });
         }
-        let choice = self.sampler.next(row, self.length, &mut self.scratch)?;
+        let choice = self.sampler.of_row(row, None, self.length, &mut self.scratch)?;
         self.length += 1;
         Ok(Drawn { id: choice.id, logprob: choice.raw, trace: choice.trace })
     }

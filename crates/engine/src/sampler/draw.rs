@@ -1,7 +1,8 @@
-//! The draw: inverse of the cumulative distribution over the candidates in order of their ids. The order is part of the
-//! contract: the same seed and settings give the same tokens, however the candidates were found.
+//! The draw: inverse of the cumulative distribution over the candidates, best first. The order is part of the contract: the same
+//! seed and settings give the same tokens, however the candidates were found; and what a device has chosen as the best of a row is enough
+//! to draw from it, nearly always.
 
-use super::Candidate;
+use super::{Candidate, best_first};
 
 /// A candidate that was drawn.
 #[derive(Debug, Clone, Copy)]
@@ -13,7 +14,7 @@ pub(super) struct Draw {
 
 /// Draws one of the candidates, of which at least one has a weight, by a number in `[0, 1)`.
 pub(super) fn draw(candidates: &mut [Candidate], uniform: f64) -> Draw {
-    candidates.sort_unstable_by_key(|c| c.id);
+    candidates.sort_unstable_by(best_first);
     let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
     let mut left = uniform * total;
     let mut of = candidates[0];

@@ -1,6 +1,8 @@
 //! Log-probabilities of the model itself: the log-softmax of the raw row, before bias, penalties and truncation; and how
 //! certain the model is.
 
+use quarrel_ir::Candidates;
+
 use super::{Candidate, best_first, softmax, top_k};
 
 /// Writes the `n` best tokens of the row with their log-probabilities into `out`, best first. `lse` is the row's log-sum-exp.
@@ -16,6 +18,11 @@ pub(crate) fn top(row: &[f32], n: usize, lse: f64, scratch: &mut Vec<Candidate>,
 /// Log-sum-exp of the row by the fast exponential: within 1e-6 of the exact one.
 pub(crate) fn log_sum_exp(row: &[f32], max: f32) -> f64 {
     f64::from(max) + softmax::sum(row, max, 1.0).ln()
+}
+
+/// The same of a row that a device has looked at.
+pub(crate) fn log_sum_exp_of(best: &Candidates) -> f64 {
+    f64::from(best.max) + f64::from(best.sum).ln()
 }
 
 /// Self-certainty (Kang et al. 2025, eq. 6): `-(1/V) sum_j ln(V p_j)`, the divergence of the uniform distribution over the `V`

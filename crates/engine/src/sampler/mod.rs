@@ -2,10 +2,13 @@
 //! First those that change scores one by one (bias, penalties, DRY), then the mask of a constraint, which leaves only what it
 //! allows, then those that compare tokens (top-n-sigma, temperature, top-k, typical, top-p, min-p, XTC, Mirostat), then the draw.
 //!
+//! Where a device has chosen the best of the row, most requests need no more ([`among`]).
+//!
 //! Nothing is sorted but the candidates that are left, and nothing is allocated once the buffers have grown.
 
 mod adaptive;
 mod alone;
+mod among;
 mod bias;
 mod draw;
 mod dry;
@@ -30,6 +33,7 @@ pub use alone::{Drawn, LogitSampler};
 pub use trace::{CandidateTrace, ChangeTrace, DrawTrace, EditTrace, StageTrace, Trace};
 
 use crate::constraint::ConstraintBox;
+use crate::logits::Logits;
 use crate::request::{BestBy, LogprobsOf};
 use crate::sampling::{Sampling, Stage};
 use crate::{Error, Result};
@@ -39,6 +43,7 @@ use dry::Dry;
 use mask::Allowed;
 use mirostat::Mirostat;
 use penalties::Penalties;
+use quarrel_ir::Candidates;
 use rng::Pcg64;
 use set::Set;
 use std::cmp::Ordering;
@@ -218,10 +223,32 @@ impl Sampler {
         sampler
     }
 
-    /// Draws a token from `row`, which the bias and the penalties change in place. `step` names the row in errors.
-    pub(crate) fn next(&mut self, row: &mut [f32], step: usize, scratch: &mut Scratch) -> Result<Choice> {
-        let raw = checked_max(row, step)?;
-        let lse = if self.needs_raw { logprobs::log_sum_exp(row, raw) } else { f64::NAN };
+    /// Draws a token from what a device made, of which the whole row is asked for only where its best are not enough. `step` names the
+    /// row in errors. The row may be changed.
+    pub(crate) fn next(&mut self, logits: &mut Logits, step: usize, scratch: &mut Scratch) -> Result<Choice> {
+        let vocab = logits.vocab();
+        if let Some(choice) = logits.best().and_then(|best| self.among(&best, vocab, scratch)) {
+            return Ok(choice);
+        }
+        let (row, best) = logits.whole()?;
+        self.of_row(row, best, step, scratch)
+    }
+
+    /// Draws a token from `row`, which the bias and the penalties change in place. `best` is what a device knows of it.
+    pub(crate) fn of_row(
+        &mut self,
+        row: &mut [f32],
+        best: Option<Candidates>,
+        step: usize,
+        scratch: &mut Scratch,
+    ) -> Result<Choice> {
+        let (raw, lse) = match best.filter(|b| b.nan == 0 && b.max.is_finite()) {
+            Some(best) => (best.max, logprobs::log_sum_exp_of(&best)),
+            None => {
+                let max = checked_max(row, step)?;
+                (max, if self.needs_raw { logprobs::log_sum_exp(row, max) } else { f64::NAN })
+            }
+        };
         let mut top = Vec::new();
         if self.logprobs_of == LogprobsOf::Raw {
             logprobs::top(row, self.top, lse, &mut scratch.candidates, &mut top);
@@ -239,13 +266,26 @@ impl Sampler {
         let raw = of(id);
         let name = |place| if is_masked { allowed.id(place) } else { place };
         let trace = tracer.map(|t| t.finish(name, of));
+        Ok(self.chosen(id, p, raw, top, certainty, trace))
+    }
+
+    /// Takes a token that was drawn with probability `p`, and tells what is to be told of it.
+    fn chosen(
+        &mut self,
+        id: u32,
+        p: f64,
+        raw: f32,
+        top: Vec<(u32, f32)>,
+        certainty: f32,
+        trace: Option<Box<Trace>>,
+    ) -> Choice {
         self.push(id, raw);
         let logprob = match self.logprobs_of {
             LogprobsOf::Raw => Some(raw),
             LogprobsOf::Sampled => Some(p.ln() as f32),
             LogprobsOf::Unreported => None,
         };
-        Ok(Choice { id, logprob, top, raw, certainty, trace })
+        Choice { id, logprob, top, raw, certainty, trace }
     }
 
     /// Takes a token that was drawn.
@@ -353,22 +393,35 @@ impl Sampler {
         tracer: &mut Option<Tracer>,
         top: &mut Vec<(u32, f32)>,
     ) -> Picked {
-        let s = &self.sampling;
         let mut set = Set::new(row, max, lists.0);
         if let Some(t) = tracer {
             t.stage("scores", &set, None);
         }
+        self.chain(&mut set, 0, steer, lists.1, tracer, top)
+    }
+
+    /// Runs the stages from `from` on that compare tokens, and draws.
+    fn chain(
+        &mut self,
+        set: &mut Set,
+        from: usize,
+        steer: Steer,
+        best: &mut Vec<Candidate>,
+        tracer: &mut Option<Tracer>,
+        top: &mut Vec<(u32, f32)>,
+    ) -> Picked {
+        let s = &self.sampling;
         let mut greedy = s.temperature == 0.0;
         let mut before_mirostat = None;
-        for (i, stage) in self.order.iter().enumerate() {
+        for (i, stage) in self.order.iter().enumerate().skip(from) {
             if stage.is_edit() || greedy {
                 continue;
             }
             let mut value = None;
             match stage {
-                Stage::TopNSigma => top_n_sigma::apply(&mut set, s.top_n_sigma),
+                Stage::TopNSigma => top_n_sigma::apply(set, s.top_n_sigma),
                 Stage::Temperature => {
-                    let t = temperature::choose(s, &set) * steer.temperature;
+                    let t = temperature::choose(s, set) * steer.temperature;
                     value = Some(f64::from(t));
                     // Below 1e-6 the best token's weight is all there is, but for ties, which temperature 0 does not know.
                     greedy = t < 1e-6;
@@ -377,28 +430,28 @@ impl Sampler {
                     }
                 }
                 Stage::TopK => set.keep_best(s.top_k as usize),
-                Stage::TypicalP => typical::apply(&mut set, s.typical_p),
+                Stage::TypicalP => typical::apply(set, s.typical_p),
                 Stage::TopP => {
                     // What min-p drops right afterwards need not be collected, but where one wants to see it.
                     let next = self.order.get(i + 1).filter(|s| **s == Stage::MinP && tracer.is_none());
-                    top_p::apply(&mut set, s.top_p, next.map_or(0.0, |_| s.min_p));
+                    top_p::apply(set, s.top_p, next.map_or(0.0, |_| s.min_p));
                 }
-                Stage::MinP => min_p::apply(&mut set, s.min_p),
+                Stage::MinP => min_p::apply(set, s.min_p),
                 Stage::Xtc => {
                     let acts = self.state.rng.uniform() < f64::from(s.xtc_probability);
                     value = Some(f64::from(u8::from(acts)));
                     if acts {
-                        xtc::apply(&mut set, s.xtc_threshold);
+                        xtc::apply(set, s.xtc_threshold);
                     }
                 }
                 Stage::Mirostat => {
                     value = self.state.mirostat.as_ref().map(|m| m.mu);
-                    before_mirostat = self.state.mirostat.as_ref().map(|m| m.apply(&mut set, lists.1));
+                    before_mirostat = self.state.mirostat.as_ref().map(|m| m.apply(set, best));
                 }
                 Stage::LogitBias | Stage::Penalties | Stage::Dry => {}
             }
             if let Some(t) = tracer.as_mut().filter(|_| !greedy) {
-                t.stage(stage.name(), &set, value);
+                t.stage(stage.name(), set, value);
             }
         }
         if let Some(t) = tracer {
@@ -450,7 +503,7 @@ impl Sampler {
     pub(crate) fn next_guess(&mut self, row: &mut [f32], scratch: &mut Scratch) -> Result<(u32, f32)> {
         let (top, explain) = (std::mem::take(&mut self.top), self.explain.take());
         let needs_raw = std::mem::replace(&mut self.needs_raw, true);
-        let choice = self.next(row, 0, scratch);
+        let choice = self.of_row(row, None, 0, scratch);
         (self.top, self.explain, self.needs_raw) = (top, explain, needs_raw);
         choice.map(|c| (c.id, c.raw.exp()))
     }
@@ -515,7 +568,7 @@ mod tests {
     use super::*;
 
     fn one(s: Sampling, row: &[f32]) -> Result<Choice> {
-        Sampler::new(s, 1, 3, &[0, 0, 2]).next(&mut row.to_vec(), 5, &mut Scratch::default())
+        Sampler::new(s, 1, 3, &[0, 0, 2]).of_row(&mut row.to_vec(), None, 5, &mut Scratch::default())
     }
 
     #[test]
@@ -551,7 +604,7 @@ mod tests {
         let mut sampler = Sampler::new(s, 3, 0, &[]);
         let mut scratch = Scratch::default();
         for i in 0..200 {
-            assert_ne!(sampler.next(&mut [0.0, 9.0, 0.0], i, &mut scratch).unwrap().id, 1);
+            assert_ne!(sampler.of_row(&mut [0.0, 9.0, 0.0], None, i, &mut scratch).unwrap().id, 1);
         }
     }
 }

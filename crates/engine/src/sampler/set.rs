@@ -3,6 +3,7 @@
 
 use super::draw::{Draw, draw};
 use super::{Candidate, best_first, softmax, top_k};
+use crate::logits::CANDIDATES;
 
 /// What the stages that compare tokens work on.
 pub(super) struct Set<'a> {
@@ -23,6 +24,18 @@ impl<'a> Set<'a> {
     pub(super) fn new(row: &'a [f32], max: f32, list: &'a mut Vec<Candidate>) -> Set<'a> {
         list.clear();
         Set { row, best: max, max, t: 1.0, list, listed: false }
+    }
+
+    /// The best of a row, best first, as a device has chosen them; `max` is the first's logit.
+    pub(super) fn of_best(list: &'a mut Vec<Candidate>, max: f32) -> Set<'a> {
+        let mut set = Set { row: &[], best: max, max, t: 1.0, list, listed: true };
+        set.weigh();
+        set
+    }
+
+    /// The weight of the last one of a list.
+    pub(super) fn least(&self) -> f32 {
+        self.list.last().map_or(0.0, |c| c.weight)
     }
 
     /// The row that it came from.
@@ -141,14 +154,36 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// Draws a candidate by a number in `[0, 1)`: in order of their ids, whether they are listed or not.
+    /// Draws a candidate by a number in `[0, 1)`: best first; of a whole row so many as a device may have chosen,
+    /// then the others in order of their ids.
     pub(super) fn draw(&mut self, uniform: f64) -> Draw {
         if self.listed {
             return draw(self.list, uniform);
         }
         let total = self.total();
-        let (place, weight) = softmax::find(self.row, self.max, self.t, uniform * total);
-        Draw { of: Candidate { id: place as u32, logit: self.row[place], weight }, total }
+        top_k::select(self.row, CANDIDATES as usize, self.list);
+        self.list.sort_unstable_by(best_first);
+        self.weigh();
+        let mut mass = uniform * total;
+        for c in self.list.iter().filter(|c| c.weight > 0.0) {
+            mass -= f64::from(c.weight);
+            if mass < 0.0 {
+                return Draw { of: *c, total };
+            }
+        }
+        let mut seen = [u32::MAX; CANDIDATES as usize];
+        seen.iter_mut().zip(self.list.iter()).for_each(|(s, c)| *s = c.id);
+        seen.sort_unstable();
+        match softmax::find(self.row, self.max, self.t, mass, &seen) {
+            Some((place, weight)) => {
+                Draw { of: Candidate { id: place as u32, logit: self.row[place], weight }, total }
+            }
+            // Rounding may leave a trace after the last one.
+            None => Draw {
+                of: self.list.iter().rfind(|c| c.weight > 0.0).copied().unwrap_or(self.list[0]),
+                total,
+            },
+        }
     }
 
     /// The index of the best one: of equal logits the lowest.

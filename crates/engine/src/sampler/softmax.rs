@@ -78,19 +78,25 @@ pub(crate) fn entropy_sums(row: &[f32], max: f32, t: f32) -> (f64, f64) {
     (z, sum)
 }
 
-/// The place in the row up to which the weights `e^((l - max) / t)` add up to more than `mass`, of at most their sum as
-/// [`sum`] has it, and the weight there.
-pub(crate) fn find(row: &[f32], max: f32, t: f32, mass: f64) -> (usize, f32) {
+/// The place in the row up to which the weights `e^((l - max) / t)` add up to more than `mass`, without those at the places `seen`, in
+/// ascending order, and the weight there; the last one with a weight, if they do not add up to that.
+pub(crate) fn find(row: &[f32], max: f32, t: f32, mass: f64, mut seen: &[u32]) -> Option<(usize, f32)> {
     let inverse = 1.0 / t;
     let mut weights = [0.0f32; BLOCK];
-    let (mut left, mut last) = (mass, (0, 0.0));
+    let (mut left, mut last) = (mass, None);
     for (start, block) in (0..).step_by(BLOCK).zip(row.chunks(BLOCK)) {
         let weights = &mut weights[..block.len()];
         weights.iter_mut().zip(block).for_each(|(w, l)| *w = exp((l - max) * inverse));
+        while let Some((place, others)) =
+            seen.split_first().filter(|s| (*s.0 as usize) < start + weights.len())
+        {
+            weights[*place as usize - start] = 0.0;
+            seen = others;
+        }
         let all = lanes(weights);
         if all > 0.0 && left < all {
             for (i, w) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
-                last = (start + i, *w);
+                last = Some((start + i, *w));
                 left -= f64::from(*w);
                 if left < 0.0 {
                     break;
@@ -99,7 +105,7 @@ pub(crate) fn find(row: &[f32], max: f32, t: f32, mass: f64) -> (usize, f32) {
             return last; // rounding may leave a trace
         }
         if let Some((i, w)) = weights.iter().enumerate().rfind(|(_, w)| **w > 0.0) {
-            last = (start + i, *w);
+            last = Some((start + i, *w));
         }
         left -= all;
     }
@@ -188,10 +194,13 @@ mod tests {
                     left < 0.0
                 });
                 let want = passed.unwrap();
-                let got = find(&row, max, 0.7, share * sum(&row, max, 0.7));
+                let got = find(&row, max, 0.7, share * sum(&row, max, 0.7), &[]).unwrap();
                 assert_eq!((got.0, f64::from(got.1)), (want, weights[want]), "{n} {share}");
             }
-            assert!(find(&row, max, 0.7, 2.0 * sum(&row, max, 0.7)).1 > 0.0);
+            assert!(find(&row, max, 0.7, 2.0 * sum(&row, max, 0.7), &[]).unwrap().1 > 0.0);
+            let best = argmax(&row, max);
+            let second = find(&row, max, 0.7, 0.0, &[best]).map(|f| f.0 as u32);
+            assert_eq!(second, (0..n as u32).find(|i| *i != best && weights[*i as usize] > 0.0), "{n}");
             let finite: Vec<f64> = row.iter().filter(|l| l.is_finite()).map(|l| f64::from(*l)).collect();
             let mean = finite.iter().sum::<f64>() / finite.len() as f64;
             let variance = finite.iter().map(|l| (l - mean).powi(2)).sum::<f64>() / finite.len() as f64;

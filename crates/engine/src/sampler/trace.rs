@@ -75,7 +75,7 @@ pub struct CandidateTrace {
 /// The draw.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DrawTrace {
-    /// The random number, in `[0, 1)`, that chose among the candidates in order of their ids; none is needed for one.
+    /// The random number, in `[0, 1)`, that chose among the candidates, best first; none is needed for one.
     pub uniform: Option<f64>,
     /// What was drawn.
     pub id: u32,

@@ -63,7 +63,7 @@ mod tests {
             (Sampler::new(sampling.clone(), seed, 0, prompt), Scratch::default());
         let mut tokens = prompt.to_vec();
         for i in 0..n {
-            tokens.push(sampler.next(&mut logits(&tokens), i, &mut scratch).unwrap().id);
+            tokens.push(sampler.of_row(&mut logits(&tokens), None, i, &mut scratch).unwrap().id);
         }
         tokens
     }
@@ -86,7 +86,7 @@ mod tests {
                 let path = tree.path(node).into_iter().map(|n| tree.nodes()[n].token);
                 let seen: Vec<u32> = tokens[..before].iter().copied().chain(path).collect();
                 assert_eq!(seen, tokens);
-                let token = sampler.next(&mut logits(&seen), seen.len(), &mut scratch).unwrap().id;
+                let token = sampler.of_row(&mut logits(&seen), None, seen.len(), &mut scratch).unwrap().id;
                 tokens.push(token);
                 Ok((tokens.len() < prompt.len() + n).then_some(token))
             })

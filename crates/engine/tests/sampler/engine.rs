@@ -14,7 +14,7 @@ fn told(handle: &Handle, request: Request) -> HashMap<u32, Vec<Told>> {
     for event in handle.submit(request).unwrap() {
         match event {
             Event::Token { choice, id, logprob, top, trace } => {
-                out.entry(choice).or_default().push((id, logprob.unwrap(), top, trace));
+                out.entry(choice).or_default().push((id, logprob.unwrap_or(f32::NAN), top, trace));
             }
             Event::Failed(e) => panic!("{e}"),
             _ => {}

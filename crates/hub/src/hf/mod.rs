@@ -5,6 +5,8 @@ mod cache;
 mod fetch;
 mod pick;
 
+pub(crate) use pick::is_module;
+
 use std::fmt;
 use std::path::PathBuf;
 

@@ -23,7 +23,7 @@ pub(super) struct Picked {
 }
 
 /// Files that a safetensors model needs or may need beside its weights.
-const BESIDE: [&str; 12] = [
+const BESIDE: [&str; 15] = [
     "config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -36,7 +36,19 @@ const BESIDE: [&str; 12] = [
     "merges.txt",
     "chat_template.jinja",
     "model.safetensors.index.json",
+    // Of sentence-transformers: the modules behind the model, the longest text, prompts.
+    "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
 ];
+
+/// The settings of a module of sentence-transformers: `1_Pooling/config.json`.
+pub(crate) fn is_module(path: &str) -> bool {
+    let module = path.strip_suffix("/config.json").and_then(|m| m.split_once('_'));
+    module.is_some_and(|(number, name)| {
+        !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()) && !name.contains('/')
+    })
+}
 
 /// The stem, number and count of `stem-00001-of-00003.gguf`.
 fn split_part(path: &str) -> Option<(&str, u32, u32)> {
@@ -94,7 +106,11 @@ fn safetensors(files: &[RepoFile]) -> Option<Picked> {
         return None;
     }
     let beside = BESIDE.into_iter().filter(|b| at_root(b));
-    Some(Picked { files: beside.chain(weights).map(str::to_string).collect(), directory: true })
+    let modules = files.iter().map(|f| f.path.as_str()).filter(|p| at_root("modules.json") && is_module(p));
+    Some(Picked {
+        files: beside.chain(modules).chain(weights).map(str::to_string).collect(),
+        directory: true,
+    })
 }
 
 /// Chooses among the files of a repository (or those of it that are here).
@@ -198,6 +214,9 @@ mod tests {
     const SPLIT: &str = "Q8_0/m-Q8_0-00001-of-00002.gguf Q8_0/m-Q8_0-00002-of-00002.gguf m-q4_k_m.gguf";
     const TENSORS: &str = "config.json tokenizer.json model-00001-of-00002.safetensors model-00002-of-00002.safetensors model.safetensors.index.json x.bin";
 
+    const SENTENCES: &str = "config.json modules.json sentence_bert_config.json 1_Pooling/config.json 2_Dense/config.json \
+        2_Dense/model.safetensors onnx/config.json a/1_b/config.json _x/config.json model.safetensors";
+
     #[test]
     fn picks() {
         for (files, file, first, count, directory) in [
@@ -212,6 +231,8 @@ mod tests {
             ("config.json model.safetensors", "", "config.json", 2, true),
             ("config.json model.safetensors", "model.safetensors", "config.json", 2, true),
             ("config.json model.safetensors a.gguf", "safetensors", "config.json", 2, true),
+            (SENTENCES, "", "config.json", 6, true),
+            ("config.json model.safetensors 1_Pooling/config.json", "", "config.json", 2, true),
         ] {
             let got = pick(&want(file), &repo(files)).unwrap_or_else(|e| panic!("{files} {file}: {e}"));
             assert_eq!(

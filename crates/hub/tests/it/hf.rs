@@ -127,6 +127,24 @@ fn a_safetensors_repository_comes_with_its_files() {
 }
 
 #[test]
+fn a_checkpoint_of_sentence_transformers_comes_with_its_modules() {
+    let contents = vec![
+        ("config.json", b"{}".to_vec()),
+        ("modules.json", b"{}".to_vec()),
+        ("sentence_bert_config.json", b"{}".to_vec()),
+        ("1_Pooling/config.json", b"{}".to_vec()),
+        ("onnx/config.json", b"{}".to_vec()),
+        ("model.safetensors", noise(3000)),
+    ];
+    let (home, _server, _store) = with(contents);
+    let m = home.ready("hf:org/tiny").unwrap();
+    assert_eq!(fs::read(m.path.join("1_Pooling/config.json")).unwrap(), b"{}");
+    assert!(m.path.join("modules.json").exists() && m.path.join("sentence_bert_config.json").exists());
+    assert!(!m.path.join("onnx").exists());
+    home.hub().verify("hf:org/tiny", &mut ()).unwrap();
+}
+
+#[test]
 fn hostile_names_are_not_offered() {
     let (home, _server, _store) =
         with(vec![("../../../evil.gguf", noise(10)), ("/etc/evil.gguf", noise(10))]);

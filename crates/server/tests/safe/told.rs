@@ -11,7 +11,7 @@ use std::time::Duration;
 use quarrel_server::{Audit, AuditSettings, TraceSettings, Traces};
 use serde_json::{Value, json};
 
-use crate::common::{MODEL, call, start_with};
+use crate::common::{ENCODER, MODEL, call, start_with};
 use crate::wire::{connect, exchange, header, request, status};
 
 fn audited(path: &Path, prompts: bool) -> SocketAddr {
@@ -91,6 +91,40 @@ fn each_request_is_a_line_without_its_prompt() {
     assert!(
         page.contains("\nquarrel_audit_lines_total 5\n") && page.contains("\nquarrel_audit_lost_total 0\n")
     );
+}
+
+#[test]
+fn texts_that_are_only_read_have_their_tokens_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("audit.jsonl");
+    let at = audited(&path, false);
+    let score =
+        json!({ "model": MODEL, "prompt": "a quiet word", "max_tokens": 0, "echo": true, "logprobs": 0 });
+    let embed = json!({ "model": ENCODER, "input": ["a", "the town"] });
+    let rerank = json!({ "model": ENCODER, "query": "a", "documents": ["b", "the town"] });
+    let usage = |reply: &Value| reply["usage"]["prompt_tokens"].clone();
+    for (i, (route, body)) in [
+        ("/v1/completions", score),
+        ("/v1/embeddings", embed),
+        ("/v1/rerank", rerank),
+        ("/api/embed", json!({ "model": ENCODER, "input": "the town" })),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let reply = call(at, "POST", route, Some("secret"), Some(&body));
+        assert_eq!(reply.status, 200, "{route}: {}", reply.text);
+        let line = lines(&path, i + 1).remove(i);
+        let reply = reply.json();
+        let tokens =
+            if route.starts_with("/api") { reply["prompt_eval_count"].clone() } else { usage(&reply) };
+        assert!(tokens.as_u64().unwrap() > 1, "{route}: {reply}");
+        assert_eq!((&line["prompt_tokens"], &line["completion_tokens"]), (&tokens, &json!(0)), "{line}");
+        assert_eq!((&line["model"], &line["outcome"]), (&body["model"], &json!("ok")), "{line}");
+    }
+    let long = json!({ "model": ENCODER, "input": "x ".repeat(5000) });
+    assert_eq!(call(at, "POST", "/v1/embeddings", Some("secret"), Some(&long)).status, 400);
+    assert_eq!(lines(&path, 5)[4]["outcome"], "error");
 }
 
 #[test]

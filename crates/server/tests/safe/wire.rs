@@ -35,7 +35,7 @@ pub(crate) fn rest(stream: &mut impl Read) -> String {
 
 /// A request that asks to close the connection.
 pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
-    let mut out = format!("{method} {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n");
+    let mut out = format!("{method} {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n");
     for (name, value) in headers {
         out += &format!("{name}: {value}\r\n");
     }

@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 
 use futures_util::{SinkExt as _, StreamExt as _};
+use quarrel_server::Origin;
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-use crate::common::{MODEL, metric, post, server, start, wait_until, with};
+use crate::common::{MODEL, metric, post, server, start, start_with, wait_until, with};
 
 struct Socket(WebSocketStream<TcpStream>);
 
@@ -200,4 +201,9 @@ async fn pages_of_other_origins_are_refused() {
     let own = format!("http://{}", server());
     assert!(Socket::try_open(server(), &[("origin", &own)]).await.is_ok());
     assert_eq!(Socket::try_open(server(), &[("origin", "http://example.org")]).await.err(), Some(403));
+    assert_eq!(Socket::try_open(server(), &[("host", "example.org")]).await.err(), Some(403));
+    let at =
+        start_with(|c| c.origins = ["https://app.example".parse::<Origin>().unwrap()].into_iter().collect());
+    assert!(Socket::try_open(at, &[("origin", "https://app.example")]).await.is_ok());
+    assert_eq!(Socket::try_open(at, &[("origin", "http://example.org")]).await.err(), Some(403));
 }

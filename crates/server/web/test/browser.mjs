@@ -378,11 +378,14 @@ if (mock) {
           const tick = (t) => { window.frames_++; window.longest = Math.max(window.longest, t - before); before = t; requestAnimationFrame(tick); };
           requestAnimationFrame(tick);
         });
-        await sendText(page, name);
-        await page.waitForSelector(`${LAST}.busy:not(.waiting)`);
-        await page.type("#input", "typed while it streams");
-        ok(await page.locator(`${LAST}.busy`).count(), "the answer ended before a person could type: raise the mock's length");
-        same(await page.inputValue("#input"), "typed while it streams", "the typed text");
+        const release = mock.hold();
+        try {
+          await sendText(page, name);
+          await page.waitForSelector(`${LAST}.busy:not(.waiting)`);
+          await page.type("#input", "typed while it streams");
+          ok(await page.locator(`${LAST}.busy`).count(), "the answer ended before a person could type");
+          same(await page.inputValue("#input"), "typed while it streams", "the typed text");
+        } finally { release(); }
         await answered(page, 60000);
         const [n, ms] = await page.evaluate(() => [window.frames_, Math.round(window.longest)]);
         console.log(`      ${n} frames, longest ${ms} ms`);

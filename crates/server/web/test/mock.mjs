@@ -98,6 +98,8 @@ export async function start({ port = 0, store = true, key = null, to = null } = 
     c.updated_at = seconds();
   };
 
+  let held = null; // long answers wait for it before they end
+
   async function chat(req, res, body) {
     seen.push(body);
     const known = ["model", "preset", "messages", "stream", "stream_options", "logprobs", "top_logprobs", "conversation", "temperature", "top_p",
@@ -155,6 +157,7 @@ export async function start({ port = 0, store = true, key = null, to = null } = 
       if (text.startsWith("midway") && sent === 4) { put({ error: { message: "The request was preempted too often.", type: "server_error", param: null, code: null } }); res.end(); return; }
       if (!big || sent % 4 === 0) await sleep(slow ? 40 : big ? 1 : 3);
       if (++sent % 20 === 0) res.write(": ping\n\n");
+      if (big && sent === Math.floor(tokens.length * 0.9)) await held;
     }
     if (c && said) keep(c, "assistant", said, { reasoning: reasoning || undefined, model: body.model });
     if (gone) return;
@@ -236,6 +239,12 @@ export async function start({ port = 0, store = true, key = null, to = null } = 
 
   const server = createServer((req, res) => route(req, res).catch((e) => { console.error(e); if (!res.headersSent) error(res, 500, String(e)); }));
   await new Promise((go) => server.listen(port, "127.0.0.1", go));
+  /** Keeps long answers from ending until what it returns is called, however slow the machine is. */
+  const hold = () => {
+    let go;
+    held = new Promise((done) => { go = done; });
+    return () => { held = null; go(); };
+  };
   /** Fills the list, for pictures. */
   const seed = (title, ageDays, messages = []) => {
     const t = seconds() - ageDays * 86400;
@@ -244,7 +253,7 @@ export async function start({ port = 0, store = true, key = null, to = null } = 
     c.updated_at = t;
     conversations.set(c.id, c);
   };
-  return { url: `http://127.0.0.1:${server.address().port}/`, seen, conversations, seed, close: () => { server.closeAllConnections(); server.close(); } };
+  return { url: `http://127.0.0.1:${server.address().port}/`, seen, conversations, seed, hold, close: () => { server.closeAllConnections(); server.close(); } };
 }
 
 if (process.argv[1] === fileURLToPath(import.meta.url)) {

@@ -320,7 +320,7 @@ mod tests {
                 "input[0].content[0].type",
             ),
             (json!([{ "role": "user", "content": "a", "color": 1 }]), "input[0].color"),
-            (json!([{ "type": "function_call", "call_id": "c", "name": "f" }]), "input[0]"),
+            (json!([{ "type": "function_call", "call_id": "c", "name": "f" }]), "input[0].arguments"),
         ] {
             let error = ask(input).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(place), "{}", error.message);
