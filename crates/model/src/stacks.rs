@@ -189,7 +189,7 @@ fn every_second(t: &Tensor, first: usize) -> Result<Tensor> {
 }
 
 /// Rows become columns. Blocks of quantised types lie along rows, so those become floats.
-fn turn(t: Tensor) -> Result<Tensor> {
+pub(crate) fn turn(t: Tensor) -> Result<Tensor> {
     let &[rows, cols] = &t.shape[..] else { return Err(unlike(&t, "a matrix is needed".into())) };
     let t = if t.dtype.is_quantized() {
         let mut floats = vec![0.0f32; rows * cols];
