@@ -353,6 +353,15 @@ pub(crate) struct Run {
     pub(crate) evict: EvictArgs,
     #[command(flatten)]
     pub(crate) guide: GuideArgs,
+    /// Make N answers and print all of them, each with the mean log-probability of its tokens; seeds follow each other
+    #[arg(long = "n", value_name = "N", visible_alias = "answers", value_parser = clap::value_parser!(u32).range(1..=128), conflicts_with_all = ["stream", "explain"], help_heading = "Sampling")]
+    pub(crate) n: Option<u32>,
+    /// Search with so many sequences for the likeliest answer instead of drawing; with --n print the N likeliest
+    #[arg(long, value_name = "WIDTH", visible_alias = "num-beams", value_parser = clap::value_parser!(u32).range(2..=128), conflicts_with_all = ["stream", "explain", "best_of"], help_heading = "Sampling")]
+    pub(crate) beams: Option<u32>,
+    /// With --beams: scores are divided by the length to this power; more prefers long answers [default: 1]
+    #[arg(long, value_name = "X", requires = "beams", value_parser = finite, allow_negative_numbers = true, help_heading = "Sampling")]
+    pub(crate) length_penalty: Option<f32>,
     /// Print each token as it is made (this is the default)
     #[arg(long, overrides_with = "no_stream", help_heading = "Output")]
     pub(crate) stream: bool,

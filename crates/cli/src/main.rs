@@ -16,6 +16,7 @@ mod models;
 mod render;
 mod session;
 mod settings;
+mod several;
 mod spelling;
 
 use std::process::ExitCode;

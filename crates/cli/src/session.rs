@@ -1,15 +1,16 @@
 //! A model that runs: file, tokenizer, template and engine; and one answer from it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use quarrel_engine::{
-    Event, EvictionStats, FinishReason, Guide, GuideStats, Handle, LogprobsOf, Request, RequestStats,
+    Beams, Event, EvictionStats, FinishReason, Guide, GuideStats, Handle, LogprobsOf, Request, RequestStats,
     Speculate, Trace,
 };
 use quarrel_runtime::memory::Use;
-use quarrel_runtime::{EngineOptions, Talk, TextStream, process};
+use quarrel_runtime::{Embedder, EngineOptions, GuideOptions, Sentences, Talk, TextStream, process};
 use quarrel_text::Tokenizer;
 use quarrel_text::stream_decoder::{Control, Leading};
 use serde_json::{Value, json};
@@ -38,7 +39,7 @@ pub(crate) fn load(opened: &Opened, args: &EngineArgs, lora: Option<&Lora>) -> R
     load_for(opened, args, Use::ONE, lora)
 }
 
-/// Loads the weights, and those of a draft model, for one conversation at a time.
+/// Loads the weights, and those of a draft model, for one conversation at a time, with so many answers that are made at once.
 pub(crate) fn load_to_guess(
     opened: &Opened,
     args: &EngineArgs,
@@ -46,6 +47,7 @@ pub(crate) fn load_to_guess(
     guide: &GuideArgs,
     model: &ModelArgs,
     lora: Option<&Lora>,
+    width: u32,
 ) -> Result<Running> {
     let speculate = guess.mode();
     if guess.draft.is_some() && matches!(speculate, Speculate::Lookup | Speculate::Ngram) {
@@ -57,13 +59,48 @@ pub(crate) fn load_to_guess(
     let guesses = if speculate == Speculate::Off { 0 } else { guess.draft_max.into() };
     let draft = guess.draft.as_ref().map(|name| open(&model.clone().or_named(Some(name.clone()))));
     // A negative prompt has a sequence of its own beside the answer's, and so have sentences that are scored.
-    let batch = 1 + usize::from(guide.negative_prompt.is_some()) + usize::from(guide.scores_sentences());
+    let each = 1 + usize::from(guide.negative_prompt.is_some()) + usize::from(guide.scores_sentences());
+    let batch = each * width as usize;
+    // The candidates of a search share all but their last token.
+    let batch = batch.max(guide.candidates().unwrap_or(1) as usize);
     // A sentence's tokens are scored all at once.
     let outputs = if guide.scores_sentences() { Use::SCORE.outputs } else { batch };
     let usage = Use { guesses, batch, outputs, ..Use::ONE };
-    let options = EngineOptions { exit_layers: guide.exit_layer, ..args.options() };
+    let options = EngineOptions {
+        exit_layers: guide.exit_layer,
+        exits: guide.exits(),
+        embeddings: guide.candidates().is_some(),
+        ..args.options()
+    };
     let running = load_with(opened, &options, usage, draft.transpose()?.as_ref(), lora)?;
     Ok(Running { speculate, ..running })
+}
+
+/// The embedding model that guidance asks for, loaded.
+pub(crate) fn asked(guide: &GuideArgs, model: &ModelArgs) -> Result<Option<Embedder>> {
+    let Some(name) = guide.embedding_model.as_ref().filter(|_| guide.compares()) else { return Ok(None) };
+    embedder(&open(&model.clone().or_named(Some(name.clone())))?, None).map(Some)
+}
+
+/// Guidance of the answers to a prompt, with who compares their sentences.
+pub(crate) fn compared(
+    options: GuideOptions,
+    by: Option<&Embedder>,
+    opened: &Opened,
+    prompt: &str,
+) -> GuideOptions {
+    let Some(by) = by else { return options };
+    let sentences = Sentences::new(by.clone(), opened.tokenizer.clone(), prompt.into());
+    GuideOptions { meaning: Some(Arc::new(sentences)), ..options }
+}
+
+/// Loads a model that makes embeddings of sentences.
+pub(crate) fn embedder(opened: &Opened, threads: Option<u16>) -> Result<Embedder> {
+    let options = EngineOptions { embeddings: true, threads, ..EngineOptions::default() };
+    // A sentence, the one before it and the prompt.
+    let usage = Use { batch: 3, ..Use::ONE };
+    let running = opened.load(&options, usage, None, 0, TALK, |_| {})?;
+    Embedder::new(opened, &running)
 }
 
 /// Loads the weights, with the sizes that flags and memory allow.
@@ -141,6 +178,9 @@ pub(crate) struct Ask<'a> {
     pub(crate) logprobs_of: LogprobsOf,
     /// Tell how each token was drawn, with so many candidates.
     pub(crate) explain: Option<u32>,
+    /// Answers, and the width of a search for them.
+    pub(crate) n: u32,
+    pub(crate) beams: Option<Beams>,
 }
 
 impl<'a> Ask<'a> {
@@ -155,6 +195,8 @@ impl<'a> Ask<'a> {
             logprobs: None,
             logprobs_of: LogprobsOf::default(),
             explain: None,
+            n: 1,
+            beams: None,
         }
     }
 }
@@ -197,16 +239,32 @@ pub(crate) enum End {
     Interrupted,
 }
 
+impl End {
+    pub(crate) fn of(reason: FinishReason) -> End {
+        match reason {
+            FinishReason::Stop => End::Stop,
+            FinishReason::Length => End::Length,
+            FinishReason::ContextFull => End::Full,
+            FinishReason::Repetition => End::Loop,
+            FinishReason::Aborted | FinishReason::Deadline => End::Interrupted,
+        }
+    }
+
+    /// `stop`, `length` or `repetition`.
+    pub(crate) fn reason(self) -> &'static str {
+        match self {
+            End::Length | End::Full => "length",
+            End::Loop => "repetition",
+            End::Stop | End::Interrupted => "stop",
+        }
+    }
+}
+
 impl Running {
-    /// Makes an answer and gives its text to `show` as it comes.
-    pub(crate) fn answer(
-        &self,
-        tokenizer: &Tokenizer,
-        ask: Ask<'_>,
-        mut show: impl FnMut(Piece<'_>) -> Result<()>,
-    ) -> Result<Answer> {
+    /// The request of an answer.
+    pub(crate) fn request(&self, tokenizer: &Tokenizer, ask: Ask<'_>) -> Result<Request> {
         let (best_of, best_of_by) = ask.settings.best_of();
-        let request = Request {
+        Ok(Request {
             sampling: ask.settings.sampling_for(tokenizer)?,
             best_of,
             best_of_by,
@@ -220,12 +278,25 @@ impl Running {
             kv_tokens: ask.evict.kv_tokens,
             adapter: self.adapter.clone(),
             guide: ask.guide,
+            n: ask.n,
+            beams: ask.beams,
             ..Request::new(ask.prompt)
-        };
+        })
+    }
+
+    /// Makes an answer and gives its text to `show` as it comes.
+    pub(crate) fn answer(
+        &self,
+        tokenizer: &Tokenizer,
+        ask: Ask<'_>,
+        mut show: impl FnMut(Piece<'_>) -> Result<()>,
+    ) -> Result<Answer> {
+        let (leading, stop, wanted) = (ask.leading, ask.settings.stop.clone(), ask.logprobs);
+        let request = self.request(tokenizer, ask)?;
         let answering = Answering::begin();
         let stream = self.handle.submit(request).map_err(|e| self.explain(e))?;
         let id = stream.id();
-        let mut texts = TextStream::new(ask.leading, Control::Hide, ask.settings.stop.clone());
+        let mut texts = TextStream::new(leading, Control::Hide, stop);
         let (mut text, mut tokens, mut logprobs, mut end) = (String::new(), 0, Vec::new(), None);
         let give = |piece: String, text: &mut String, show: &mut dyn FnMut(Piece<'_>) -> Result<()>| {
             text.push_str(&piece);
@@ -242,7 +313,7 @@ impl Running {
                     if let Some(trace) = trace {
                         show(Piece::Trace(&trace))?;
                     }
-                    if ask.logprobs.is_some() {
+                    if wanted.is_some() {
                         logprobs.push(token_logprobs(tokenizer, token, logprob, &top)?);
                     }
                     give(texts.push(tokenizer, token)?, &mut text, &mut show)?;
@@ -258,13 +329,7 @@ impl Running {
                 Event::Failed(e) => return Err(self.explain(e)),
                 Event::Done { reason, stats } => {
                     give(texts.finish(), &mut text, &mut show)?;
-                    let end = end.unwrap_or(match reason {
-                        FinishReason::Stop => End::Stop,
-                        FinishReason::Length => End::Length,
-                        FinishReason::ContextFull => End::Full,
-                        FinishReason::Repetition => End::Loop,
-                        FinishReason::Aborted | FinishReason::Deadline => End::Interrupted,
-                    });
+                    let end = end.unwrap_or(End::of(reason));
                     return Ok(Answer { text, end, tokens, stats, logprobs });
                 }
             }
@@ -290,7 +355,12 @@ fn token_json(tokenizer: &Tokenizer, id: u32, logprob: Option<f32>) -> Result<Va
     Ok(json!({ "id": id, "text": text, "logprob": logprob }))
 }
 
-fn token_logprobs(tokenizer: &Tokenizer, id: u32, logprob: Option<f32>, top: &[(u32, f32)]) -> Result<Value> {
+pub(crate) fn token_logprobs(
+    tokenizer: &Tokenizer,
+    id: u32,
+    logprob: Option<f32>,
+    top: &[(u32, f32)],
+) -> Result<Value> {
     let mut value = token_json(tokenizer, id, logprob)?;
     let top: Result<Vec<Value>> = top.iter().map(|(id, l)| token_json(tokenizer, *id, Some(*l))).collect();
     value["top"] = top?.into();
@@ -298,83 +368,77 @@ fn token_logprobs(tokenizer: &Tokenizer, id: u32, logprob: Option<f32>, top: &[(
 }
 
 impl Answer {
-    /// `stop`, `length` or `repetition`.
+    /// See [`End::reason`].
     pub(crate) fn finish_reason(&self) -> &'static str {
-        match self.end {
-            End::Length | End::Full => "length",
-            End::Loop => "repetition",
-            End::Stop | End::Interrupted => "stop",
-        }
-    }
-
-    /// Prompt tokens that were computed, per second.
-    fn prompt_speed(&self) -> Option<f64> {
-        let computed = self.stats.prompt_tokens.saturating_sub(self.stats.cached_tokens);
-        speed(computed, self.stats.prefill)
-    }
-
-    /// Tokens after the first, per second.
-    fn decode_speed(&self) -> Option<f64> {
-        speed(self.stats.completion_tokens.saturating_sub(1), self.stats.decode)
-    }
-
-    /// Durations, speeds and memory for scripts.
-    pub(crate) fn timings(&self, load: Duration) -> Value {
-        let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
-        let tenth = |v: Option<f64>| v.map(|v| (v * 10.0).round() / 10.0);
-        json!({
-            "load_ms": ms(load),
-            "first_token_ms": ms(self.stats.ttft),
-            "prompt_ms": ms(self.stats.prefill),
-            "decode_ms": ms(self.stats.decode),
-            "prompt_tokens_per_s": tenth(self.prompt_speed()),
-            "decode_tokens_per_s": tenth(self.decode_speed()),
-            "drafted_tokens": self.stats.drafted_tokens,
-            "accepted_tokens": self.stats.accepted_tokens,
-            "peak_rss_bytes": process::peak_rss_bytes(),
-        })
+        self.end.reason()
     }
 
     /// What was dropped from the cache, in one line.
     pub(crate) fn evicted(&self) -> Option<String> {
         evicted(&self.stats.eviction)
     }
+}
 
-    /// What guidance cost, in one line, if it did anything.
-    pub(crate) fn guided(&self) -> Option<String> {
-        let GuideStats { rewinds, retries, withdrawn_tokens, extra_rows, time } = self.stats.guide;
-        (rewinds + extra_rows > 0).then(|| {
-            let tries = if retries > 0 { format!(" ({retries} for another try)") } else { String::new() };
-            format!(
-                "guidance: {withdrawn_tokens} tokens taken back in {rewinds} rewinds{tries}, {extra_rows} rows \
-                 beside the answer's; about {:.2} s",
-                time.as_secs_f64()
-            )
-        })
-    }
+/// Prompt tokens that were computed, per second.
+fn prompt_speed(stats: &RequestStats) -> Option<f64> {
+    speed(stats.prompt_tokens.saturating_sub(stats.cached_tokens), stats.prefill)
+}
 
-    /// The same in one line for people.
-    pub(crate) fn figures(&self) -> String {
-        let per_s = |v: Option<f64>| v.map(|v| format!(" at {v:.1}/s")).unwrap_or_default();
-        let cached = match self.stats.cached_tokens {
-            0 => String::new(),
-            n => format!(" ({n} cached)"),
-        };
-        let memory = process::peak_rss_bytes().map(quarrel_hub::human_bytes);
-        let guessed = match (self.stats.accepted_tokens, self.stats.drafted_tokens) {
-            (_, 0) => String::new(),
-            (accepted, drafted) => format!(", {accepted} of {drafted} guesses right"),
-        };
+/// Tokens after the first, per second.
+fn decode_speed(stats: &RequestStats) -> Option<f64> {
+    speed(stats.completion_tokens.saturating_sub(1), stats.decode)
+}
+
+/// Durations, speeds and memory for scripts.
+pub(crate) fn timings(stats: &RequestStats, load: Duration) -> Value {
+    let ms = |d: Duration| (d.as_secs_f64() * 1e6).round() / 1e3;
+    let tenth = |v: Option<f64>| v.map(|v| (v * 10.0).round() / 10.0);
+    json!({
+        "load_ms": ms(load),
+        "first_token_ms": ms(stats.ttft),
+        "prompt_ms": ms(stats.prefill),
+        "decode_ms": ms(stats.decode),
+        "prompt_tokens_per_s": tenth(prompt_speed(stats)),
+        "decode_tokens_per_s": tenth(decode_speed(stats)),
+        "drafted_tokens": stats.drafted_tokens,
+        "accepted_tokens": stats.accepted_tokens,
+        "peak_rss_bytes": process::peak_rss_bytes(),
+    })
+}
+
+/// What guidance cost, in one line, if it did anything.
+pub(crate) fn guided(stats: &GuideStats) -> Option<String> {
+    let GuideStats { rewinds, retries, withdrawn_tokens, extra_rows, time } = *stats;
+    (rewinds + extra_rows > 0).then(|| {
+        let tries = if retries > 0 { format!(" ({retries} for another try)") } else { String::new() };
         format!(
-            "prompt {} tokens{cached}{}, first token after {:.2} s; answer {} tokens{}{guessed}{}",
-            self.stats.prompt_tokens,
-            per_s(self.prompt_speed()),
-            self.stats.ttft.as_secs_f64(),
-            self.tokens,
-            per_s(self.decode_speed()),
-            memory.map(|m| format!("; memory {m}")).unwrap_or_default()
+            "guidance: {withdrawn_tokens} tokens taken back in {rewinds} rewinds{tries}, {extra_rows} rows \
+             beside the answer's; about {:.2} s",
+            time.as_secs_f64()
         )
-    }
+    })
+}
+
+/// Speeds and memory in one line for people.
+pub(crate) fn figures(stats: &RequestStats, tokens: usize) -> String {
+    let per_s = |v: Option<f64>| v.map(|v| format!(" at {v:.1}/s")).unwrap_or_default();
+    let cached = match stats.cached_tokens {
+        0 => String::new(),
+        n => format!(" ({n} cached)"),
+    };
+    let memory = process::peak_rss_bytes().map(quarrel_hub::human_bytes);
+    let guessed = match (stats.accepted_tokens, stats.drafted_tokens) {
+        (_, 0) => String::new(),
+        (accepted, drafted) => format!(", {accepted} of {drafted} guesses right"),
+    };
+    format!(
+        "prompt {} tokens{cached}{}, first token after {:.2} s; answer {tokens} tokens{}{guessed}{}",
+        stats.prompt_tokens,
+        per_s(prompt_speed(stats)),
+        stats.ttft.as_secs_f64(),
+        per_s(decode_speed(stats)),
+        memory.map(|m| format!("; memory {m}")).unwrap_or_default()
+    )
 }
 
 /// What was dropped from the cache, in one line, if anything was.

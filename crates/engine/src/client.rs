@@ -1,12 +1,14 @@
 //! A request beside its sequences: what it still has to make, and what its caller hears of it.
 
+mod walk;
+
 use crate::adapters::Use;
 use crate::beam::{Move, Search};
 use crate::constraint::ConstraintBox;
 use crate::embed::{Embedding, Pooler};
 use crate::events::{Event, FinishReason, RequestStats};
 use crate::evict::{Evicted, Eviction, EvictionStats};
-use crate::guide::{Amateur, Answer, Guide, GuideStats, Pairs, Turn};
+use crate::guide::{Amateur, Answer, Dola, Guide, GuideStats, Pairs, Turn, Walk};
 use crate::handle::{Place, Scores};
 use crate::logits::Logits;
 use crate::outbox::Outbox;
@@ -123,15 +125,21 @@ pub(crate) struct Generation {
     compare: bool,
     /// What they are compared by.
     best_of_by: BestBy,
+    /// Best tokens that are reported with a token, and whose log-probabilities.
+    top: usize,
+    logprobs_of: LogprobsOf,
     /// The first alone until the prompt is in.
     branches: Vec<Branch>,
     width: usize,
     search: Option<Search>,
+    /// A contrastive search, which has its first answer alone.
+    walk: Option<Walk>,
     /// Of the search's sequences, in the state after their tokens.
     constraints: HashMap<u64, ConstraintBox>,
     /// Sequences beside those of the answers.
     pairs: Option<Pairs>,
     amateur: Option<Amateur>,
+    dola: Option<Dola>,
     /// What those cost; each answer knows its own.
     guided: GuideStats,
     speculate: Speculate,
@@ -162,6 +170,8 @@ pub(crate) struct Guessing<'a> {
 pub(crate) struct Tools<'a> {
     /// The logits; may be changed.
     pub(crate) logits: Logits<'a>,
+    /// Those of the exits, one after another, where the request wants them.
+    pub(crate) exits: Option<&'a Vec<f32>>,
     /// Those of the amateur, where the request wants them.
     pub(crate) amateur: Option<&'a Result<Vec<f32>>>,
     /// About what a row takes.
@@ -183,12 +193,14 @@ impl Tools<'_> {
 }
 
 impl Generation {
-    /// Of a request whose first sequence is `sequence`, and the one beside it `shadow` if there is one.
+    /// Of a request whose first sequence is `sequence`, and the one beside it `shadow` if there is one. Hidden states have `dim`
+    /// numbers.
     pub(crate) fn new(
         request: Request,
         seed: u64,
         sequence: u64,
         shadow: Option<u64>,
+        dim: usize,
         events: Outbox,
     ) -> Generation {
         let width = request.width() as usize;
@@ -198,7 +210,7 @@ impl Generation {
         };
         let Request {
             prompt,
-            sampling,
+            mut sampling,
             max_tokens,
             stop_ids,
             ignore_eos,
@@ -213,7 +225,11 @@ impl Generation {
             guide,
             ..
         } = request;
-        let guide = guide.and_then(|g| g.effective()).unwrap_or_default();
+        let guide = guide.unwrap_or_default();
+        if guide.search.is_some() {
+            sampling.temperature = 0.0; // which it is without its penalty
+        }
+        let guide = guide.effective().unwrap_or_default();
         let top = logprobs.unwrap_or(0).into();
         let answer = Answer::new(&guide, top).map(Box::new);
         let top = answer.as_ref().map_or(top, |a| a.wanted_top());
@@ -222,13 +238,13 @@ impl Generation {
             LogprobsOf::Unreported if answer.as_ref().is_some_and(|a| a.measures()) => LogprobsOf::Raw,
             of => of,
         };
-        let Guide { negative, amateur, .. } = guide;
+        let Guide { negative, amateur, dola, search: walk, .. } = guide;
         let pairs = shadow.zip(negative).map(|(shadow, n)| Pairs::new(n.scale, sequence, shadow));
         let mut sampler = Sampler::new(sampling, seed, top, &prompt)
             .constrained(constraint)
             .reporting(logprobs_of, explain)
             .rating((width > n as usize).then_some(best_of_by));
-        let constraint = if beams.is_some() { sampler.take_constraint() } else { None };
+        let constraint = if beams.is_some() || walk.is_some() { sampler.take_constraint() } else { None };
         let first = Branch::new(sequence, sampler, answer, Instant::now());
         Generation {
             events,
@@ -239,12 +255,16 @@ impl Generation {
             n: n as usize,
             compare: width > n as usize,
             best_of_by,
+            top,
+            logprobs_of,
             branches: vec![first],
             width,
             search: beams.map(|b| Search::new(b, sequence)),
+            walk: walk.map(|rule| Walk::new(rule, dim)),
             constraints: constraint.map(|c| (sequence, c)).into_iter().collect(),
             pairs,
             amateur,
+            dola,
             guided: GuideStats::default(),
             speculate,
             drafted: 0,
@@ -272,14 +292,8 @@ impl Generation {
             Some(made) => made,
             None => self.drawn(s, tools, between),
         };
-        let mut acts = made.unwrap_or_else(|error| vec![Act::Fail(error)]);
-        if self.search.is_none() && self.branches.iter().all(|b| b.reason.is_some()) {
-            acts.push(Act::Finish);
-        }
-        match &mut self.pairs {
-            Some(pairs) => pairs.mirror(acts, || tools.new_id()),
-            None => acts,
-        }
+        let acts = made.unwrap_or_else(|error| vec![Act::Fail(error)]);
+        self.finished_acts(acts, tools)
     }
 
     /// What a row comes to that scores a sentence, if it is one of those.
@@ -304,13 +318,51 @@ impl Generation {
         let branch = &mut self.branches[b];
         let (Some(guide), Some((token, end))) = (&mut branch.guide, branch.waits) else { return Ok(()) };
         let turn = guide.score(at + 1, logprob, tools.row_time, end, at + 1, &mut branch.sampler)?;
+        if !guide.is_scored_by(s.id) {
+            acts.push(Act::End { sequence: s.id });
+        }
         if let Some(turn) = turn {
             branch.waits = None;
-            acts.push(Act::End { sequence: s.id });
             let of = branch.sequence;
             self.turn(b, turn, (token, end), of, tools, acts);
         }
         Ok(())
+    }
+
+    /// Whether an answer waits for what another model makes of its sentence.
+    pub(crate) fn compares(&self) -> bool {
+        self.branches.iter().any(|b| b.waits.is_some() && b.guide.as_ref().is_some_and(|g| g.compares()))
+    }
+
+    /// Looks whether that has come.
+    pub(crate) fn poll(&mut self, tools: &mut Tools) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for b in 0..self.branches.len() {
+            let branch = &mut self.branches[b];
+            let (Some(guide), Some((token, end))) = (&mut branch.guide, branch.waits) else { continue };
+            let step = self.prompt + branch.made;
+            match guide.poll(end, step, &mut branch.sampler) {
+                Ok(Some(turn)) => {
+                    branch.waits = None;
+                    let of = branch.sequence;
+                    self.turn(b, turn, (token, end), of, tools, &mut acts);
+                }
+                Ok(None) => {}
+                Err(error) => acts.push(Act::Fail(error)),
+            }
+        }
+        self.finished_acts(acts, tools)
+    }
+
+    /// What becomes of the sequences beside those of the answers, and of the request when all answers are over.
+    fn finished_acts(&mut self, mut acts: Vec<Act>, tools: &mut Tools) -> Vec<Act> {
+        if self.search.is_none() && self.branches.iter().all(|b| b.reason.is_some()) {
+            acts.push(Act::Finish);
+        }
+        match &mut self.pairs {
+            Some(pairs) => pairs.mirror(acts, || tools.new_id()),
+            None => acts,
+        }
     }
 
     /// What a sequence's last row comes to.
@@ -342,11 +394,19 @@ impl Generation {
         if let (Some(amateur), Some(row)) = (&self.amateur, tools.amateur) {
             amateur.combine(tools.logits.replaced()?, row.as_ref().map_err(Error::clone)?, length)?;
         }
+        if let (Some(dola), Some(exits)) = (&self.dola, tools.exits) {
+            let began = Instant::now();
+            dola.combine(tools.logits.replaced()?, exits, length)?;
+            self.guided.time += began.elapsed();
+        }
         let now = Instant::now();
         self.first.get_or_insert(now);
         self.last = Some(now);
         if self.search.is_some() {
             return Ok(self.search(s, tools));
+        }
+        if self.walk.is_some() {
+            return self.walk(s, tools, now, between);
         }
         let mut acts = Vec::new();
         if self.branches.len() < self.width {
@@ -435,6 +495,10 @@ impl Generation {
             branch.waits = Some(drawn);
             return acts.push(Act::Score { of: sequence, id, tokens, from });
         }
+        if turn.waits {
+            branch.waits = Some(drawn);
+            return;
+        }
         branch.reason = turn.end;
         match (turn.end, turn.back) {
             (Some(reason), _) => {
@@ -520,9 +584,12 @@ impl Generation {
 
     /// How the tokens of a sequence may be guessed, and the sampler that will draw them.
     pub(crate) fn guessing(&mut self, sequence: u64) -> Option<Guessing<'_>> {
-        let drawn = self.search.is_none() && self.branches.len() == self.width && self.first.is_some();
+        let drawn = self.search.is_none()
+            && self.walk.is_none()
+            && self.branches.len() == self.width
+            && self.first.is_some();
         // A row that is combined with another is not known before both are.
-        let drawn = drawn && self.pairs.is_none() && self.amateur.is_none();
+        let drawn = drawn && self.pairs.is_none() && self.amateur.is_none() && self.dola.is_none();
         let waits = |b: &Branch| b.waits.is_some();
         let branch = self.branches.iter_mut().find(|b| drawn && b.sequence == sequence && !waits(b))?;
         // The step itself makes one.
@@ -721,10 +788,14 @@ impl Client {
         }
     }
 
-    /// Takes the hidden states from position `first` on, if it wants them.
-    pub(crate) fn hidden(&mut self, first: usize, rows: &[f32]) -> Option<Act> {
-        let Task::Embed { pooler, .. } = &mut self.task else { return None };
-        match pooler.take(first, rows) {
+    /// Takes the hidden states of a sequence from position `first` on, if it wants them.
+    pub(crate) fn hidden(&mut self, sequence: u64, first: usize, rows: &[f32]) -> Option<Act> {
+        let taken = match &mut self.task {
+            Task::Embed { pooler, .. } => pooler.take(first, rows),
+            Task::Generate(g) => g.walk.as_mut()?.take(sequence, first, rows).map(|()| false),
+            Task::Score { .. } | Task::Logits { .. } => return None,
+        };
+        match taken {
             Ok(done) => done.then_some(Act::Finish),
             Err(error) => Some(Act::Fail(error)),
         }
@@ -732,10 +803,24 @@ impl Client {
 
     /// Whether it wants hidden states.
     pub(crate) fn wants_hidden(&self) -> bool {
-        matches!(self.task, Task::Embed { .. })
+        match &self.task {
+            Task::Embed { .. } => true,
+            Task::Generate(g) => g.walk.is_some(),
+            Task::Score { .. } | Task::Logits { .. } => false,
+        }
     }
 
     // In both, a receiver that is gone has lost interest in the answer.
+
+    /// Whether it waits for what another model makes of a sentence.
+    pub(crate) fn compares(&self) -> bool {
+        matches!(&self.task, Task::Generate(g) if g.compares())
+    }
+
+    /// Whether its rows are combined with those of exits.
+    pub(crate) fn wants_exits(&self) -> bool {
+        matches!(&self.task, Task::Generate(g) if g.dola.is_some())
+    }
 
     /// Whether a row of one of its sequences is to be combined with an amateur's.
     pub(crate) fn wants_amateur(&self, sequence: u64) -> bool {

@@ -2,6 +2,7 @@
 //! this crate with a device in it; the clock is read here and at submission.
 
 mod acts;
+mod rows;
 
 use crate::adapters::{AdapterInfo, AdapterLimits, NewAdapter, Registry};
 use crate::batch::Batch;
@@ -21,9 +22,7 @@ use crate::statistics::EngineStats;
 use crate::tier::{Bytes, DiskCache, MoveCost, Tier};
 use crate::watchdog::Watchdog;
 use crate::{Error, Result};
-use quarrel_ir::{
-    BLOCK_TOKENS, Candidates, Device, DeviceInfo, Limits, Prepared, Program, Readout, Stop, View, Weight,
-};
+use quarrel_ir::{BLOCK_TOKENS, Device, DeviceInfo, Limits, Prepared, Program, Stop, View, Weight};
 use quarrel_model::ModelSpec;
 use sha2::{Digest as _, Sha256};
 use std::{
@@ -39,6 +38,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// How often one with nothing else to do looks whether sentences have been compared.
+const COMPARING: Duration = Duration::from_micros(500);
 /// Most KV blocks: their numbers are of 32 bits.
 const BLOCKS_MAX: usize = 1 << 31;
 
@@ -80,6 +81,8 @@ pub struct EngineConfig {
     pub identity: Option<[u8; 32]>,
     /// Every sequence has all its rows in one step: an encoder's, whose engine sees to it by itself.
     pub whole: bool,
+    /// Exits that the Program was built with ([`quarrel_model::decoder::Options::exits`]), for [`crate::Dola`].
+    pub exits: usize,
 }
 
 impl EngineConfig {
@@ -102,6 +105,7 @@ impl EngineConfig {
             disk_cache: None,
             identity: None,
             whole: false,
+            exits: 0,
         }
     }
 
@@ -165,6 +169,8 @@ pub struct EngineInfo {
     pub generates: bool,
     /// Length of an embedding, if there are hidden states to make it of.
     pub hidden: Option<usize>,
+    /// Layers after which there are logits too.
+    pub exits: usize,
     /// Whether a sequence can be shortened in the cache.
     pub evicts: bool,
     /// Whether there is a draft model.
@@ -220,6 +226,7 @@ impl Engine {
         let vocab = logits.unwrap_or_else(|| quarrel_ir::reference::vocab(&program));
         program.choose(CANDIDATES);
         let (hidden, candidates) = (program.hidden, program.candidates);
+        let exits = quarrel_model::decoder::exit_logits(&program, config.exits);
         if let Some(d) = draft.as_ref().filter(|d| d.vocab() != vocab) {
             return Err(Error::DraftVocabulary { draft: d.vocab(), vocab });
         }
@@ -245,6 +252,7 @@ impl Engine {
             max_running: limits.running,
             generates: logits.is_some(),
             hidden: hidden.map(|h| h.cols as usize),
+            exits: exits.len(),
             evicts,
             draft: draft.is_some(),
             device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
@@ -264,6 +272,9 @@ impl Engine {
             best: Vec::new(),
             hidden,
             states: Vec::new(),
+            exits,
+            exit_rows: Vec::new(),
+            exit_row: Vec::new(),
             scratch: Scratch::default(),
             speculation: Speculation::new(&config, draft),
             context: config.context,
@@ -304,6 +315,10 @@ struct Worker {
     /// Where the hidden states are, and those of a step.
     hidden: Option<View>,
     states: Vec<f32>,
+    /// Where the logits of the exits are, those of a step, and those of a row.
+    exits: Vec<View>,
+    exit_rows: Vec<Vec<f32>>,
+    exit_row: Vec<f32>,
     scratch: Scratch,
     speculation: Speculation,
     context: usize,
@@ -363,6 +378,7 @@ impl Worker {
             for sequence in self.scheduler.expired(self.epoch.elapsed()) {
                 self.expire(sequence);
             }
+            self.take_compared();
             if !self.scheduler.is_idle()
                 && let Err(error) = self.step()
             {
@@ -412,7 +428,8 @@ impl Worker {
                     shadow = Some((self.next_id, negative.prompt.clone()));
                 }
                 let beside = shadow.as_ref().map(|s| s.0);
-                let g = Box::new(Generation::new(*request, seed, sequence, beside, events));
+                let dim = self.hidden.map_or(0, |h| h.cols as usize);
+                let g = Box::new(Generation::new(*request, seed, sequence, beside, dim, events));
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, top, evictor: e, reply } => {
@@ -456,6 +473,7 @@ impl Worker {
         };
         let sequence = Sequence {
             request: id,
+            states: client.wants_hidden(),
             standing,
             retention,
             evictor,
@@ -546,6 +564,10 @@ impl Worker {
     fn step(&mut self) -> Result<()> {
         let loads = self.plan();
         if self.scheduler.plan().is_empty() {
+            if self.clients.values().any(Client::compares) {
+                std::thread::sleep(COMPARING);
+                return Ok(());
+            }
             // Every sequence waits for another: a bug, and better an error than a standstill.
             return Err(Error::Panicked("no sequence can go on".into()));
         }
@@ -591,6 +613,7 @@ impl Worker {
         let row_time = self.scheduler.pace().per_row();
         let mut acts = self.pool(&plan)?;
         self.choose()?;
+        self.read_exits(&plan)?;
         let mut output = 0;
         for chunk in &plan {
             let s = &self.scheduler.running()[chunk.running];
@@ -613,14 +636,17 @@ impl Worker {
                 continue;
             }
             for at in chunk.outputs.clone() {
-                let best = best_of(&self.best, self.candidates, output);
+                let best = rows::best_of(&self.best, self.candidates, output);
                 let logits = Logits::new(&mut *self.device, self.prepared, output, best, &mut self.row);
                 output += 1;
                 let (scratch, next_id) = (&mut self.scratch, &mut self.next_id);
                 let is_new = |c: &Client| matches!(&c.task, Task::Generate(g) if g.is_new());
                 let new = is_new(client);
+                let wants = client.wants_exits();
+                rows::gather(&self.exit_rows, output - 1, logits.vocab(), wants, &mut self.exit_row);
                 let tools = &mut Tools {
                     logits,
+                    exits: wants.then_some(&self.exit_row),
                     amateur: amateur.get(&s.id),
                     row_time,
                     scratch,
@@ -645,45 +671,6 @@ impl Worker {
             self.shorten(sequence)?;
         }
         Ok(())
-    }
-
-    /// Brings what the device chose of the step's logits.
-    fn choose(&mut self) -> Result<()> {
-        let Some(view) = self.candidates else { return Ok(()) };
-        self.best.resize(self.batch.outputs() * view.cols as usize, 0.0);
-        if !self.best.is_empty() {
-            self.device.read(self.prepared, Readout::View(view), &mut self.best)?;
-        }
-        Ok(())
-    }
-
-    /// Gives those who embed the hidden states of their rows of a step.
-    fn pool(&mut self, plan: &[Chunk]) -> Result<Vec<(u64, Act)>> {
-        let wants = |c: &&Chunk| {
-            let request = self.scheduler.running()[c.running].request;
-            self.clients.get(&request).is_some_and(Client::wants_hidden)
-        };
-        let Some(view) = self.hidden.filter(|_| plan.iter().any(|c| wants(&c))) else {
-            return Ok(Vec::new());
-        };
-        let dim = view.cols as usize;
-        self.states.resize(self.stats.last_rows * dim, 0.0);
-        self.device.read(self.prepared, Readout::View(view), &mut self.states)?;
-        let (mut acts, mut row) = (Vec::new(), 0);
-        for chunk in plan {
-            let s = &self.scheduler.running()[chunk.running];
-            let ahead = self.scheduler.ahead().iter().find(|a| a.id == s.id);
-            let rows = ahead.map_or(chunk.rows.len(), |a| a.tree.nodes().len());
-            let states = &self.states[row * dim..(row + rows) * dim];
-            let act = self.clients.get_mut(&s.request).and_then(|c| c.hidden(chunk.rows.start, states));
-            if matches!(act, Some(Act::Finish)) {
-                self.stats.embedded_texts += 1;
-                self.stats.embedded_tokens += s.tokens.len() as u64;
-            }
-            acts.extend(act.map(|act| (s.request, act)));
-            row += rows;
-        }
-        Ok(acts)
     }
 
     /// Shortens a sequence that has outgrown its budget.
@@ -713,12 +700,13 @@ impl Worker {
             let output = first + ahead.layout.row_of[node];
             let Some(client) = self.clients.get_mut(&request) else { return Ok(None) };
             let Some(s) = self.scheduler.running().iter().find(|s| s.id == ahead.id) else { return Ok(None) };
-            let best = best_of(&self.best, self.candidates, output);
+            let best = rows::best_of(&self.best, self.candidates, output);
             let logits = Logits::new(&mut *self.device, self.prepared, output, best, &mut self.row);
             let (scratch, next_id) = (&mut self.scratch, &mut self.next_id);
             let row_time = self.scheduler.pace().per_row();
             let (context, epoch) = (self.context, self.epoch);
-            let tools = &mut Tools { logits, amateur: None, row_time, scratch, context, next_id, epoch };
+            let tools =
+                &mut Tools { logits, exits: None, amateur: None, row_time, scratch, context, next_id, epoch };
             let between = |d| self.stats.between_tokens.observe(d);
             last = client.output(s, ahead.root, tools, between);
             self.stats.sampled_tokens += 1;
@@ -889,12 +877,6 @@ fn root(config: &EngineConfig, device: &DeviceInfo, block_bytes: usize) -> Resul
     }
     hash.update((block_bytes as u64).to_le_bytes());
     Ok(hash.finalize().into())
-}
-
-/// What the device chose of a row with logits.
-fn best_of(all: &[f32], candidates: Option<View>, output: usize) -> Option<Candidates<'_>> {
-    let cols = candidates?.cols as usize;
-    Some(Candidates::of(all.get(output * cols..(output + 1) * cols)?))
 }
 
 /// A seed from the system's randomness, by way of the standard library's hasher keys.

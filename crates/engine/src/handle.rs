@@ -5,6 +5,7 @@ use crate::embed::{EmbedRequest, Embedded, Embedding, Pooling, STATES_BYTES_MAX}
 use crate::engine::EngineInfo;
 use crate::events::Event;
 use crate::evict::{Eviction, EvictionStats, Evictor};
+use crate::guide::STATES_MAX;
 use crate::outbox::{Bell, Outbox};
 use crate::request::{Class, Request, check_budget, check_logprobs, check_tokens};
 use crate::speculate::Speculate;
@@ -236,6 +237,7 @@ impl Handle {
             let (field, value) = ("guidance.contrast.beta", amateur.beta.to_string());
             return Err(Error::Field { field, value, range: "0: the engine has no draft model" });
         }
+        self.check_rows(&request)?;
         let wait = self.0.shared.wait_time();
         if let Some(limit) = request.deadline
             && wait > limit
@@ -434,6 +436,30 @@ impl Handle {
         }
         let range = "refuse: keys of this model cannot be moved in its cache";
         Err(Error::Field { field: "eviction", value: format!("{eviction:?}"), range })
+    }
+
+    /// Guidance by rows that not every engine computes.
+    fn check_rows(&self, request: &Request) -> Result<()> {
+        let Some(guide) = &request.guide else { return Ok(()) };
+        if guide.exits().is_some() && self.0.info.exits == 0 {
+            let why = "the engine was loaded without exits; load it with the layers to contrast with";
+            return Err(Error::Unsuited { what: "guidance.dola", why });
+        }
+        if guide.searches().is_none() {
+            return Ok(());
+        }
+        let (what, info) = ("guidance.contrastive_search", &self.0.info);
+        let Some(dim) = info.hidden else {
+            let why = "the engine was loaded without its hidden states; load it with them, as for embeddings";
+            return Err(Error::Unsuited { what, why });
+        };
+        let most =
+            request.max_tokens.map_or(info.context, |n| request.prompt.len().saturating_add(n as usize));
+        if most.min(info.context).saturating_mul(4 * dim) > STATES_MAX {
+            let why = "the hidden states of prompt and answer take more than 256 MiB; ask for fewer tokens";
+            return Err(Error::Unsuited { what, why });
+        }
+        Ok(())
     }
 
     /// A request that follows several sequences must find room for all of them.

@@ -39,8 +39,8 @@ pub use engine::{Engine, EngineConfig, EngineInfo};
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
 pub use guide::{
-    Amateur, Coherence, Confidence, Guide, GuideStats, HOLD_MAX, Negative, Repetition, Verdict, Watch,
-    WatchBox,
+    Amateur, Coherence, Comparing, Confidence, ContrastiveSearch, Dola, Guide, GuideStats, HOLD_MAX,
+    Likeness, Meaning, Meant, Negative, Repetition, Verdict, Watch, WatchBox,
 };
 pub use handle::{Handle, ScoreRequest, Scores, Stream};
 pub use load::{CONTEXT_DEFAULT_MAX, LoadOptions, Loaded, identity};

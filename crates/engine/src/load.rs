@@ -21,11 +21,13 @@ pub struct LoadOptions {
     pub fuse: bool,
     /// Keep the hidden states of all tokens, so that a decoder makes embeddings too; an encoder always does.
     pub hidden: bool,
+    /// Numbers of layers after which there are logits too, for [`crate::Dola`]: they are computed in each step, for all.
+    pub exits: Vec<u32>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { context: None, fuse: true, hidden: false }
+        LoadOptions { context: None, fuse: true, hidden: false, exits: Vec::new() }
     }
 }
 
@@ -59,6 +61,21 @@ pub fn identity(source: &Source) -> [u8; 32] {
     hash.finalize().into()
 }
 
+/// Most exits of an engine.
+const EXITS_MAX: usize = 32;
+
+fn check_exits(exits: &[u32], spec: &ModelSpec) -> Result<()> {
+    let fault = |value: String, range| Err(Error::Field { field: "exits", value, range });
+    if exits.len() > EXITS_MAX {
+        return fault(format!("{} layers", exits.len()), "32 layers at most");
+    }
+    match exits.iter().find(|e| **e as usize > spec.layers.len()) {
+        Some(e) => fault(e.to_string(), "at most the number of the model's layers"),
+        None if exits.is_empty() || spec.arch.causal => Ok(()),
+        None => fault("given".into(), "left out: this model is an encoder and has no logits"),
+    }
+}
+
 impl Engine {
     /// Loads the weights of `source` into `device` and starts an engine. `configure` may change the sizes that follow from
     /// the options; `progress` is called with the bytes of each weight taken in.
@@ -82,18 +99,20 @@ impl Engine {
         progress: impl FnMut(u64),
     ) -> Result<Loaded> {
         let spec = quarrel_model::spec(source)?;
+        check_exits(&options.exits, &spec)?;
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
         if !spec.arch.causal {
             config.step_tokens = config.step_tokens.max(context);
         }
         configure(&mut config);
+        config.exits = options.exits.len();
         if config.disk_cache.is_some() && config.identity.is_none() {
             config.identity = Some(identity(source));
         }
         let context = u32::try_from(config.context).ok();
-        let options = decoder::Options { fuse: options.fuse, hidden: options.hidden, context };
-        let program = decoder::decoder(&spec, &options);
+        let (fuse, hidden, exits) = (options.fuse, options.hidden, options.exits.clone());
+        let program = decoder::decoder(&spec, &decoder::Options { fuse, hidden, exits, context });
         let loaded = weights::load(source, &spec, &program, &mut *device, progress)?;
         let handle = Engine::start_model(device, program, &loaded, config, draft, Some(spec.clone()))?;
         Ok(Loaded { handle, spec })

@@ -185,7 +185,8 @@ impl Request {
     /// Sequences that need a place at once.
     pub(crate) fn places(&self) -> u32 {
         let shadows = self.guide.as_ref().is_some_and(|g| g.shadows());
-        self.width() * if shadows { 2 } else { 1 }
+        let candidates = self.guide.as_ref().and_then(|g| g.searches()).map_or(1, |s| s.k);
+        self.width() * if shadows { 2 } else { candidates }
     }
 
     /// Checks the request against a model's vocabulary and the engine's context, in tokens.
@@ -236,9 +237,17 @@ impl Request {
         if let Some(n) = self.explain.filter(|n| *n > EXPLAIN_MAX) {
             return Err(Error::Field { field: "explain", value: n.to_string(), range: "0 to 1000" });
         }
-        let Some(field) = self.sampling.drawing().filter(|_| self.beams.is_some()) else { return Ok(()) };
-        let why = "a search takes the best sequences and draws nothing";
-        Err(Error::Together { a: field, b: "beams", why })
+        let contrastive = self.guide.as_ref().is_some_and(|g| g.search.is_some());
+        let b = if contrastive { "guidance.contrastive_search" } else { "beams" };
+        if contrastive && self.width() > 1 {
+            let range = "1 with guidance.contrastive_search, which finds the same answer each time";
+            return Err(Error::Field { field: "n", value: self.width().to_string(), range });
+        }
+        let Some(field) = self.sampling.drawing().filter(|_| contrastive || self.beams.is_some()) else {
+            return Ok(());
+        };
+        let why = "a search takes what is best and draws nothing";
+        Err(Error::Together { a: field, b, why })
     }
 
     fn check_width(&self) -> Result<()> {

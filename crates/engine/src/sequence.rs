@@ -57,6 +57,8 @@ pub(crate) struct Sequence {
     pub(crate) published: usize,
     pub(crate) retention: Retention,
     pub(crate) standing: Standing,
+    /// The hidden states of all its tokens are wanted: caches of its blocks are of no use.
+    pub(crate) states: bool,
     /// A short piece of work that another sequence waits for.
     pub(crate) beside: bool,
     /// The number of its admission to the queue, which breaks ties; set by the scheduler.
@@ -87,6 +89,7 @@ impl Sequence {
             published: 0,
             retention: Retention::Usual,
             standing: Standing::default(),
+            states: false,
             beside: false,
             order: 0,
             level: 0,
@@ -124,6 +127,7 @@ impl Sequence {
     pub(crate) fn first_needed(&self) -> usize {
         let first = match self.goal {
             Goal::Embed { from } => from,
+            Goal::Next if self.states => 0,
             _ => self.output_rows().start,
         };
         self.evictor.as_ref().map_or(first, |e| first.min(e.first_observed()))

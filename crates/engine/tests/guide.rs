@@ -3,14 +3,17 @@
 
 mod common;
 
-use common::{Answer, VOCAB, collect, load_salted, program, prompt, run, start};
+use common::{Answer, VOCAB, collect, load_salted, program, prompt, run, spec, start, start_program};
 use quarrel_engine::{
-    Amateur, Beams, Coherence, Confidence, DraftConfig, DraftModel, Engine, EngineConfig, Error, Event,
-    Eviction, FinishReason, Guide, Handle, LogprobsOf, Negative, Repetition, Request, Sampling, Speculate,
-    Verdict, Watch, WatchBox,
+    Amateur, Beams, Coherence, Comparing, Confidence, ContrastiveSearch, Dola, DraftConfig, DraftModel,
+    EmbedRequest, Engine, EngineConfig, Error, Event, Eviction, FinishReason, Guide, Handle, Likeness,
+    LogprobsOf, Meaning, Meant, Negative, Pooling, Repetition, Request, Sampling, Speculate, Verdict, Watch,
+    WatchBox,
 };
 use quarrel_ir::reference::Reference;
+use quarrel_model::{LayerSpec, ModelSpec, decoder};
 use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// Refuses three tokens in a row whose sum is a multiple of `modulus`, and any two equal ones; with 0 nothing. It holds two tokens back as
@@ -71,7 +74,7 @@ fn sampled() -> Sampling {
 fn guides() -> Vec<(&'static str, Guide)> {
     let d = Guide::default;
     let confidence = Confidence { tries: 2, window: 8, best: 10, min: 4.2, max: 6.0 };
-    let coherence = Coherence { tries: 2, min: 0.3, ..Coherence::new(vec![3]) };
+    let coherence = Coherence { tries: 2, min: Some(0.3), ..Coherence::new(vec![3]) };
     let negative = Negative { prompt: prompt(14, 9), scale: 1.7 };
     vec![
         ("watch", Guide { watch: toy(7), ..d() }),
@@ -133,7 +136,11 @@ fn identities_leave_the_answer_as_it_is() {
         Guide { confidence: Some(Confidence { tries: 0, ..Confidence::default() }), ..d() },
         // Everything is in the band; everything is coherent; nothing is refused.
         Guide { confidence: Some(Confidence { tries: 3, ..Confidence::default() }), ..d() },
-        Guide { coherence: Some(Coherence { min: -1e6, ..Coherence::new(vec![2]) }), watch: toy(0), ..d() },
+        Guide {
+            coherence: Some(Coherence { min: Some(-1e6), ..Coherence::new(vec![2]) }),
+            watch: toy(0),
+            ..d()
+        },
         Guide { negative: Some(Negative { prompt: vec![1, 2], scale: 1.0 }), ..d() },
         Guide { amateur: Some(Amateur { beta: 0.0, ..Amateur::default() }), ..d() },
         Guide { repetition: Some(Repetition { repeats: 40, tokens: 50 }), ..d() },
@@ -337,7 +344,7 @@ fn a_sentence_that_is_no_likelier_in_its_context_is_drawn_again() {
     for salt in 0..5 {
         let text = prompt(20, salt);
         let guide = |tries| Guide {
-            coherence: Some(Coherence { tries, min: 1e3, tokens: 4, empty: vec![3] }),
+            coherence: Some(Coherence { tries, min: Some(1e3), meant: None, tokens: 4, empty: vec![3] }),
             watch: toy(0),
             ..Guide::default()
         };
@@ -491,4 +498,249 @@ fn an_exit_after_all_layers_changes_nothing_and_an_earlier_one_does() {
     let plain = answer(1, Guide::default());
     assert_eq!(answer(layers, contrast(0.0)).tokens, plain.tokens);
     assert_ne!(answer(1, contrast(0.0)).tokens, plain.tokens);
+}
+
+fn searching(alpha: f32, k: u32) -> Guide {
+    Guide { search: Some(ContrastiveSearch { alpha, k }), ..Guide::default() }
+}
+
+/// An engine that keeps hidden states.
+fn with_states(config: EngineConfig) -> Handle {
+    let program = decoder::decoder(&spec(), &decoder::Options { hidden: true, ..Default::default() });
+    start_program(Reference::default(), program, config)
+}
+
+/// The paper's search, with rows and states from the engine itself.
+fn search_by_hand(handle: &Handle, text: &[u32], n: usize, alpha: f64, k: usize) -> Vec<u32> {
+    let states = |tokens: &[u32]| {
+        let request = EmbedRequest { pooling: Pooling::None, ..EmbedRequest::new(tokens.to_vec()) };
+        handle.embed(request).unwrap().wait().unwrap().vectors
+    };
+    let mut tokens = text.to_vec();
+    for _ in 0..n {
+        let row = log_softmax(&handle.logits(tokens.clone()).unwrap());
+        let mut order: Vec<u32> = (0..VOCAB).collect();
+        order.sort_by(|a, b| row[*b as usize].total_cmp(&row[*a as usize]));
+        let score = |t: &u32| {
+            let all = states(&[&tokens[..], &[*t]].concat());
+            let dot = |a: &[f32], b: &[f32]| -> f64 {
+                a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum()
+            };
+            let (last, before) = all.split_last().unwrap();
+            let like = before.iter().map(|h| dot(h, last)).fold(f64::MIN, f64::max);
+            (1.0 - alpha) * row[*t as usize].exp() - alpha * like
+        };
+        tokens.push(*order[..k].iter().max_by(|a, b| score(a).total_cmp(&score(b))).unwrap());
+    }
+    tokens.split_off(text.len())
+}
+
+#[test]
+fn contrastive_search_is_the_papers() {
+    let handle = with_states(EngineConfig { prefix_cache: false, ..config(128) });
+    let mut changed = 0;
+    for (salt, alpha, k) in [(1, 0.6, 4), (2, 0.3, 6), (3, 0.9, 2)] {
+        let text = prompt(20, salt);
+        let ask = |alpha, k| Request {
+            sampling: Sampling::default(),
+            max_tokens: Some(16),
+            ..request(text.clone(), &searching(alpha, k))
+        };
+        let got = run(&handle, ask(alpha, k));
+        assert_eq!(got.tokens, search_by_hand(&handle, &text, 16, f64::from(alpha), k as usize));
+        assert_eq!(got.stats.guide.extra_rows, 16 * u64::from(k - 1), "{:?}", got.stats.guide);
+        let greedy = Request { sampling: Sampling::greedy(), guide: None, ..ask(0.0, 1) };
+        let greedy = run(&handle, greedy);
+        changed += u32::from(got.tokens != greedy.tokens);
+        for identity in [ask(0.0, 4), ask(0.6, 1)] {
+            let got = run(&handle, identity);
+            same(&got, &greedy);
+            assert_eq!(got.stats.guide.extra_rows, 0);
+        }
+    }
+    assert!(changed > 1, "{changed}");
+    let stop = run(&handle, request(prompt(20, 1), &searching(0.6, 4))).tokens[9];
+    let stopped =
+        run(&handle, Request { stop_ids: vec![stop], ..request(prompt(20, 1), &searching(0.6, 4)) });
+    assert!(stopped.reason == FinishReason::Stop && stopped.tokens.len() <= 9);
+    settle(&handle);
+}
+
+#[test]
+fn a_search_is_the_same_among_others_and_with_few_places() {
+    let plain = with_states(EngineConfig { prefix_cache: false, max_running: 8, ..config(96) });
+    let tight = EngineConfig {
+        kv_blocks: Some(14),
+        step_tokens: 24,
+        step_outputs: 6,
+        max_running: 6,
+        max_queue: 64,
+        ..config(96)
+    };
+    let handle = with_states(tight);
+    let loops = Guide { repetition: Some(Repetition { repeats: 2, tokens: 2 }), ..searching(0.0, 1) };
+    let mut requests: Vec<Request> =
+        (0..5).map(|i| request(prompt(9 + 7 * i as usize, i), &searching(0.5, 2 + i % 3))).collect();
+    requests.push(request(prompt(30, 2), &Guide { search: searching(0.4, 3).search, ..loops }));
+    requests.extend((0..3).map(|i| Request { guide: None, ..request(prompt(25, i), &Guide::default()) }));
+    let want: Vec<Answer> = requests.iter().map(|r| run(&plain, r.clone())).collect();
+    let mut rounds = 0;
+    while rounds < 3 || handle.stats().preemptions == 0 {
+        rounds += 1;
+        assert!(rounds <= 100, "never were so many there at once that one was sent back");
+        let streams: Vec<_> = requests.iter().map(|r| handle.submit(r.clone()).unwrap()).collect();
+        for (i, (stream, want)) in streams.into_iter().zip(&want).enumerate() {
+            if rounds == 2 && i % 3 == 1 {
+                continue; // dropped: it is cancelled
+            }
+            same(&collect(stream).unwrap(), want);
+        }
+        settle(&handle);
+    }
+}
+
+/// The same weights with so many layers.
+fn deep(layers: usize) -> ModelSpec {
+    ModelSpec { layers: vec![LayerSpec { window: None, rope: Some(0) }; layers], ..spec() }
+}
+
+#[test]
+fn layers_are_contrasted_as_the_paper_says() {
+    const EXITS: [u32; 3] = [4, 1, 2];
+    let whole = |exits: Vec<u32>, fuse| {
+        let options = decoder::Options { fuse, exits, ..Default::default() };
+        start_program(
+            Reference::default(),
+            decoder::decoder(&deep(5), &options),
+            EngineConfig { exits: EXITS.len(), prefix_cache: false, ..config(128) },
+        )
+    };
+    let exits: Vec<Handle> = EXITS
+        .iter()
+        .map(|n| {
+            let program = decoder::decoder(&deep(*n as usize), &decoder::Options::default());
+            start_program(Reference::default(), program, config(128))
+        })
+        .collect();
+    let mut chosen = [0; 3];
+    let ask = |salt, dola| Request {
+        sampling: Sampling::greedy(),
+        max_tokens: Some(20),
+        ..request(prompt(20, salt), &Guide { dola: Some(dola), ..Guide::default() })
+    };
+    let dola = Dola { alpha: 0.2, beta: 0.8 };
+    for fuse in [false, true] {
+        let handle = whole(EXITS.to_vec(), fuse);
+        for salt in [1, 5] {
+            let want = by_hand(20, |answer| {
+                let tokens = [prompt(20, salt), answer.to_vec()].concat();
+                let p = log_softmax(&handle.logits(tokens.clone()).unwrap());
+                let each: Vec<Vec<f64>> =
+                    exits.iter().map(|e| log_softmax(&e.logits(tokens.clone()).unwrap())).collect();
+                let divergence = |q: &Vec<f64>| -> f64 {
+                    let kl = |a: f64, m: f64| a * (a / m).ln();
+                    let pair = |(p, q): (&f64, &f64)| {
+                        let (p, q) = (p.exp(), q.exp());
+                        0.5 * kl(p, 0.5 * (p + q)) + 0.5 * kl(q, 0.5 * (p + q))
+                    };
+                    p.iter().zip(q).map(pair).sum()
+                };
+                let far = (0..3).max_by(|a, b| divergence(&each[*a]).total_cmp(&divergence(&each[*b])));
+                chosen[far.unwrap()] += 1;
+                let floor = p.iter().copied().fold(f64::MIN, f64::max) + 0.2f64.ln();
+                let score = |(p, q): (&f64, &f64)| if *p >= floor { p - 0.8 * q } else { f64::NEG_INFINITY };
+                p.iter().zip(&each[far.unwrap()]).map(score).collect()
+            });
+            assert_eq!(run(&handle, ask(salt, dola)).tokens, want);
+        }
+        // Others of the same step know nothing of it, and without its weight it is nothing.
+        let plain = Request { guide: None, ..ask(1, dola) };
+        let streams = [plain.clone(), ask(1, dola), ask(1, Dola { beta: 0.0, ..dola })];
+        let streams = streams.map(|r| handle.submit(r).unwrap());
+        let [alone, guided, off] = streams.map(|s| collect(s).unwrap());
+        same(&alone, &run(&handle, plain));
+        same(&off, &alone);
+        assert_eq!(guided.tokens, run(&handle, ask(1, dola)).tokens);
+        assert_ne!(guided.tokens, alone.tokens);
+    }
+    assert!(chosen.iter().filter(|n| **n > 0).count() > 1, "{chosen:?}");
+    let none = start(config(128)).submit(ask(1, dola)).err().unwrap().to_string();
+    assert!(none.starts_with("guidance.dola: the engine was loaded without exits"), "{none}");
+    let none = start(config(128)).submit(request(prompt(9, 1), &searching(0.5, 3))).err().unwrap();
+    assert!(none.to_string().starts_with("guidance.contrastive_search: "), "{none}");
+}
+
+/// Says of a sentence what its tokens add up to, at the third time of asking; keeps what it was asked.
+#[derive(Default)]
+struct Sums(Mutex<Vec<(Vec<u32>, Vec<u32>)>>);
+
+fn sum(sentence: &[u32]) -> f32 {
+    (sentence.iter().sum::<u32>() % 10) as f32 / 10.0
+}
+
+struct Later(u32, Likeness);
+
+impl Comparing for Later {
+    fn poll(&mut self) -> Option<Result<Likeness, String>> {
+        self.0 += 1;
+        (self.0 == 3).then_some(Ok(self.1))
+    }
+}
+
+impl Meaning for Sums {
+    fn compare(&self, before: &[u32], sentence: &[u32]) -> Box<dyn Comparing> {
+        self.0.lock().unwrap().push((before.to_vec(), sentence.to_vec()));
+        let adjacent = (!before.is_empty()).then(|| 1.0 - (sum(before) - sum(sentence)).abs());
+        Box::new(Later(0, Likeness { adjacent, prompt: sum(sentence) }))
+    }
+}
+
+#[test]
+fn sentences_that_mean_something_else_are_drawn_again() {
+    let handle = start(config(160));
+    let guide = |by: &Arc<Sums>, adjacent, prompt, min| {
+        let meant = Some(Meant { by: by.clone(), adjacent, prompt });
+        let coherence = Coherence { tries: 3, min, meant, tokens: 4, empty: vec![3] };
+        Guide { coherence: Some(coherence), watch: toy(0), ..Guide::default() }
+    };
+    let ask = |guide: &Guide| Request { max_tokens: Some(32), ..request(prompt(20, 4), guide) };
+    let plain = run(&handle, Request { guide: None, ..ask(&Guide::default()) });
+    // Nothing is unlike enough: the plain answer, each sentence asked about once with the one before it.
+    let sums = Arc::new(Sums::default());
+    let open = run(&handle, ask(&guide(&sums, -1.0, -1.0, None)));
+    same(&open, &plain);
+    let asked = std::mem::take(&mut *sums.0.lock().unwrap());
+    let sentences: Vec<&[u32]> = plain.tokens.chunks(8).collect();
+    let each: Vec<&[u32]> = asked.iter().map(|a| &a.1[..]).collect();
+    assert_eq!(each, sentences);
+    let before: Vec<&[u32]> = asked.iter().map(|a| &a.0[..]).collect();
+    assert_eq!(before, [&[][..], sentences[0], sentences[1], sentences[2]]);
+    assert_eq!((open.stats.guide.extra_rows, open.stats.guide.retries), (0, 0));
+    // Beside the PMI, others, and answers of the same request: nobody waits for ever, and the best tries are told.
+    for min in [None, Some(-1e6)] {
+        let guided = ask(&guide(&sums, 0.6, 0.5, min));
+        let streams: Vec<_> = [&guided, &ask(&Guide::default()), &guided]
+            .map(|r| handle.submit(r.clone()).unwrap())
+            .into_iter()
+            .collect();
+        let mut got = streams.into_iter().map(|s| collect(s).unwrap());
+        let (first, other, second) = (got.next().unwrap(), got.next().unwrap(), got.next().unwrap());
+        same(&first, &second);
+        same(&other, &plain);
+        assert!(first.stats.guide.retries > 0 && first.stats.guide.retries <= 12, "{:?}", first.stats.guide);
+        assert_eq!(first.stats.guide.extra_rows > 0, min.is_some());
+        let asked = std::mem::take(&mut *sums.0.lock().unwrap());
+        let short = |before: &[u32], s: &[u32]| {
+            let adjacent = if before.is_empty() { 1.0 } else { 1.0 - (sum(before) - sum(s)).abs() };
+            (0.6 - adjacent).max(0.0) + (0.5 - sum(s)).max(0.0)
+        };
+        let mut before: &[u32] = &[];
+        for s in first.tokens.chunks(8) {
+            let tries = asked.iter().filter(|a| a.0 == before);
+            let best = tries.map(|a| short(before, &a.1)).fold(f32::INFINITY, f32::min);
+            assert!((short(before, s) - best).abs() < 1e-6, "{s:?} after {before:?}");
+            before = s;
+        }
+    }
+    settle(&handle);
 }

@@ -11,7 +11,7 @@ pub mod report;
 mod self_bleu;
 pub mod study;
 
-pub use methods::Method;
+pub use methods::{Method, Setting};
 pub use self_bleu::self_bleu;
 
 /// The prompts of a study, one in a line: open questions that have no one answer.

@@ -1,17 +1,18 @@
 //! Answers to a fixed set of prompts with each method, read by a second model.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use quarrel_engine::{Event, Handle, Request, ScoreRequest, Stream};
-use quarrel_runtime::{Opened, TextStream, prompt};
+use quarrel_runtime::{Embedder, GuideOptions, Opened, Sentences, TextStream, prompt};
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::{Ends, Special};
 use serde::Serialize;
 
 use crate::interval::Interval;
 use crate::metrics::{distinct, repetition, sentences, words};
-use crate::{Method, self_bleu};
+use crate::{Method, Setting, self_bleu};
 
 /// A model that answers or reads.
 #[derive(Clone, Copy)]
@@ -20,6 +21,8 @@ pub struct Party<'a> {
     pub opened: &'a Opened,
     /// Its engine.
     pub handle: &'a Handle,
+    /// Who compares sentences, where a method asks for that.
+    pub embedder: Option<&'a Embedder>,
 }
 
 /// What to do.
@@ -82,19 +85,21 @@ pub fn run(
     if plan.prompts.is_empty() || plan.samples == 0 || plan.tokens == 0 {
         bail!("a study needs prompts, samples and tokens, at least one of each");
     }
-    let (mut answers, mut elapsed, mut computed) = (Vec::new(), Duration::ZERO, 0);
+    let (mut answers, mut elapsed, mut computed, mut kept) = (Vec::new(), Duration::ZERO, 0, 0);
     for (at, prompts) in plan.prompts.chunks(AT_ONCE).enumerate() {
         let began = Instant::now();
         let ask = |(i, p): (usize, &String)| submit(model, plan, method, p, at * AT_ONCE + i);
         let streams: Vec<(Stream, Leading)> = prompts.iter().enumerate().map(ask).collect::<Result<_>>()?;
         for (stream, leading) in streams {
-            let (texts, made) = gather(model.opened, stream, leading, plan.samples)?;
-            answers.push(texts);
+            let count = if method.searches() { 1 } else { plan.samples };
+            let (mut texts, made) = gather(model.opened, stream, leading, count)?;
+            kept += texts.iter().map(|a| a.tokens).sum::<usize>();
             computed += made;
+            texts.resize(plan.samples as usize, texts[0].clone());
+            answers.push(texts);
         }
         elapsed += began.elapsed();
     }
-    let kept: usize = answers.iter().flatten().map(|a| a.tokens).sum();
     if kept == 0 {
         bail!("{} says nothing to any prompt with the method {:?}", model.opened.local.name, method.name);
     }
@@ -142,21 +147,36 @@ fn mean_of(values: impl Iterator<Item = f64>) -> Option<f64> {
     (n > 0).then(|| sum / f64::from(n))
 }
 
-fn submit(model: Party, plan: &Plan, method: &Method, text: &str, at: usize) -> Result<(Stream, Leading)> {
+/// A prompt in the model's form.
+fn encode(model: Party, text: &str) -> Result<(Vec<u32>, Leading)> {
     let tokenizer = &model.opened.tokenizer;
-    let (ids, leading) = match &model.opened.template {
+    Ok(match &model.opened.template {
         Some(template) => {
             (prompt::encode_chat(tokenizer, template, &[prompt::message("user", text)])?, Leading::Strip)
         }
         None => (prompt::encode_prompt(tokenizer, text)?, Leading::Keep),
-    };
+    })
+}
+
+fn submit(model: Party, plan: &Plan, method: &Method, text: &str, at: usize) -> Result<(Stream, Leading)> {
+    let tokenizer = &model.opened.tokenizer;
+    let (ids, leading) = encode(model, text)?;
     let mut request = Request {
         n: plan.samples,
         max_tokens: Some(plan.tokens),
         stop_ids: tokenizer.end_of_generation().to_vec(),
         ..Request::new(ids)
     };
-    (method.set)(&mut request);
+    let mut options = GuideOptions::default();
+    (method.set)(&mut request, &mut options, &Setting { blank: encode(model, "")?.0 });
+    if let Some(by) = model.embedder.filter(|_| method.needs_embedder()) {
+        options.meaning = Some(Arc::new(Sentences::new(by.clone(), tokenizer.clone(), text.into())));
+    }
+    if method.searches() {
+        // Each would be the same, so one stands for all.
+        request.n = 1;
+    }
+    request.guide = options.guide(tokenizer)?;
     // Every method sees the same random numbers.
     request.sampling.seed = Some(plan.seed + 1000 * at as u64);
     let stream = model.handle.submit(request).with_context(|| format!("method {:?}", method.name))?;

@@ -8,7 +8,7 @@ use quarrel_ir::{
 };
 
 /// How to build the tape.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Options {
     /// Apply the fusion rewrites.
     pub fuse: bool,
@@ -16,11 +16,14 @@ pub struct Options {
     pub hidden: bool,
     /// Most tokens of a sequence, where rotations depend on it; otherwise what the file says.
     pub context: Option<u32>,
+    /// Numbers of layers after which a decoder has logits too, by its last norm and its head: see [`exit_logits`]. 0 is what goes
+    /// into the first layer.
+    pub exits: Vec<u32>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Options { fuse: true, hidden: false, context: None }
+        Options { fuse: true, hidden: false, context: None, exits: Vec::new() }
     }
 }
 
@@ -41,17 +44,30 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     let ropes: Vec<RopeId> = spec.ropes.iter().map(|r| b.p.rope(r.table(context))).collect();
     let table = b.p.weight("token_embd.weight", spec.vocab, spec.dim);
     let mut x = b.embedding(table);
+    let exits = if spec.arch.causal { &options.exits[..] } else { &[] };
+    let mut picked = vec![None; exits.len()];
     for (l, layer) in spec.layers.iter().enumerate() {
         b.p.set_layer(Some(l as u32));
+        b.leave(x, l as u32, exits, &mut picked);
         x = b.block(x, l as u32, layer.window, layer.rope.and_then(|r| ropes.get(r).copied()));
     }
     b.p.set_layer(None);
+    b.leave(x, spec.layers.len() as u32, exits, &mut picked);
     if spec.arch.causal {
-        b.head(x, table, options.hidden);
+        let picked: Vec<View> = picked.into_iter().flatten().collect();
+        assert_eq!(picked.len(), exits.len(), "an exit is behind the last layer");
+        b.head(x, table, options.hidden, &picked);
     } else {
         b.p.hidden = Some(x);
     }
     if options.fuse { fuse::fuse(&b.p) } else { b.p }
+}
+
+/// The logits of each of a Program's exits, as many as it was built with. Those of the whole model and these are columns of
+/// one value.
+pub fn exit_logits(program: &Program, exits: usize) -> Vec<View> {
+    let view = |l: View| move |e: usize| View { col: l.col + l.cols * (e as u32 + 1), ..l };
+    program.logits.map_or_else(Vec::new, |l| (0..exits).map(view(l)).collect())
 }
 
 pub(crate) struct Builder<'a> {
@@ -249,25 +265,41 @@ impl Builder<'_> {
         self.scaled(y)
     }
 
-    fn head(&mut self, x: View, table: WeightId, hidden: bool) {
+    /// Keeps the rows of `x`, which `layers` have made, for the exits that are there.
+    fn leave(&mut self, x: View, layers: u32, exits: &[u32], picked: &mut [Option<View>]) {
+        for (_, kept) in exits.iter().zip(picked).filter(|(e, _)| **e == layers) {
+            *kept = Some(self.pick("exit", x));
+        }
+    }
+
+    fn pick(&mut self, name: &'static str, x: View) -> View {
+        let out = self.p.value(name, Rows::Outputs, x.cols);
+        self.p.push(Op::PickRows { out, x });
+        out
+    }
+
+    fn head(&mut self, x: View, table: WeightId, hidden: bool, exits: &[View]) {
         let s = self.s;
-        let picked = self.p.value("picked", Rows::Outputs, s.dim);
-        self.p.push(Op::PickRows { out: picked, x });
+        let picked = self.pick("picked", x);
         let norm = self.norm_spec("output_norm.weight".into(), s.dim);
         if hidden {
             // Of all tokens, whether their logits are wanted or not; what the head multiplies is a copy of its own.
             self.p.hidden = Some(self.p.norm("hidden", x, norm));
         }
-        let h = self.p.norm("output_norm", picked, norm);
-        let w = if s.tied { table } else { self.p.weight("output.weight", s.vocab, s.dim) };
+        let weight = if s.tied { table } else { self.p.weight("output.weight", s.vocab, s.dim) };
         let bias = s.head_bias.then(|| self.p.weight("output.bias", 1, s.vocab));
-        let logits = self.p.matmul("logits", h, w, bias);
-        if s.logit_scale != 1.0 {
-            self.p.push(Op::Scale { x: logits, by: s.logit_scale });
+        let all = self.p.value("logits", Rows::Outputs, s.vocab * (1 + exits.len() as u32));
+        // The whole model's first, then one exit's after the other's.
+        for (i, x) in [picked].iter().chain(exits).enumerate() {
+            let (out, x) = (all.slice(s.vocab * i as u32, s.vocab), self.p.norm("output_norm", *x, norm));
+            self.p.push(Op::MatMul { out, x, norm: None, weight, bias, add: None, glu: None });
+            if s.logit_scale != 1.0 {
+                self.p.push(Op::Scale { x: out, by: s.logit_scale });
+            }
+            if let Some(cap) = s.logit_softcap {
+                self.p.push(Op::Softcap { x: out, cap });
+            }
         }
-        if let Some(cap) = s.logit_softcap {
-            self.p.push(Op::Softcap { x: logits, cap });
-        }
-        self.p.logits = Some(logits);
+        self.p.logits = Some(all.slice(0, s.vocab));
     }
 }

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use quarrel_engine::{Amateur, Coherence, Confidence, Guide, Negative, Repetition, Verdict, Watch, WatchBox};
+use quarrel_engine::{
+    Amateur, Coherence, Confidence, ContrastiveSearch, Dola, Guide, Meaning, Meant, Negative, Repetition,
+    Verdict, Watch, WatchBox,
+};
 use quarrel_text::{Banned, Seen, TextWatch, Tokenizer};
 
 struct Watches(TextWatch);
@@ -34,8 +37,37 @@ impl Watch for Watches {
     }
 }
 
+/// What flags and fields say about the coherence of sentences.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct CoherenceOptions {
+    /// Times that a sentence may be drawn again.
+    pub tries: u32,
+    /// Least PMI, in nats a token; none if it does not count.
+    pub min: Option<f32>,
+    /// Least cosine with the sentence before, by an embedding model.
+    pub adjacent: Option<f32>,
+    /// Least cosine with the prompt.
+    pub prompt: Option<f32>,
+    /// Shorter sentences are joined to the next.
+    pub tokens: u32,
+}
+
+impl Default for CoherenceOptions {
+    /// Nothing is judged yet.
+    fn default() -> CoherenceOptions {
+        CoherenceOptions { tries: 2, min: None, adjacent: None, prompt: None, tokens: 6 }
+    }
+}
+
+impl CoherenceOptions {
+    /// Whether an embedding model is asked.
+    pub fn compares(&self) -> bool {
+        self.adjacent.is_some() || self.prompt.is_some()
+    }
+}
+
 /// What flags and fields say about guidance; nothing by default.
-#[derive(Debug, Clone, Default, PartialEq)]
+#[derive(Clone, Default)]
 pub struct GuideOptions {
     /// Texts that the answer does not contain, in any case of their letters.
     pub banned_strings: Vec<String>,
@@ -45,12 +77,18 @@ pub struct GuideOptions {
     pub repetition: Option<Repetition>,
     /// The band of confidence.
     pub confidence: Option<Confidence>,
-    /// Tries, least PMI, and least tokens of a sentence.
-    pub coherence: Option<(u32, f32, u32)>,
+    /// When a sentence is drawn again.
+    pub coherence: Option<CoherenceOptions>,
+    /// Who compares sentences by their embeddings, where that is asked for.
+    pub meaning: Option<Arc<dyn Meaning>>,
     /// The tokens of the negative prompt, and the scale.
     pub negative: Option<(Vec<u32>, f32)>,
     /// Contrast with the draft model.
     pub amateur: Option<Amateur>,
+    /// Contrast with the model's own exits.
+    pub dola: Option<Dola>,
+    /// Contrastive search.
+    pub search: Option<ContrastiveSearch>,
 }
 
 impl GuideOptions {
@@ -68,13 +106,23 @@ impl GuideOptions {
             .then(|| WatchBox::new(Watches(TextWatch::new(tokenizer.clone(), banned))));
         let coherence = match self.coherence {
             None => None,
-            Some((tries, min, tokens)) => {
+            Some(c) => {
                 // Texts begin with it, or end with it, which is where another begins.
                 let empty = tokenizer.bos().or(tokenizer.eos());
                 let empty = empty.ok_or_else(|| {
                     anyhow::anyhow!("coherence: this model has no token with which a text begins")
                 })?;
-                Some(Coherence { tries, min, tokens, empty: vec![empty] })
+                let meant = match (c.compares(), self.meaning.clone()) {
+                    (false, _) => None,
+                    (true, Some(by)) => {
+                        let (adjacent, prompt) = (c.adjacent.unwrap_or(-1.0), c.prompt.unwrap_or(-1.0));
+                        Some(Meant { by, adjacent, prompt })
+                    }
+                    (true, None) => anyhow::bail!(
+                        "coherence: cosines of embeddings need an embedding model; give --embedding-model"
+                    ),
+                };
+                Some(Coherence { tries: c.tries, min: c.min, meant, tokens: c.tokens, empty: vec![empty] })
             }
         };
         let guide = Guide {
@@ -84,6 +132,8 @@ impl GuideOptions {
             coherence,
             negative: self.negative.map(|(prompt, scale)| Negative { prompt, scale }),
             amateur: self.amateur,
+            dola: self.dola,
+            search: self.search,
         };
         Ok((guide != Guide::default()).then(|| Box::new(guide)))
     }

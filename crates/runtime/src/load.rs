@@ -9,7 +9,7 @@ use quarrel_model::ModelSpec;
 
 use crate::devices::Place;
 use crate::memory::{self, Planner, Use};
-use crate::{Embeddings, Opened, Talk};
+use crate::{Embeddings, Exits, Opened, Talk};
 
 /// How a model is held and computed; what is not said is chosen.
 #[derive(Debug, Clone, Default)]
@@ -36,6 +36,8 @@ pub struct EngineOptions {
     pub disk_cache: Option<DiskCache>,
     /// Keep the hidden states, so that a decoder makes embeddings too.
     pub embeddings: bool,
+    /// Layers after which there are logits too, to contrast with.
+    pub exits: Option<Exits>,
     /// The model's own first layers take the place of a draft model.
     pub exit_layers: Option<u32>,
 }
@@ -95,8 +97,13 @@ impl Opened {
             (talk.note)(&format!("{} threads on {cores} processors are slower than {cores}", info.threads));
         }
         (talk.detail)(&format!("device {} ({}), {} threads", info.name, info.description, info.threads));
-        let load =
-            LoadOptions { context: Some(context), hidden: options.embeddings, ..LoadOptions::default() };
+        let exits = options.exits.as_ref().map_or_else(Vec::new, |e| e.layers(&planner.spec));
+        let load = LoadOptions {
+            context: Some(context),
+            hidden: options.embeddings,
+            exits,
+            ..LoadOptions::default()
+        };
         let configure = |c: &mut EngineConfig| {
             *c = sizes.config;
             c.target_itl = options.target_itl;

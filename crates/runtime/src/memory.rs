@@ -72,7 +72,8 @@ impl Planner {
     /// Reads the header; the process as it is now counts as the program.
     pub fn new(opened: &Opened, args: &EngineOptions) -> Result<Planner> {
         let spec = quarrel_model::spec(&opened.source)?;
-        let options = decoder::Options { hidden: args.embeddings, ..decoder::Options::default() };
+        let exits = args.exits.as_ref().map_or_else(Vec::new, |e| e.layers(&spec));
+        let options = decoder::Options { hidden: args.embeddings, exits, ..decoder::Options::default() };
         let mut program = decoder::decoder(&spec, &options);
         program.choose(quarrel_ir::candidates::COUNT); // as the engine does
         let stored: Vec<Vec<Stored>> = weights::headers(&opened.source, &spec, &program)?

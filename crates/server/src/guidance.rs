@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use quarrel_engine::{Amateur, Confidence, Guide, GuideStats, Repetition};
-use quarrel_runtime::GuideOptions;
+use quarrel_engine::{Amateur, Confidence, ContrastiveSearch, Dola, Guide, GuideStats, Meaning, Repetition};
+use quarrel_runtime::{CoherenceOptions, GuideOptions};
 use quarrel_text::Tokenizer;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -30,6 +30,10 @@ pub(crate) struct Guidance {
     scale: Option<f32>,
     /// Contrastive decoding against the draft model.
     contrast: Option<Contrast>,
+    /// Contrast with the model's own layers, those of the server's --dola-layers.
+    dola: Option<DolaField>,
+    /// A search for what is likely and unlike the text before, in the place of drawing.
+    contrastive_search: Option<SearchField>,
 }
 
 /// When an answer is a loop.
@@ -64,8 +68,12 @@ struct ConfidenceField {
 struct CoherenceField {
     /// Times that it may be; 2 if not given.
     tries: Option<u32>,
-    /// Least conditional PMI in nats a token; 0 if not given.
+    /// Least conditional PMI in nats a token; 0 if nothing else is given.
     min: Option<f32>,
+    /// Least cosine with the sentence before, by the server's embedding model.
+    adjacent: Option<f32>,
+    /// Least cosine with the prompt.
+    prompt: Option<f32>,
     /// Shorter sentences are joined to the next; 6 tokens if not given.
     tokens: Option<u32>,
 }
@@ -78,6 +86,26 @@ struct Contrast {
     alpha: Option<f32>,
     /// How far; 0 is not at all, 0.5 if not given.
     beta: Option<f32>,
+}
+
+/// How far away from the farthest of the model's own layers.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct DolaField {
+    /// Tokens below this share of the best one's probability cannot come; 0.1 if not given.
+    alpha: Option<f32>,
+    /// How far; 0 is not at all, 1 if not given.
+    beta: Option<f32>,
+}
+
+/// How much likeness costs.
+#[derive(Debug, Clone, Copy, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct SearchField {
+    /// Share of the score; 0 is greedy, 0.6 if not given.
+    alpha: Option<f32>,
+    /// Candidates for each token; 1 is greedy, 4 if not given.
+    k: Option<u32>,
 }
 
 impl Guidance {
@@ -97,13 +125,28 @@ impl Guidance {
                     max: c.max.unwrap_or(d.max),
                 }
             }),
-            coherence: self
-                .coherence
-                .map(|c| (c.tries.unwrap_or(2), c.min.unwrap_or(0.0), c.tokens.unwrap_or(6))),
+            coherence: self.coherence.map(|c| {
+                let compares = c.adjacent.is_some() || c.prompt.is_some();
+                CoherenceOptions {
+                    tries: c.tries.unwrap_or(2),
+                    min: c.min.or((!compares).then_some(0.0)),
+                    adjacent: c.adjacent,
+                    prompt: c.prompt,
+                    tokens: c.tokens.unwrap_or(6),
+                }
+            }),
             negative: negative.map(|ids| (ids, self.scale.unwrap_or(1.5))),
             amateur: self.contrast.map(|c| {
                 let d = Amateur::default();
                 Amateur { alpha: c.alpha.unwrap_or(d.alpha), beta: c.beta.unwrap_or(d.beta) }
+            }),
+            dola: self.dola.map(|d| {
+                let usual = Dola::default();
+                Dola { alpha: d.alpha.unwrap_or(usual.alpha), beta: d.beta.unwrap_or(usual.beta) }
+            }),
+            search: self.contrastive_search.map(|s| {
+                let usual = ContrastiveSearch::default();
+                ContrastiveSearch { alpha: s.alpha.unwrap_or(usual.alpha), k: s.k.unwrap_or(usual.k) }
             }),
             ..GuideOptions::default()
         }
@@ -111,10 +154,17 @@ impl Guidance {
 }
 
 impl Fields {
-    /// What the request says about guidance; `negative` makes tokens of a negative prompt.
+    /// Whether sentences are compared by an embedding model.
+    pub(crate) fn compares(&self) -> bool {
+        let coherence = self.guidance.as_ref().and_then(|g| g.coherence);
+        coherence.is_some_and(|c| c.adjacent.is_some() || c.prompt.is_some())
+    }
+
+    /// What the request says about guidance; sentences are compared by `meaning`, and `negative` makes tokens of a negative prompt.
     pub(crate) fn guide(
         &self,
         tokenizer: &Arc<Tokenizer>,
+        meaning: Option<Arc<dyn Meaning>>,
         negative: impl FnOnce(&str) -> Result<Vec<u32>, ApiError>,
     ) -> Result<Option<Box<Guide>>, ApiError> {
         let guidance = self.guidance.clone().unwrap_or_default();
@@ -133,9 +183,14 @@ impl Fields {
         let options = GuideOptions {
             banned_strings: own("banned_strings", &self.banned_strings)?,
             banned_regexes: own("banned_regexes", &self.banned_regexes)?,
+            meaning,
             ..guidance.options(guidance.negative_prompt.as_deref().map(negative).transpose()?)
         };
-        let field = if self.banned_regexes.is_some() { "banned_regexes" } else { "banned_strings" };
+        let field = match (options.coherence, &self.banned_regexes) {
+            (Some(_), _) => "guidance.coherence",
+            (None, Some(_)) => "banned_regexes",
+            (None, None) => "banned_strings",
+        };
         options.guide(tokenizer).map_err(|e| ApiError::field(field, format!("{e:#}")))
     }
 }

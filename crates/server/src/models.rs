@@ -106,13 +106,21 @@ impl Live {
 }
 
 /// A request's hold on a model: while it lives, the model is not unloaded.
-pub(crate) struct Lease(Arc<Live>);
+pub(crate) struct Lease(Arc<Live>, Arc<Models>);
 
 impl Lease {
-    fn new(live: Arc<Live>) -> Lease {
+    fn new(live: Arc<Live>, models: &Arc<Models>) -> Lease {
         live.in_flight.fetch_add(1, Ordering::AcqRel);
         live.touch();
-        Lease(live)
+        Lease(live, models.clone())
+    }
+
+    /// The model for embeddings, loaded if need be; none if none is served.
+    pub(crate) async fn embedder(&self) -> Result<Option<Lease>, ApiError> {
+        match self.1.embedding_model() {
+            Some(id) => self.1.lease(Some(id)).await.map(Some),
+            None => Ok(None),
+        }
     }
 }
 
@@ -185,7 +193,7 @@ impl Models {
     pub(crate) async fn lease(self: &Arc<Self>, name: Option<&str>) -> Result<Lease, ApiError> {
         let slot = self.find(name)?;
         if let Some(live) = slot.live() {
-            return Ok(Lease::new(live));
+            return Ok(Lease::new(live, self));
         }
         let models = self.clone();
         // A task of its own: loading goes on for the next request if this one is left.
@@ -210,17 +218,17 @@ impl Models {
         self.slots.get(index).cloned().ok_or_else(|| ApiError::not_found("no model is served here"))
     }
 
-    async fn load(&self, slot: &Slot) -> Result<Lease, ApiError> {
+    async fn load(self: &Arc<Self>, slot: &Slot) -> Result<Lease, ApiError> {
         let _guard = slot.loading.lock().await;
         if let Some(live) = slot.live() {
-            return Ok(Lease::new(live));
+            return Ok(Lease::new(live, self));
         }
         if Some(&slot.source.id) != self.settings.embedding_model.as_ref() {
             self.make_room().await;
         }
         let live = self.open(slot).await?;
         slot.set(Some(live.clone()));
-        Ok(Lease::new(live))
+        Ok(Lease::new(live, self))
     }
 
     /// Loads a model's file as it is now, beside what runs.

@@ -1,10 +1,13 @@
 //! From a request's words to the engine's request: the conversation rendered and tokenized, grammars compiled, and how the
 //! answer is to be read.
 
-use quarrel_engine::{LogprobsOf, Request};
+use std::sync::Arc;
+
+use quarrel_engine::{LogprobsOf, Meaning, Request};
 use quarrel_runtime::prompt::{
     encode_prompt, message, quote, quote_all, quote_answer, quote_answers, render,
 };
+use quarrel_runtime::{Embedder, Sentences};
 use quarrel_text::grammar::Reasoning;
 use quarrel_text::stream_decoder::{Control, Leading};
 use quarrel_text::tool_calls::{Arguments, control_token, tool_grammar};
@@ -106,14 +109,17 @@ pub(crate) async fn chat(
     caller: Caller,
 ) -> Result<Generating, ApiError> {
     let record = caller.record.clone();
+    let embedder = if fields.compares() { lease.embedder().await? } else { None };
     let (lease, request, text, charge) = blocking(move || {
+        let asked = embedder.map(|e| (e, last_text(&ask.messages)));
         let guided = fields.guidance.as_ref().is_some_and(|g| g.negative_prompt.is_some());
         let instead = guided.then(|| ask.clone());
         let Rendered { text, tools, choice, parallel, reasoning } = conversation(&lease, ask)?;
         let ids = encode_prompt(lease.tokenizer(), &text).map_err(|e| ApiError::bad(format!("{e:#}")))?;
         let prompt = Encoded { ids, leading: Leading::Strip };
         let (mut request, mut options) = request(&lease, &fields, prompt, logprobs, &caller)?;
-        request.guide = fields.guide(&lease.opened.tokenizer, |text| {
+        let meaning = asked.map(|(e, text)| meaning(&e, &lease, text)).transpose()?;
+        request.guide = fields.guide(&lease.opened.tokenizer, meaning, |text| {
             // The same conversation with another last message.
             let mut ask = instead.unwrap_or_else(|| ChatPrompt::new(Vec::new()));
             ask.messages.pop();
@@ -306,6 +312,30 @@ pub(crate) fn request(
     Ok((request, TextOptions { leading: prompt.leading, control: Control::Hide, stop, parser: None }))
 }
 
+/// Who compares the sentences of an answer with each other and with what was asked.
+fn meaning(embedder: &Lease, lease: &Lease, asked: String) -> Result<Arc<dyn Meaning>, ApiError> {
+    let by = Embedder::new(&embedder.opened, &embedder.running);
+    let by = by.map_err(|e| ApiError::field("guidance.coherence", format!("{e:#}")))?;
+    Ok(Arc::new(Sentences::new(by, lease.opened.tokenizer.clone(), asked)))
+}
+
+/// The text of a conversation's last message.
+fn last_text(messages: &[Value]) -> String {
+    match messages.last().map(|m| &m["content"]) {
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(parts)) => {
+            let texts: Vec<&str> = parts.iter().filter_map(|p| p["text"].as_str()).collect();
+            texts.join("\n")
+        }
+        _ => String::new(),
+    }
+}
+
+fn plain_text(lease: &Lease, ids: &[u32]) -> String {
+    let bytes = ids.iter().filter_map(|id| lease.tokenizer().token_bytes(*id).ok());
+    String::from_utf8_lossy(&bytes.flatten().copied().collect::<Vec<u8>>()).into_owned()
+}
+
 /// Submits plain text.
 pub(crate) async fn plain(
     lease: Lease,
@@ -315,10 +345,13 @@ pub(crate) async fn plain(
     caller: Caller,
 ) -> Result<Generating, ApiError> {
     let record = caller.record.clone();
+    let embedder = if fields.compares() { lease.embedder().await? } else { None };
     let (lease, request, text, charge) = blocking(move || {
+        let asked = embedder.map(|e| (e, plain_text(&lease, &prompt.ids)));
         let (mut request, text) = request(&lease, &fields, prompt, logprobs, &caller)?;
         request.constraint = constraint(&lease, fields.grammar()?, None, PromptEnd::Silent, None)?;
-        request.guide = fields.guide(&lease.opened.tokenizer, |text| {
+        let meaning = asked.map(|(e, text)| meaning(&e, &lease, text)).transpose()?;
+        request.guide = fields.guide(&lease.opened.tokenizer, meaning, |text| {
             encode_prompt(lease.tokenizer(), text).map_err(|e| ApiError::bad(format!("{e:#}")))
         })?;
         let charge = pay(&lease, &request, &caller)?;

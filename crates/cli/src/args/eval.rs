@@ -33,6 +33,9 @@ pub(crate) struct EvalQuality {
     /// The model that reads the answers, in any form that --model takes: better another one than --model
     #[arg(long, value_name = "MODEL", help_heading = "Model")]
     pub(crate) judge: String,
+    /// A model that makes embeddings, for the method that compares sentences
+    #[arg(long, value_name = "MODEL", help_heading = "Model")]
+    pub(crate) embedding_model: Option<String>,
     /// Only these methods, by the names that the table has [default: all]
     #[arg(long, value_name = "LIST", value_delimiter = ',', help_heading = "What to measure")]
     pub(crate) methods: Vec<String>,

@@ -1,8 +1,8 @@
 //! The flags of guidance: what steers an answer beside the sampler.
 
 use clap::{ArgAction, Args};
-use quarrel_engine::{Amateur, Confidence, Repetition};
-use quarrel_runtime::GuideOptions;
+use quarrel_engine::{Amateur, Confidence, ContrastiveSearch, Dola, Repetition};
+use quarrel_runtime::{CoherenceOptions, Exits, GuideOptions};
 
 use super::at_least_zero;
 
@@ -47,8 +47,17 @@ pub(crate) struct GuideArgs {
         help_heading = "Guidance"
     )]
     coherence: Option<f32>,
-    /// How often [default: 2 with --coherence]
-    #[arg(long, value_name = "N", requires = "coherence", value_parser = clap::value_parser!(u32).range(0..=32), help_heading = "Guidance")]
+    /// Draw a sentence again whose embedding has a cosine below X with that of the sentence before; needs --embedding-model
+    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "embedding_model", conflicts_with = "confidence", value_parser = cosine, help_heading = "Guidance")]
+    coherence_adjacent: Option<f32>,
+    /// ... with that of the prompt
+    #[arg(long, value_name = "X", allow_negative_numbers = true, requires = "embedding_model", conflicts_with = "confidence", value_parser = cosine, help_heading = "Guidance")]
+    coherence_prompt: Option<f32>,
+    /// A model that makes embeddings of sentences, in any form that --model takes
+    #[arg(long, value_name = "MODEL", help_heading = "Guidance")]
+    pub(crate) embedding_model: Option<String>,
+    /// How often a sentence may be drawn again [default: 2]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(0..=32), help_heading = "Guidance")]
     coherence_tries: Option<u32>,
     /// Away from the answer to this prompt: it takes the place of the prompt, or of the last message
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, help_heading = "Guidance")]
@@ -65,6 +74,27 @@ pub(crate) struct GuideArgs {
     /// With --contrast: only tokens of at least this share of the best one's probability [default: 0.1]
     #[arg(long, value_name = "P", requires = "contrast", value_parser = super::zero_to_one, help_heading = "Guidance")]
     contrast_alpha: Option<f32>,
+    /// Away from what the model would say after some of its layers, the farthest of --dola-layers in each step, by this much (DoLa) [default: off; without X: 1]
+    #[arg(long, value_name = "X", num_args = 0..=1, default_missing_value = "1", value_parser = at_least_zero, conflicts_with_all = ["contrast", "negative_prompt"], help_heading = "Guidance")]
+    dola: Option<f32>,
+    /// With --dola: low, high (every other layer of the first or second half) or numbers of layers, such as 8,10,12; a single one is fixed [default: high]
+    #[arg(long, value_name = "LAYERS", requires = "dola", help_heading = "Guidance")]
+    dola_layers: Option<Exits>,
+    /// With --dola: only tokens of at least this share of the best one's probability [default: 0.1]
+    #[arg(long, value_name = "P", requires = "dola", value_parser = super::zero_to_one, help_heading = "Guidance")]
+    dola_alpha: Option<f32>,
+    /// Contrastive search: the likeliest tokens are held against the text before, whose likeness costs them this share of the score; takes the place of drawing [default: off; without X: 0.6]
+    #[arg(long, value_name = "X", num_args = 0..=1, default_missing_value = "0.6", value_parser = super::zero_to_one, conflicts_with_all = ["contrast", "dola", "negative_prompt", "confidence", "coherence", "coherence_adjacent", "coherence_prompt", "ban", "ban_regex"], help_heading = "Guidance")]
+    contrastive_search: Option<f32>,
+    /// With --contrastive-search: candidates for each token [default: 4]
+    #[arg(long, value_name = "K", requires = "contrastive_search", value_parser = clap::value_parser!(u32).range(1..=128), help_heading = "Guidance")]
+    contrastive_k: Option<u32>,
+}
+
+/// A cosine.
+fn cosine(text: &str) -> Result<f32, String> {
+    let value = text.parse::<f32>().ok().filter(|x| (-1.0..=1.0).contains(x));
+    value.ok_or_else(|| format!("{text:?} is not a number from -1 to 1"))
 }
 
 impl GuideArgs {
@@ -78,6 +108,39 @@ impl GuideArgs {
         self.coherence.is_some()
     }
 
+    /// The layers to contrast with.
+    pub(crate) fn exits(&self) -> Option<Exits> {
+        self.dola.filter(|beta| *beta != 0.0)?;
+        Some(self.dola_layers.clone().unwrap_or(Exits::High))
+    }
+
+    /// The candidates of a search for each token, if there are several.
+    pub(crate) fn candidates(&self) -> Option<u32> {
+        let search = self.search().filter(|s| s.alpha != 0.0 && s.k > 1);
+        search.map(|s| s.k)
+    }
+
+    /// Whether sentences are compared by an embedding model.
+    pub(crate) fn compares(&self) -> bool {
+        self.coherence_adjacent.is_some() || self.coherence_prompt.is_some()
+    }
+
+    fn search(&self) -> Option<ContrastiveSearch> {
+        let k = self.contrastive_k.unwrap_or(ContrastiveSearch::default().k);
+        self.contrastive_search.map(|alpha| ContrastiveSearch { alpha, k })
+    }
+
+    fn coherence(&self) -> Option<CoherenceOptions> {
+        let options = CoherenceOptions {
+            tries: self.coherence_tries.unwrap_or(2),
+            min: self.coherence,
+            adjacent: self.coherence_adjacent,
+            prompt: self.coherence_prompt,
+            ..CoherenceOptions::default()
+        };
+        (options.min.is_some() || options.compares()).then_some(options)
+    }
+
     /// What the flags say; `negative` is the negative prompt in tokens.
     pub(crate) fn options(&self, negative: Option<Vec<u32>>) -> GuideOptions {
         GuideOptions {
@@ -89,12 +152,17 @@ impl GuideArgs {
                 let (tries, window) = (self.confidence_tries.unwrap_or(4), self.confidence_window);
                 Confidence { tries, min, max, window: window.unwrap_or(d.window), ..d }
             }),
-            coherence: self.coherence.map(|min| (self.coherence_tries.unwrap_or(2), min, 6)),
+            coherence: self.coherence(),
             negative: negative.map(|ids| (ids, self.guidance_scale.unwrap_or(1.5))),
             amateur: self.contrast.map(|beta| {
                 let alpha = self.contrast_alpha.unwrap_or(Amateur::default().alpha);
                 Amateur { alpha, beta }
             }),
+            dola: self
+                .dola
+                .map(|beta| Dola { beta, alpha: self.dola_alpha.unwrap_or(Dola::default().alpha) }),
+            search: self.search(),
+            ..GuideOptions::default()
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+use quarrel_runtime::Exits;
 use quarrel_server::{AllowedHost, Origin};
 
 use super::{ConfigArgs, EngineArgs, FetchArgs};
@@ -20,6 +21,9 @@ pub(crate) struct Serve {
     /// A model for embeddings, kept in memory beside the others; requests for vectors that name no model get it, and it finds old turns of stored conversations
     #[arg(long, value_name = "MODEL", help_heading = "Server")]
     pub(crate) embedding_model: Option<String>,
+    /// Layers after which each step has logits too, so that requests may ask for guidance.dola: low, high, or numbers of layers such as 8,10,12; costs time in every step
+    #[arg(long, value_name = "LAYERS", help_heading = "Engine")]
+    pub(crate) dola_layers: Option<Exits>,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
     #[command(flatten)]

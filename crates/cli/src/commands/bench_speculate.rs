@@ -33,7 +33,7 @@ pub(crate) fn run(args: &Bench) -> Result<()> {
     };
     let guess = GuessArgs { speculate: Some(Guess::Auto), draft: args.draft.clone(), draft_max: DRAFT_MAX };
     let guide = GuideArgs::default();
-    let running = session::load_to_guess(&opened, &engine, &guess, &guide, &args.model, None)?;
+    let running = session::load_to_guess(&opened, &engine, &guess, &guide, &args.model, None, 1)?;
     let mut modes = vec![Speculate::Lookup, Speculate::Auto];
     if args.draft.is_some() {
         modes.insert(1, Speculate::Draft);

@@ -14,7 +14,7 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{Config, Editor, Helper};
 use serde_json::{Value, json};
 
-use quarrel_runtime::prompt as chat_format;
+use quarrel_runtime::{Embedder, prompt as chat_format};
 
 use crate::args::{Chat, EvictArgs, GuideArgs};
 use crate::render::{self, Out};
@@ -50,8 +50,11 @@ pub(crate) fn run(args: Chat) -> Result<()> {
     let settings = Settings::new(Settings::default(), &args.sample, &opened.params)?;
     let lora = args.adapter.lora.as_ref();
     // What cannot be is said before the model is loaded.
-    args.guide.options(None).guide(&opened.tokenizer)?;
-    let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.guide, &args.model, lora)?;
+    let embedder = session::asked(&args.guide, &args.model)?;
+    session::compared(args.guide.options(None), embedder.as_ref(), &opened, "").guide(&opened.tokenizer)?;
+    let width = settings.best_of().0.unwrap_or(1);
+    let (guess, guide) = (&args.guess, &args.guide);
+    let running = session::load_to_guess(&opened, &args.engine, guess, guide, &args.model, lora, width)?;
     let mut chat = Conversation {
         messages: Vec::new(),
         used: 0,
@@ -61,6 +64,7 @@ pub(crate) fn run(args: Chat) -> Result<()> {
         settings,
         evict: args.evict,
         guide: args.guide,
+        embedder,
         out: Out::new(),
     };
     chat.set_system(args.system.as_ref().or(opened.local.system.as_ref()).map(String::as_str));
@@ -133,6 +137,8 @@ struct Conversation<'a> {
     settings: Settings,
     evict: EvictArgs,
     guide: GuideArgs,
+    /// Who compares sentences.
+    embedder: Option<Embedder>,
     out: Out,
 }
 
@@ -251,7 +257,10 @@ impl Conversation<'_> {
             messages.push(chat_format::message("user", text));
             chat_format::encode_chat(&self.opened.tokenizer, template, &messages)
         });
-        let guide = self.guide.options(negative.transpose()?).guide(&self.opened.tokenizer)?;
+        let asked = self.messages.last().and_then(|m| m["content"].as_str()).unwrap_or_default();
+        let options = self.guide.options(negative.transpose()?);
+        let options = session::compared(options, self.embedder.as_ref(), self.opened, asked);
+        let guide = options.guide(&self.opened.tokenizer)?;
         let (evict, leading) = (self.evict, Leading::Strip);
         let ask = Ask { evict, guide, leading, ..Ask::new(prompt, &settings) };
         let out = &mut self.out;
@@ -272,8 +281,8 @@ impl Conversation<'_> {
             End::Loop => render::note("the answer repeated itself and was ended"),
             End::Stop => {}
         }
-        answer.evicted().into_iter().chain(answer.guided()).for_each(render::note);
-        render::detail(answer.figures());
+        answer.evicted().into_iter().chain(session::guided(&answer.stats.guide)).for_each(render::note);
+        render::detail(session::figures(&answer.stats, answer.tokens));
         if answer.end == End::Interrupted && answer.text.is_empty() {
             bail!("the message was given up");
         }

@@ -6,7 +6,7 @@ use quarrel_engine::Handle;
 use quarrel_eval::study::{self, Party, Plan};
 use quarrel_eval::{Method, PROMPTS, report};
 use quarrel_runtime::memory::{Pool, Use};
-use quarrel_runtime::{EngineOptions, Opened};
+use quarrel_runtime::{EngineOptions, Exits, Opened};
 use serde_json::json;
 
 use crate::args::{Eval, EvalCommand, EvalQuality};
@@ -39,14 +39,31 @@ fn quality(args: EvalQuality) -> Result<()> {
     let plan = Plan { prompts, samples: args.samples, tokens: args.max_tokens, seed: args.seed };
     interrupt::install()?;
     let model = session::open(&args.model)?;
-    let judge = session::open(&args.model.clone().or_named(Some(args.judge.clone())))?;
-    // Beams hold four sequences for each answer.
-    let batch = 4 * args.samples as usize;
-    let usage = Use { batch, outputs: batch, guesses: 0, pool: Pool::Full };
-    let speaker = engine(&model, args.threads, PROMPT_MAX + args.max_tokens, usage)?;
-    let reader = engine(&judge, args.threads, PROMPT_MAX + JUDGE_TOKENS * args.max_tokens, Use::SCORE)?;
-    let (speaker, reader) =
-        (Party { opened: &model, handle: &speaker }, Party { opened: &judge, handle: &reader });
+    let other = |name: &String| session::open(&args.model.clone().or_named(Some(name.clone())));
+    let judge = other(&args.judge)?;
+    let embedder = args.embedding_model.as_ref().map(other).transpose()?;
+    let embedder = embedder.as_ref().map(|opened| session::embedder(opened, args.threads)).transpose()?;
+    if let (None, Some(m)) = (&embedder, methods.iter().find(|m| m.needs_embedder())) {
+        let what =
+            format!("method {:?} compares sentences: give --embedding-model, or other --methods", m.name);
+        return Err(Usage(what).into());
+    }
+    // Beams and searches hold four sequences for each answer, and sentences are scored beside them.
+    let batch = 5 * args.samples as usize;
+    let usage = Use { batch, outputs: batch.max(Use::SCORE.outputs), guesses: 0, pool: Pool::Full };
+    let context = PROMPT_MAX + args.max_tokens;
+    let half = (quarrel_model::spec(&model.source)?.layers.len() as u32 / 2).max(1);
+    let options = EngineOptions { threads: args.threads, ..EngineOptions::default() };
+    let usual = EngineOptions { embeddings: true, exit_layers: Some(half), ..options.clone() };
+    let usual = engine(&model, &usual, context, usage)?;
+    let reader = engine(&judge, &options, PROMPT_MAX + JUDGE_TOKENS * args.max_tokens, Use::SCORE)?;
+    // One with exits is slower, for all.
+    let exits = EngineOptions { exits: Some(Exits::High), ..options };
+    let exits = match methods.iter().any(|m| m.needs_exits()) {
+        true => Some(engine(&model, &exits, context, usage)?),
+        false => None,
+    };
+    let reader = Party { opened: &judge, handle: &reader, embedder: None };
     let bar = render::steps((methods.len() * plan.prompts.len()) as u64, "methods x prompts");
     let mut outcomes = Vec::with_capacity(methods.len());
     for method in methods {
@@ -54,6 +71,8 @@ fn quality(args: EvalQuality) -> Result<()> {
             bar.finish_and_clear();
             return Err(Interrupted.into());
         }
+        let handle = exits.as_ref().filter(|_| method.needs_exits()).unwrap_or(&usual);
+        let speaker = Party { opened: &model, handle, embedder: embedder.as_ref() };
         outcomes.push(study::run(speaker, reader, &plan, method, || bar.inc(1))?);
     }
     bar.finish_and_clear();
@@ -99,8 +118,8 @@ fn methods(names: &[String]) -> Result<Vec<&'static Method>> {
     names.iter().map(find).collect()
 }
 
-fn engine(opened: &Opened, threads: Option<u16>, context: u32, usage: Use) -> Result<Handle> {
+fn engine(opened: &Opened, options: &EngineOptions, context: u32, usage: Use) -> Result<Handle> {
     let trained = quarrel_model::spec(&opened.source)?.context;
-    let options = EngineOptions { ctx: Some(context.min(trained)), threads, ..EngineOptions::default() };
+    let options = EngineOptions { ctx: Some(context.min(trained)), ..options.clone() };
     Ok(opened.load(&options, usage, None, 0, TALK, |_| {})?.handle)
 }

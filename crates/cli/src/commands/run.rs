@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
+use quarrel_engine::Beams;
 use quarrel_hub::Hub;
 use quarrel_text::stream_decoder::Leading;
 use serde_json::{Value, json};
@@ -12,8 +13,11 @@ use quarrel_runtime::prompt as chat_format;
 use crate::args::Run;
 use crate::failure::{Interrupted, Usage};
 use crate::render::{self, Out};
-use crate::session::{self, Answer, Ask, End, Opened, Piece, Running, evicted_json, guided_json};
+use crate::session::{
+    self, Answer, Ask, End, Opened, Piece, Running, evicted_json, figures, guided, guided_json, timings,
+};
 use crate::settings::Settings;
+use crate::several::Several;
 use crate::{explain, input, interrupt};
 
 pub(crate) fn run(args: Run) -> Result<()> {
@@ -27,9 +31,14 @@ pub(crate) fn run(args: Run) -> Result<()> {
     }
     let negative = args.guide.negative_prompt.as_ref().map(|text| encode(&args, &opened, text));
     let negative = negative.transpose()?.map(|(ids, _)| ids);
-    let guide = args.guide.options(negative).guide(&opened.tokenizer)?;
+    let embedder = session::asked(&args.guide, &args.model)?;
+    let options = session::compared(args.guide.options(negative), embedder.as_ref(), &opened, &prompt);
+    let guide = options.guide(&opened.tokenizer)?;
     let lora = args.adapter.lora.as_ref();
-    let running = session::load_to_guess(&opened, &args.engine, &args.guess, &args.guide, &args.model, lora)?;
+    let (n, beams) = (args.n.unwrap_or(1), beams(&args)?);
+    let width = beams.map_or(settings.best_of().0.unwrap_or(n), |b| b.width);
+    let (guess, guided) = (&args.guess, &args.guide);
+    let running = session::load_to_guess(&opened, &args.engine, guess, guided, &args.model, lora, width)?;
     render::detail(format!("sampling {}", Value::from(settings.values())));
     let ask = Ask {
         evict: args.evict,
@@ -38,9 +47,15 @@ pub(crate) fn run(args: Run) -> Result<()> {
         logprobs: args.logprobs,
         logprobs_of: args.logprobs_of.map(Into::into).unwrap_or_default(),
         explain: args.explain,
+        n,
+        beams,
         ..Ask::new(ids, &settings)
     };
     let mut out = Out::new();
+    if args.n.is_some() || beams.is_some() {
+        let several = running.answers(&opened.tokenizer, ask)?;
+        return finish_several(&args, &running, &several, &mut out);
+    }
     let live = !args.json && !args.no_stream && args.explain.is_none();
     let mut explained = Vec::new();
     let answer = running.answer(&opened.tokenizer, ask, |piece| match piece {
@@ -53,6 +68,40 @@ pub(crate) fn run(args: Run) -> Result<()> {
         Piece::Trace(trace) => Ok(out.text(&explain::view(&opened.tokenizer, trace))?),
     })?;
     finish(&args, &running, &answer, explained, &mut out)
+}
+
+/// The search that the flags ask for.
+fn beams(args: &Run) -> Result<Option<Beams>> {
+    let Some(width) = args.beams else { return Ok(None) };
+    if let Some(n) = args.n.filter(|n| *n > width) {
+        return Err(
+            Usage(format!("--n {n} of --beams {width}: a search finds no more than its width")).into()
+        );
+    }
+    Ok(Some(Beams { width, length_penalty: args.length_penalty.unwrap_or(1.0) }))
+}
+
+/// Several answers, when all are complete.
+fn finish_several(args: &Run, running: &Running, several: &Several, out: &mut Out) -> Result<()> {
+    if several.interrupted() {
+        return Err(Interrupted.into());
+    }
+    let stats = &several.stats;
+    if args.json {
+        let mut object = json!({
+            "answers": several.json(args.logprobs.is_some()),
+            "prompt_tokens": stats.prompt_tokens,
+            "completion_tokens": stats.completion_tokens,
+            "timings": timings(stats, running.load),
+        });
+        guided_json(&stats.guide, &mut object);
+        return out.json(&object);
+    }
+    several.print(out)?;
+    guided(&stats.guide).into_iter().for_each(render::note);
+    render::note(figures(stats, stats.completion_tokens));
+    render::detail(format!("seed {}", stats.seed));
+    Ok(())
 }
 
 /// What is left to say when the answer is over.
@@ -70,7 +119,7 @@ fn finish(
             "finish_reason": answer.finish_reason(),
             "prompt_tokens": answer.stats.prompt_tokens,
             "completion_tokens": answer.tokens,
-            "timings": answer.timings(running.load),
+            "timings": timings(&answer.stats, running.load),
         });
         evicted_json(&answer.stats.eviction, &mut object);
         guided_json(&answer.stats.guide, &mut object);
@@ -95,8 +144,8 @@ fn finish(
     if answer.end == End::Loop {
         render::note("the answer repeated itself and was ended (--stop-loops)");
     }
-    answer.evicted().into_iter().chain(answer.guided()).for_each(render::note);
-    render::note(answer.figures());
+    answer.evicted().into_iter().chain(guided(&answer.stats.guide)).for_each(render::note);
+    render::note(figures(&answer.stats, answer.tokens));
     render::detail(format!("seed {}", answer.stats.seed));
     if interrupted { Err(Interrupted.into()) } else { Ok(()) }
 }

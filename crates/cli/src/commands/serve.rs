@@ -27,6 +27,7 @@ const TALK: Talk = Talk { note: |line| tracing::info!("{line}"), detail: |line| 
 pub(crate) fn run(args: Serve) -> Result<()> {
     log(&args)?;
     let engine = EngineOptions {
+        exits: args.dola_layers.clone(),
         target_itl: args.target_itl_ms.map(|ms| Duration::from_millis(ms.into())),
         host_cache: args.host_cache.unwrap_or(0),
         disk_cache: args

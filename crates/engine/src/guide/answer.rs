@@ -1,6 +1,7 @@
 //! One answer under guidance: the tokens that may still be taken back, and what is decided about them as more are drawn.
 //! Knows nothing of sequences: a [`Turn`] says what becomes of them.
 
+use super::meaning::Compared;
 use super::{Coherence, Confidence, Guide, GuideStats, HOLD_MAX, Sentence, Verdict, WatchBox, confidence};
 use crate::events::FinishReason;
 use crate::guide::repetition::Loops;
@@ -32,8 +33,12 @@ struct Segments {
     /// Tries that were not good enough.
     tried: u32,
     best: Option<Try>,
-    /// The sentence that is being scored.
+    /// The sentence that is being scored, and compared; what was found of it.
     sentence: Option<Sentence>,
+    comparing: Option<Compared>,
+    found: f64,
+    /// The sentence before.
+    before: Vec<u32>,
 }
 
 #[derive(Debug, Clone)]
@@ -66,6 +71,8 @@ pub(crate) struct Turn {
     pub(crate) end: Option<FinishReason>,
     /// Nothing is decided before these tokens have a score from this position on: see [`Answer::score`].
     pub(crate) score: Option<(Vec<u32>, usize)>,
+    /// Nothing is decided before more is known: see [`Answer::poll`].
+    pub(crate) waits: bool,
 }
 
 /// The guidance of one answer.
@@ -96,8 +103,16 @@ impl Answer {
             (None, Some(c)) => Some(Criterion::Coherence(c.clone())),
             (None, None) => None,
         };
-        let segments =
-            criterion.map(|criterion| Segments { criterion, start: 0, tried: 0, best: None, sentence: None });
+        let segments = criterion.map(|criterion| Segments {
+            criterion,
+            start: 0,
+            tried: 0,
+            best: None,
+            sentence: None,
+            comparing: None,
+            found: 0.0,
+            before: Vec::new(),
+        });
         let answer = Answer {
             loops: guide.repetition.map(Loops::new),
             watch: guide.watch.clone(),
@@ -192,7 +207,7 @@ impl Answer {
                 Verdict::Refuse { .. } => {}
             }
         }
-        match self.finished_segment(sentence, end) {
+        match self.finished_segment(sentence, end, step)? {
             Some(badness) => self.judge(badness, end, stop, step, sampler),
             None if self.waits() => Ok(self.ask()),
             None => Ok(self.release(end)),
@@ -213,8 +228,9 @@ impl Answer {
         if let Some(s) = &mut self.segments
             && at < s.start
         {
-            // The segment before goes on.
+            // The segment before goes on. What was before it is told, and not known any more.
             (s.start, s.tried, s.best) = (at, 0, None);
+            s.before.clear();
         }
         self.go_back(at, stop, step, sampler)
     }
@@ -237,37 +253,51 @@ impl Answer {
     }
 
     /// How bad the segment is that ends here, if one does and that can be said at once.
-    fn finished_segment(&mut self, sentence: bool, end: Option<FinishReason>) -> Option<f64> {
-        let s = self.segments.as_mut()?;
+    fn finished_segment(
+        &mut self,
+        sentence: bool,
+        end: Option<FinishReason>,
+        step: usize,
+    ) -> Result<Option<f64>> {
+        let Some(s) = self.segments.as_mut() else { return Ok(None) };
         let segment = &self.pending[s.start..];
         let full = end.is_some() || segment.len() >= HOLD_MAX;
         match &s.criterion {
-            Criterion::Confidence(c) => (full || segment.len() >= c.window as usize)
-                .then(|| c.badness(&segment.iter().map(|p| p.confidence).collect::<Vec<_>>())),
+            Criterion::Confidence(c) => Ok((full || segment.len() >= c.window as usize)
+                .then(|| c.badness(&segment.iter().map(|p| p.confidence).collect::<Vec<_>>()))),
             Criterion::Coherence(c) => {
                 let long = segment.len() >= c.tokens as usize;
                 if !full && (!sentence || !long) {
-                    return None;
+                    return Ok(None);
                 }
                 if !long {
-                    return Some(0.0);
+                    return Ok(Some(0.0));
                 }
                 let with = segment.iter().map(|p| f64::from(p.choice.raw)).sum();
                 let tokens = segment.len();
-                s.sentence = Some(Sentence { sequence: 0, with, without: 0.0, tokens, scored: 0 });
-                None
+                s.found = 0.0;
+                let fresh = Sentence { sequence: 0, with, without: 0.0, tokens, scored: 0 };
+                s.sentence = c.min.map(|_| fresh);
+                if let Some(meant) = &c.meant {
+                    let ids: Vec<u32> = segment.iter().map(|p| p.choice.id).collect();
+                    s.comparing = Some(Compared::begin(&*meant.by, &s.before, &ids, step)?);
+                }
+                Ok(None)
             }
         }
     }
 
     fn waits(&self) -> bool {
-        self.segments.as_ref().is_some_and(|s| s.sentence.is_some())
+        self.segments.as_ref().is_some_and(|s| s.sentence.is_some() || s.comparing.is_some())
     }
 
     /// Asks for the score of the segment without its context.
     fn ask(&mut self) -> Turn {
         let Some(s) = &self.segments else { return Turn::default() };
         let Criterion::Coherence(c) = &s.criterion else { return Turn::default() };
+        if s.sentence.is_none() {
+            return Turn { waits: true, ..Turn::default() };
+        }
         let tokens = c.empty.iter().copied().chain(self.pending[s.start..].iter().map(|p| p.choice.id));
         Turn { score: Some((tokens.collect(), c.empty.len())), ..Turn::default() }
     }
@@ -309,9 +339,46 @@ impl Answer {
         if sentence.scored < sentence.tokens {
             return Ok(None);
         }
-        let badness = (f64::from(c.min) - sentence.pmi()).max(0.0);
+        s.found += (f64::from(c.min.unwrap_or(f32::MIN)) - sentence.pmi()).max(0.0);
         s.sentence = None;
-        self.judge(badness, end, end == Some(FinishReason::Stop), step, sampler).map(Some)
+        self.settle(end, step, sampler)
+    }
+
+    /// Looks whether its segment has been compared; gives the turn once all is known of it, as [`Answer::score`].
+    pub(crate) fn poll(
+        &mut self,
+        end: Option<FinishReason>,
+        step: usize,
+        sampler: &mut Sampler,
+    ) -> Result<Option<Turn>> {
+        let Some(s) = &mut self.segments else { return Ok(None) };
+        let Some(found) = s.comparing.as_ref().and_then(|c| c.poll(step)) else { return Ok(None) };
+        s.comparing = None;
+        let (likeness, time) = found?;
+        self.stats.time += time;
+        if let Criterion::Coherence(Coherence { meant: Some(meant), .. }) = &s.criterion {
+            s.found += meant.badness(likeness);
+        }
+        self.settle(end, step, sampler)
+    }
+
+    /// Whether a comparison is under way.
+    pub(crate) fn compares(&self) -> bool {
+        self.segments.as_ref().is_some_and(|s| s.comparing.is_some())
+    }
+
+    /// Decides about the segment if all is known of it.
+    fn settle(
+        &mut self,
+        end: Option<FinishReason>,
+        step: usize,
+        sampler: &mut Sampler,
+    ) -> Result<Option<Turn>> {
+        let found = self.segments.as_ref().map_or(0.0, |s| s.found);
+        if self.waits() {
+            return Ok(None);
+        }
+        self.judge(found, end, end == Some(FinishReason::Stop), step, sampler).map(Some)
     }
 
     /// Decides about a segment that has ended.
@@ -363,6 +430,10 @@ impl Answer {
             end = best.end;
         }
         if let Some(s) = &mut self.segments {
+            if matches!(s.criterion, Criterion::Coherence(_)) {
+                s.before =
+                    self.pending[s.start.min(self.pending.len())..].iter().map(|p| p.choice.id).collect();
+            }
             s.start = self.pending.len();
         }
         let Turn { told, end, .. } = self.release(end);

@@ -1,9 +1,10 @@
-//! Semantic coherence of a sentence, by the model itself: the pointwise mutual information of the sentence and what precedes
+//! Semantic coherence of a sentence. By the model itself: the pointwise mutual information of the sentence and what precedes
 //! it, per token, `PMI = (1/|s|) [log p(s | context) - log p(s | nothing)]`. The first term is known from drawing; for the
 //! second the sentence is scored alone, as a sequence beside the answer, which waits meanwhile. A sentence that is as likely
-//! without the context as with it has little to do with it, and is drawn again.
+//! without the context as with it has little to do with it, and is drawn again. By another model: the cosines of its embedding
+//! with those of the sentence before and of the prompt ([`super::Meant`]).
 
-use super::check_field;
+use super::{Meant, check_field};
 use crate::request::check_tokens;
 use crate::{Error, Result};
 
@@ -13,8 +14,10 @@ use crate::{Error, Result};
 pub struct Coherence {
     /// Times that a sentence may be drawn again; 0 is off.
     pub tries: u32,
-    /// Least PMI per token, in nats.
-    pub min: f32,
+    /// Least PMI per token, in nats; none if it does not count.
+    pub min: Option<f32>,
+    /// What its embedding should be like.
+    pub meant: Option<Meant>,
     /// Sentences of fewer tokens are joined to the next.
     pub tokens: u32,
     /// What stands for no context: the tokens with which a text begins, at least one.
@@ -24,13 +27,19 @@ pub struct Coherence {
 impl Coherence {
     /// The defaults: one try more for sentences of 6 tokens or more that are likelier alone.
     pub fn new(empty: Vec<u32>) -> Coherence {
-        Coherence { tries: 1, min: 0.0, tokens: 6, empty }
+        Coherence { tries: 1, min: Some(0.0), meant: None, tokens: 6, empty }
     }
 
     pub(super) fn check(&self, vocab: usize) -> Result<()> {
         let (tries, tokens) = (self.tries, self.tokens);
         check_field("guidance.coherence.tries", tries.into(), tries <= 32, "0 (off) to 32")?;
-        check_field("guidance.coherence.min", self.min.into(), self.min.is_finite(), "a number of nats")?;
+        let min = self.min.unwrap_or(0.0);
+        check_field("guidance.coherence.min", min.into(), min.is_finite(), "a number of nats")?;
+        self.meant.iter().try_for_each(Meant::check)?;
+        if self.min.is_none() && self.meant.is_none() {
+            let range = "given, or guidance.coherence.adjacent or prompt: something must be judged";
+            return Err(Error::Field { field: "guidance.coherence.min", value: "missing".into(), range });
+        }
         let range = "2 to 64";
         check_field("guidance.coherence.tokens", tokens.into(), (2..=64).contains(&tokens), range)?;
         if self.empty.is_empty() {

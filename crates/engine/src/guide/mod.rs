@@ -10,8 +10,11 @@ mod answer;
 mod coherence;
 mod confidence;
 mod contrast;
+mod layers;
+mod meaning;
 mod pair;
 mod repetition;
+mod search;
 mod watch;
 
 pub(crate) use answer::{Answer, Turn};
@@ -19,8 +22,12 @@ pub use coherence::Coherence;
 pub(crate) use coherence::Sentence;
 pub use confidence::Confidence;
 pub use contrast::{Amateur, Negative};
+pub use layers::Dola;
+pub use meaning::{Comparing, Likeness, Meaning, Meant};
 pub(crate) use pair::Pairs;
 pub use repetition::Repetition;
+pub use search::ContrastiveSearch;
+pub(crate) use search::{Candidate, STATES_MAX, Walk};
 pub use watch::{Verdict, Watch, WatchBox};
 
 use crate::request::LogprobsOf;
@@ -48,6 +55,10 @@ pub struct Guide {
     pub negative: Option<Negative>,
     /// Away from what a smaller model says.
     pub amateur: Option<Amateur>,
+    /// Away from what the model would say after some of its layers.
+    pub dola: Option<Dola>,
+    /// A search for what is likely and unlike the text before, in the place of drawing.
+    pub search: Option<ContrastiveSearch>,
 }
 
 impl Guide {
@@ -58,6 +69,8 @@ impl Guide {
             coherence: self.coherence.filter(|c| c.tries > 0),
             negative: self.negative.filter(|n| n.scale != 1.0),
             amateur: self.amateur.filter(|a| a.beta != 0.0),
+            dola: self.dola.filter(|d| d.beta != 0.0),
+            search: self.search.filter(ContrastiveSearch::acts),
             ..self
         };
         (guide != Guide::default()).then_some(guide)
@@ -86,6 +99,9 @@ impl Guide {
         self.coherence.iter().try_for_each(|c| c.check(vocab))?;
         self.negative.iter().try_for_each(|n| n.check(vocab, context))?;
         self.amateur.iter().try_for_each(Amateur::check)?;
+        self.dola.iter().try_for_each(Dola::check)?;
+        self.search.iter().try_for_each(ContrastiveSearch::check)?;
+        self.check_rows()?;
         if self.shadows() && self.amateur.is_some_and(|a| a.beta != 0.0) {
             let range = "given without guidance.negative_prompt: each makes another row of the model's";
             return Err(Error::Field { field: "guidance.contrast", value: "given".into(), range });
@@ -103,6 +119,32 @@ impl Guide {
         Ok(())
     }
 
+    /// The exits, if they are contrasted with.
+    pub(crate) fn exits(&self) -> Option<Dola> {
+        self.dola.filter(|d| d.beta != 0.0)
+    }
+
+    /// The search, if it is more than the greedy choice.
+    pub(crate) fn searches(&self) -> Option<ContrastiveSearch> {
+        self.search.filter(ContrastiveSearch::acts)
+    }
+
+    /// A row is combined with one other, and a search takes nothing back.
+    fn check_rows(&self) -> Result<()> {
+        let (dola, amateur) = (self.exits().is_some(), self.amateur.is_some_and(|a| a.beta != 0.0));
+        if dola && (amateur || self.shadows()) {
+            let why = "each makes another row of the model's";
+            let b = if amateur { "guidance.contrast" } else { "guidance.negative_prompt" };
+            return Err(Error::Together { a: "guidance.dola", b, why });
+        }
+        if self.searches().is_some() && (dola || amateur || self.shadows() || self.rewinds()) {
+            let b = "other guidance than guidance.repetition";
+            let why = "a search compares several rows of the model's and takes no token back";
+            return Err(Error::Together { a: "guidance.contrastive_search", b, why });
+        }
+        Ok(())
+    }
+
     /// What a request with it cannot have.
     pub(crate) fn check_with(&self, beams: bool, evicts: bool, of: LogprobsOf) -> Result<()> {
         let refuse = |value: &str, range| Err(Error::Field { field: "guidance", value: value.into(), range });
@@ -114,7 +156,7 @@ impl Guide {
             let range = "given with those of the model, which it is made of";
             return Err(Error::Field { field, value, range });
         }
-        if evicts && (self.rewinds() || self.shadows()) {
+        if evicts && (self.rewinds() || self.shadows() || self.searches().is_some()) {
             return refuse(
                 "with eviction",
                 "given without eviction: what was dropped from the cache cannot be brought back",
@@ -168,6 +210,8 @@ mod tests {
             coherence: Some(Coherence { tries: 0, ..Coherence::new(vec![1]) }),
             negative: Some(Negative { prompt: vec![1], scale: 1.0 }),
             amateur: Some(Amateur { beta: 0.0, ..Amateur::default() }),
+            dola: Some(Dola { beta: 0.0, ..Dola::default() }),
+            search: Some(ContrastiveSearch { k: 1, ..ContrastiveSearch::default() }),
             ..Guide::default()
         };
         assert_eq!(identity.effective(), None);
@@ -210,6 +254,18 @@ mod tests {
             (
                 "guidance.negative_prompt",
                 Guide { negative: Some(Negative { prompt: vec![], scale: 2.0 }), ..d() },
+            ),
+            (
+                "guidance.dola",
+                Guide { dola: Some(Dola::default()), amateur: Some(Amateur::default()), ..d() },
+            ),
+            (
+                "guidance.contrastive_search",
+                Guide { dola: Some(Dola::default()), search: Some(ContrastiveSearch::default()), ..d() },
+            ),
+            (
+                "guidance.contrastive_search.k",
+                Guide { search: Some(ContrastiveSearch { k: 0, alpha: 0.5 }), ..d() },
             ),
             (
                 "guidance.contrast.alpha",

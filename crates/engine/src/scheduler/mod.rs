@@ -397,7 +397,8 @@ impl Scheduler {
     /// waits, to be computed again as far as the prefix cache does not have it.
     pub(crate) fn fork(&mut self, from: u64, id: u64) {
         let Some(s) = self.running.iter().chain(&self.waiting).find(|s| s.id == from) else { return };
-        let mut s = Sequence { id, ..s.clone() };
+        // Whoever wants hidden states has those of the tokens until here.
+        let mut s = Sequence { id, states: false, ..s.clone() };
         self.shares.enter(&s.standing.key);
         if self.running.len() < self.limits.running && !s.blocks.is_empty() {
             s.blocks.iter().for_each(|b| self.blocks.share(*b));
