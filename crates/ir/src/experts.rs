@@ -52,7 +52,7 @@ impl RouteSpec {
     pub(crate) fn problem(&self, experts: u32) -> Option<String> {
         let groups = self.groups.unwrap_or(ExpertGroups { count: 1, used: 1, best: 1 });
         let (n, of) = (groups.count.max(1), experts / groups.count.max(1));
-        if groups.count == 0 || n > 128 || experts % n != 0 || groups.used == 0 || groups.used > n {
+        if groups.count == 0 || n > 128 || !experts.is_multiple_of(n) || groups.used == 0 || groups.used > n {
             return Some(format!(
                 "{} groups, {} of them used, of {experts} experts",
                 groups.count, groups.used
@@ -167,7 +167,7 @@ fn keep_groups(groups: &ExpertGroups, scores: &mut [[f64; 2]]) {
     let mut kept = 0u128; // `Program::check` allows no more groups than it has bits
     for _ in 0..groups.used {
         let of_group = scores.chunks_exact(of).enumerate().map(|(g, group)| {
-            if kept >> g & 1 == 1 {
+            if (kept >> g) & 1 == 1 {
                 return f64::NEG_INFINITY;
             }
             let (mut sum, mut below) = (0.0, (f64::INFINITY, usize::MAX));
@@ -183,7 +183,7 @@ fn keep_groups(groups: &ExpertGroups, scores: &mut [[f64; 2]]) {
         kept |= 1 << group;
     }
     for (g, group) in scores.chunks_exact_mut(of).enumerate() {
-        if kept >> g & 1 == 0 {
+        if (kept >> g) & 1 == 0 {
             group.iter_mut().for_each(|s| s[1] = f64::NEG_INFINITY);
         }
     }

@@ -423,7 +423,8 @@ impl Program {
         let parts = w.parts.iter().all(|p| p.rows == each)
             && w.parts.len() as u64 == u64::from(*experts) * u64::from(halves);
         // Blocks of the input and of the output, less what is multiplied: the same is left of both.
-        let rest = |v: View, n: u32| (v.cols % used == 0).then(|| (v.cols / used).checked_sub(n)).flatten();
+        let rest =
+            |v: View, n: u32| v.cols.is_multiple_of(used).then(|| (v.cols / used).checked_sub(n)).flatten();
         let left = if x.cols == w.cols { Some(0) } else { rest(*x, w.cols) };
         if each == 0 || !parts || left.is_none() || rest(*out, each) != left {
             let (n, cols) = (w.parts.len(), w.cols);

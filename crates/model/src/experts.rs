@@ -146,7 +146,7 @@ impl ExpertSpec {
         let fits = (1..=1 << 12).contains(&self.count)
             && (1..=self.count).contains(&self.route.used)
             && groups.0 > 0
-            && self.count % groups.0 == 0
+            && self.count.is_multiple_of(groups.0)
             && (1..=groups.0).contains(&groups.1)
             && self.route.used <= self.count / groups.0 * groups.1;
         if !fits || groups.0 > 128 {

@@ -53,13 +53,12 @@ fn all<'a>(arch: &'a Arch, canonical: &'a str) -> impl Iterator<Item = String> +
         let whole = format!("{pattern}.{kind}");
         let own = arch.names.iter().any(|(c, _)| *c == pattern || *c == whole);
         let rows = if own { arch.names } else { COMMON };
-        let rows = rows.iter().filter_map(move |(c, name)| match *c {
+        rows.iter().filter_map(move |(c, name)| match *c {
             c if c == pattern => Some(format!("{}.{kind}", fill(name, numbers))),
             // A few tensors have no kind in their names, or another.
             c if c == whole => Some(fill(name, numbers)),
             _ => None,
-        });
-        rows
+        })
     })
 }
 

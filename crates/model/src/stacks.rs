@@ -72,7 +72,7 @@ pub(crate) fn header(source: &Source, spec: &ModelSpec, tensor: &Tensor, part: C
     let stack = |index: Option<usize>| index.map_or(tensor.len(), |_| tensor.len() / first);
     let (elements, moved) = match part {
         Cut::All => (tensor.len(), false),
-        Cut::Nth(i) => (stack(Some(i)), layout(source, spec) != Stack::Rows),
+        Cut::Nth(i) => (stack(Some(i)), layout(source, spec) == Stack::Turned && tensor.shape.len() == 3),
         Cut::Half(i, _) => (stack(i) / 2, i.is_some() && layout(source, spec) != Stack::Rows),
         Cut::Latent { rotated } => {
             let m = spec.latent.map_or((1, 1), |m| (m.rank as usize, m.rotated as usize));
@@ -177,7 +177,7 @@ fn rows(t: &Tensor, range: Range<usize>, all: usize) -> Result<Tensor> {
 /// Rows `first`, `first + 2`, ...
 fn every_second(t: &Tensor, first: usize) -> Result<Tensor> {
     let all = t.shape.first().copied().unwrap_or(0);
-    if all == 0 || all % 2 != 0 || !t.data.len().is_multiple_of(all) {
+    if all == 0 || !all.is_multiple_of(2) || !t.data.len().is_multiple_of(all) {
         return Err(unlike(t, "an even number of rows is needed".into()));
     }
     let row = t.data.len() / all;
@@ -189,7 +189,7 @@ fn every_second(t: &Tensor, first: usize) -> Result<Tensor> {
 }
 
 /// Rows become columns. Blocks of quantised types lie along rows, so those become floats.
-fn turn(t: Tensor) -> Result<Tensor> {
+pub(crate) fn turn(t: Tensor) -> Result<Tensor> {
     let &[rows, cols] = &t.shape[..] else { return Err(unlike(&t, "a matrix is needed".into())) };
     let t = if t.dtype.is_quantized() {
         let mut floats = vec![0.0f32; rows * cols];
@@ -226,9 +226,9 @@ fn blocks(source: &Source, t: &Tensor, index: usize) -> Result<Tensor> {
     }
     let mut data = Vec::with_capacity(17 * rows * count);
     for (pairs, scale) in numbers.data.chunks_exact(16).zip(scales.data.iter()) {
-        let number = |i: usize| pairs[i / 2] >> (4 * (i % 2)) & 15;
+        let number = |i: usize| (pairs[i / 2] >> (4 * (i % 2))) & 15;
         data.push(*scale);
-        data.extend((0..16).map(|i| number(i) | number(i + 16) << 4));
+        data.extend((0..16).map(|i| number(i) | (number(i + 16) << 4)));
     }
     Ok(Tensor {
         name: t.name.clone(),

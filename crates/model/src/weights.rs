@@ -36,7 +36,7 @@ pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tens
     let (found, take) = locate(source, spec.arch, canonical)?;
     let mut tensor = found.clone();
     if transposed(source, spec, canonical) && tensor.shape.len() == 2 {
-        tensor = transpose(tensor)?;
+        tensor = stacks::turn(tensor)?;
     }
     tensor = match take {
         Take::Whole => tensor,
@@ -193,21 +193,6 @@ fn unlike(tensor: &Tensor, why: String) -> Error {
 /// Whether the file has rows and columns of a matrix the other way round.
 fn transposed(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
     matches!(source, Source::Hf(_)) && spec.arch.hf_transposed && canonical.starts_with("blk.")
-}
-
-fn transpose(tensor: Tensor) -> Result<Tensor> {
-    let (rows, cols) = (tensor.shape[0], tensor.shape[1]);
-    let size = tensor.data.len() / tensor.len().max(1);
-    if tensor.dtype.is_quantized() || size * rows * cols != tensor.data.len() {
-        return Err(unlike(&tensor, format!("type {} cannot be transposed", tensor.dtype)));
-    }
-    let mut bytes = Vec::with_capacity(tensor.data.len());
-    for col in 0..cols {
-        for row in 0..rows {
-            bytes.extend_from_slice(&tensor.data[(row * cols + col) * size..][..size]);
-        }
-    }
-    Ok(Tensor { shape: vec![cols, rows], data: Bytes::from(bytes), ..tensor })
 }
 
 /// Whether the file has a norm's gains minus one.
