@@ -29,7 +29,9 @@ fn answer(case: &Case, device: Box<dyn Device>) -> Vec<u32> {
     let source = Source::open(root.join(&case.model).join("model.safetensors")).unwrap();
     let (exits, hidden) = (case.layers.clone().unwrap_or_default(), case.alpha.is_some());
     let options = LoadOptions { context: Some(80), hidden, exits, ..LoadOptions::default() };
-    let loaded = Engine::load(&source, device, &options, |_| {}, |_| {}).unwrap();
+    // A search has as many forks as candidates.
+    let room = |c: &mut quarrel_engine::EngineConfig| c.kv_blocks = Some(64);
+    let loaded = Engine::load(&source, device, &options, room, |_| {}).unwrap();
     let search = case.alpha.zip(case.k).map(|(alpha, k)| ContrastiveSearch { alpha, k });
     let dola = case.layers.as_ref().map(|_| Dola::default());
     let request = Request {
