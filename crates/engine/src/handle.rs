@@ -477,6 +477,14 @@ impl Handle {
         let longest = request.max_tokens.map_or(info.context, |n| info.context.min(prompt + n as usize));
         // A beam that branches off needs one to copy.
         let blocks = width * (longest.div_ceil(BLOCK_TOKENS) + usize::from(request.beams.is_some()));
+        // The candidates of a search are forks of one sequence: each has its last block for itself.
+        let searches = guide.is_some_and(|g| g.search.is_some());
+        let forks = prompt.max(request.max_tokens.map_or(0, |_| longest)).div_ceil(BLOCK_TOKENS) + width;
+        if searches && forks > info.kv_blocks {
+            let (need, have) = (format!("{forks} KV blocks"), info.kv_blocks);
+            let hint = "ask for fewer candidates or tokens, or raise kv_blocks";
+            return Err(Error::Width { width, need, have, hint });
+        }
         let together = request.beams.is_some() || guide.is_some_and(|g| g.shadows());
         if together && blocks > info.kv_blocks {
             let (need, have) = (format!("{blocks} KV blocks"), info.kv_blocks);

@@ -69,7 +69,8 @@ pub fn headers(
             }
         };
         let gathered = matches!(take, Take::Third(_)) && by_kv_head(source, spec);
-        let moved = transposed(source, spec, canonical) || gathered;
+        let turned = transposed(source, spec, canonical) && t.shape.len() == 2;
+        let moved = turned || gathered;
         Ok((t.dtype, bytes, t.data.is_mapped() && !moved))
     };
     program.weights.iter().map(|d| d.parts.iter().map(|p| header(&p.name)).collect()).collect()
