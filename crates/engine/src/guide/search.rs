@@ -161,7 +161,7 @@ mod tests {
         };
         walk.open = open.iter().enumerate().map(new).collect();
         for (i, (_, _, state)) in open.iter().enumerate() {
-            assert_eq!(walk.offer(10 + i as u64, vec![(7, -0.1)]), false);
+            assert!(!walk.offer(10 + i as u64, vec![(7, -0.1)]));
             walk.take(10 + i as u64, states.len(), state).unwrap();
         }
         walk
