@@ -481,7 +481,13 @@ pub fn short_convs(rng: &mut Rng) -> Vec<Case> {
         let bias = biased.then(|| p.weight("bias", 1, cols));
         let parts = [2, 0, 1].map(|i| x.slice(i * cols, cols));
         p.logits = Some(p.short_conv(parts, (weight, bias), 0));
-        cases.push(Case::new(format!("{taps} taps on {cols} columns, {rows} tokens"), p, t, rows, Measure::Rms));
+        cases.push(Case::new(
+            format!("{taps} taps on {cols} columns, {rows} tokens"),
+            p,
+            t,
+            rows,
+            Measure::Rms,
+        ));
     }
     cases
 }

@@ -25,7 +25,8 @@ pub enum Family {
 /// Writes a model of random weights, the same for the same arguments.
 pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     let (gemma, lfm2) = (family == Family::Gemma, family == Family::Lfm2);
-    let (heads, kv_heads, head_dim, ff) = if family == Family::Llama { (6, 2, 128, 256) } else { (4, 1, 64, 256) };
+    let (heads, kv_heads, head_dim, ff) =
+        if family == Family::Llama { (6, 2, 128, 256) } else { (4, 1, 64, 256) };
     let layers = if lfm2 { LAYERS + 1 } else { LAYERS };
     let mut meta = Metadata::new();
     let arch = ["llama", "gemma3", "lfm2"][family as usize];

@@ -259,6 +259,14 @@ mod tests {
     }
 
     #[test]
+    fn inputs_of_convolutions_cannot_be_moved() {
+        let mut p = program(|_, x, _| x.slice(16, 16));
+        assert!(key_rotations(&p).is_ok());
+        p.kv.push(KvLayer::inputs(8, 3));
+        assert!(key_rotations(&p).unwrap_err().to_string().contains("short convolutions"));
+    }
+
+    #[test]
     fn what_cannot_be_kept_is_refused() {
         let p = program(|_, x, _| x.slice(16, 16));
         let check = |from: &[u32], to: &[u32], keep| check_compact(&p, 8, from, 40, to, &keep);
