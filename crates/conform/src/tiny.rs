@@ -1,8 +1,8 @@
-//! Tiny random models of two families as GGUF files, with matrices of any tensor type.
+//! Tiny random models of three families as GGUF files, with matrices of any tensor type.
 
 use crate::random::{Rng, f32_tensor, tensor};
 use quarrel_formats::gguf::{NewTensor, write};
-use quarrel_formats::{DType, Metadata, Tensor, Value};
+use quarrel_formats::{Array, DType, Metadata, Tensor, Value};
 use std::path::Path;
 
 /// Tokens in the vocabulary: as many as a request can have log-probabilities of.
@@ -18,27 +18,39 @@ pub enum Family {
     Llama,
     /// Norms on queries and keys and after each block, tied head, a window on the first layer alone.
     Gemma,
+    /// Short convolutions, before and after a layer of attention.
+    Lfm2,
 }
 
 /// Writes a model of random weights, the same for the same arguments.
 pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
-    let gemma = family == Family::Gemma;
-    let (heads, kv_heads, head_dim, ff) = if gemma { (4, 1, 64, 256) } else { (6, 2, 128, 256) };
+    let (gemma, lfm2) = (family == Family::Gemma, family == Family::Lfm2);
+    let (heads, kv_heads, head_dim, ff) =
+        if family == Family::Llama { (6, 2, 128, 256) } else { (4, 1, 64, 256) };
+    let layers = if lfm2 { LAYERS + 1 } else { LAYERS };
     let mut meta = Metadata::new();
-    let arch = if gemma { "gemma3" } else { "llama" };
+    let arch = ["llama", "gemma3", "lfm2"][family as usize];
     meta.insert("general.architecture", Value::String(arch.into()));
     let mut number = |key: &str, n: usize| drop(meta.insert(format!("{arch}.{key}"), Value::U32(n as u32)));
-    number("block_count", LAYERS);
+    number("block_count", layers);
     number("context_length", 4096);
     number("embedding_length", DIM);
     number("feed_forward_length", ff);
     number("attention.head_count", heads);
-    number("attention.head_count_kv", kv_heads);
     number("attention.key_length", head_dim);
     number("attention.value_length", head_dim);
-    number("attention.sliding_window", if gemma { 50 } else { 150 });
+    if lfm2 {
+        number("shortconv.l_cache", 3);
+    } else {
+        number("attention.head_count_kv", kv_heads);
+        number("attention.sliding_window", if gemma { 50 } else { 150 });
+    }
     if gemma {
         number("attention.sliding_window_pattern", 2);
+    }
+    if lfm2 {
+        let heads = Array::U32(vec![0, kv_heads as u32, 0]);
+        meta.insert(format!("{arch}.attention.head_count_kv"), Value::Array(heads));
     }
     meta.insert(format!("{arch}.attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
 
@@ -55,27 +67,38 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         });
     };
     add("token_embd.weight".into(), &[VOCAB, DIM]);
-    for l in 0..LAYERS {
+    for l in 0..layers {
         let mut layer = |name: &str, shape: &[usize]| add(format!("blk.{l}.{name}.weight"), shape);
         layer("attn_norm", &[DIM]);
         layer("ffn_norm", &[DIM]);
         if gemma {
             layer("post_attention_norm", &[DIM]);
             layer("post_ffw_norm", &[DIM]);
-            layer("attn_q_norm", &[head_dim]);
-            layer("attn_k_norm", &[head_dim]);
         }
-        layer("attn_q", &[heads * head_dim, DIM]);
-        layer("attn_k", &[kv_heads * head_dim, DIM]);
-        layer("attn_v", &[kv_heads * head_dim, DIM]);
-        layer("attn_output", &[DIM, heads * head_dim]);
+        if lfm2 && l != 1 {
+            layer("shortconv.in_proj", &[3 * DIM, DIM]);
+            layer("shortconv.out_proj", &[DIM, DIM]);
+        } else {
+            if gemma || lfm2 {
+                layer("attn_q_norm", &[head_dim]);
+                layer("attn_k_norm", &[head_dim]);
+            }
+            layer("attn_q", &[heads * head_dim, DIM]);
+            layer("attn_k", &[kv_heads * head_dim, DIM]);
+            layer("attn_v", &[kv_heads * head_dim, DIM]);
+            layer("attn_output", &[DIM, heads * head_dim]);
+        }
         layer("ffn_gate", &[ff, DIM]);
         layer("ffn_up", &[ff, DIM]);
         layer("ffn_down", &[DIM, ff]);
     }
-    add("output_norm.weight".into(), &[DIM]);
-    if !gemma {
+    add(if lfm2 { "token_embd_norm" } else { "output_norm" }.to_string() + ".weight", &[DIM]);
+    if family == Family::Llama {
         add("output.weight".into(), &[VOCAB, DIM]);
+    }
+    for l in (0..layers).filter(|l| lfm2 && *l != 1) {
+        let taps: Vec<f32> = (0..3 * DIM).map(|_| 0.6 * rng.normal()).collect();
+        tensors.push(f32_tensor(&format!("blk.{l}.shortconv.conv.weight"), &[DIM, 3], &taps));
     }
 
     let shapes: Vec<Vec<u64>> = tensors.iter().map(|t| t.shape.iter().map(|d| *d as u64).collect()).collect();

@@ -17,6 +17,7 @@ pub const LLAMA: Arch = Arch {
     gated: true,
     experts: None,
     latent: false,
+    hybrid: None,
     chunks: None,
     yarn_truncate: true,
     qk_norm: QkNorm::None,
