@@ -140,7 +140,9 @@ impl Format {
         caps: &Caps,
         deterministic: bool,
     ) -> Option<Plan> {
-        if let Some(kernels) = self.mm.filter(|_| rows > MV_ROWS && !deterministic && caps.sm == 90) {
+        // Inputs of two planes are twice the work and twice the shared memory of a matrix-vector kernel; tensor cores take one.
+        let few = MV_ROWS / self.planes;
+        if let Some(kernels) = self.mm.filter(|_| rows > few && !deterministic && caps.sm == 90) {
             return Some(Plan::Mm(self.mm(kernels, rows, (n, k), caps)));
         }
         let mut piece = rows.min(MV_ROWS);

@@ -54,9 +54,10 @@ const HEIGHT: f64 = 560.0;
 const STYLE: &str = "text{font-family:system-ui,-apple-system,'Segoe UI','DejaVu Sans',sans-serif;font-size:13px;fill:#57606a}\
 .back{fill:#fff}.title{font-size:17px;font-weight:600;fill:#1f2328}.grid{stroke:#e4e8ec}.axis{stroke:#8c959f}\
 .dot{fill:#0969da}.bar{stroke:#0969da;stroke-opacity:.35;stroke-width:1.5}.front{stroke:#cf5a00;stroke-width:1.5;fill:none;stroke-dasharray:5 4}\
+.lead{stroke:#8c959f;stroke-width:.8}\
 .name{fill:#1f2328;paint-order:stroke;stroke:#fff;stroke-width:3;stroke-linejoin:round}\
 @media (prefers-color-scheme:dark){text{fill:#9aa4af}.back{fill:#0d1117}.title,.name{fill:#e6edf3}.name{stroke:#0d1117}\
-.grid{stroke:#21282f}.axis{stroke:#656d76}.dot{fill:#58a6ff}.bar{stroke:#58a6ff}.front{stroke:#f0883e}}";
+.lead{stroke:#656d76}.grid{stroke:#21282f}.axis{stroke:#656d76}.dot{fill:#58a6ff}.bar{stroke:#58a6ff}.front{stroke:#f0883e}}";
 
 /// A point for each method: to the right more distinct answers, up likelier text; bars are the intervals, and the dashed line
 /// joins the methods that no other beats in both.
@@ -119,19 +120,73 @@ pub fn svg(title: &str, outcomes: &[Outcome]) -> String {
             escape(o.about)
         );
     }
-    let mut taken: Vec<(f64, f64)> = Vec::new();
-    for o in &points {
-        // A name moves down until it stands on no other.
-        let (tx, mut ty) = (px(o.distinct_2.mean) + 8.0, py(o.nll.mean) - 7.0);
-        while taken.iter().any(|(x, y)| (x - tx).abs() < 84.0 && (y - ty).abs() < 14.0) {
-            ty += 14.0;
+    // The frontier's names come first, so that they stand nearest.
+    let front = frontier(&points);
+    let is_front = |o: &&Outcome| front.iter().any(|f| std::ptr::eq(*f, *o));
+    let order =
+        points.iter().copied().filter(is_front).chain(points.iter().copied().filter(|o| !is_front(o)));
+    let dots: Vec<Rect> =
+        points.iter().map(|o| Rect::around(px(o.distinct_2.mean), py(o.nll.mean), 11.0, 11.0)).collect();
+    let inside = Rect { left, top, right: WIDTH - 4.0, bottom };
+    let mut taken: Vec<Rect> = Vec::new();
+    for o in order {
+        let (cx, cy) = (px(o.distinct_2.mean), py(o.nll.mean));
+        let free = |r: &Rect| r.within(&inside) && !taken.iter().chain(&dots).any(|t| t.meets(r));
+        let Some(place) = places(cx, cy, 7.4 * o.method.len() as f64).find(free) else { continue };
+        let (x, y) = ((place.left + place.right) / 2.0, (place.top + place.bottom) / 2.0);
+        // From the dot to the nearest point of the name, where that is not plain to see.
+        let (nx, ny) = (cx.clamp(place.left, place.right), cy.clamp(place.top, place.bottom));
+        if (nx - cx).hypot(ny - cy) > 14.0 {
+            line(&mut out, "lead", (cx, cy), (nx, ny));
         }
-        taken.push((tx, ty));
-        let (at, anchor) = if tx > right - 90.0 { (tx - 16.0, "end") } else { (tx, "start") };
-        anchored(&mut out, at, ty, "name", anchor, o.method);
+        anchored(&mut out, x, y + 4.5, "name", "middle", o.method);
+        taken.push(place);
     }
     out += "</svg>\n";
     out
+}
+
+/// A part of the picture.
+#[derive(Debug, Clone, Copy)]
+struct Rect {
+    left: f64,
+    top: f64,
+    right: f64,
+    bottom: f64,
+}
+
+impl Rect {
+    fn around(x: f64, y: f64, width: f64, height: f64) -> Rect {
+        let (w, h) = (width / 2.0, height / 2.0);
+        Rect { left: x - w, top: y - h, right: x + w, bottom: y + h }
+    }
+
+    fn meets(&self, other: &Rect) -> bool {
+        self.left < other.right
+            && other.left < self.right
+            && self.top < other.bottom
+            && other.top < self.bottom
+    }
+
+    fn within(&self, other: &Rect) -> bool {
+        self.left >= other.left
+            && self.right <= other.right
+            && self.top >= other.top
+            && self.bottom <= other.bottom
+    }
+}
+
+/// Where a name of this width may stand, the nearest first: beside the dot, then on wider and wider rings around it.
+fn places(x: f64, y: f64, width: f64) -> impl Iterator<Item = Rect> {
+    (0..14).flat_map(move |ring| {
+        (0..24).map(move |turn| {
+            // From the upper right on.
+            let angle = f64::from(turn) * std::f64::consts::TAU / 24.0 - 0.5;
+            let far = 10.0 + 12.0 * f64::from(ring);
+            let (dx, dy) = (angle.cos() * (far + width / 2.0), angle.sin() * (far + 7.0));
+            Rect::around(x + dx, y + dy, width, 14.0)
+        })
+    })
 }
 
 /// The methods that no other beats in both diversity and likelihood, by diversity.
@@ -169,6 +224,19 @@ mod tests {
             [outcome("a", 0.9, 3.0), outcome("b", 0.5, 2.0), outcome("c", 0.4, 2.5), outcome("d", 0.95, 3.5)];
         let names: Vec<&str> = frontier(&all.iter().collect::<Vec<_>>()).iter().map(|o| o.method).collect();
         assert_eq!(names, ["b", "a", "d"]);
+    }
+
+    #[test]
+    fn names_stand_apart_and_in_the_picture() {
+        let names = ["plain", "a longer name", "b", "c", "d", "e", "f", "g", "h", "i"];
+        let all: Vec<Outcome> =
+            names.iter().enumerate().map(|(i, n)| outcome(n, 0.9 + 0.001 * i as f64, 2.0)).collect();
+        let picture = svg("m", &[all, vec![outcome("far", 0.1, 5.0)]].concat());
+        for name in names {
+            assert_eq!(picture.matches(&format!(">{name}</text>")).count(), 1, "{name}");
+        }
+        let first = places(100.0, 100.0, 40.0).next().unwrap();
+        assert!(first.left > 100.0 && !first.meets(&Rect::around(100.0, 100.0, 11.0, 11.0)), "{first:?}");
     }
 
     #[test]
