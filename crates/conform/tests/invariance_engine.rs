@@ -383,3 +383,13 @@ fn llama_answers_the_same_whatever_the_load() {
 fn gemma_answers_the_same_whatever_the_load() {
     run(Family::Gemma);
 }
+
+#[test]
+fn a_mixture_of_experts_answers_the_same_whatever_the_load() {
+    run(Family::Experts);
+}
+
+#[test]
+fn latent_attention_answers_the_same_whatever_the_load() {
+    run(Family::Latent);
+}

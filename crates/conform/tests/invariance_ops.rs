@@ -173,6 +173,7 @@ fn norms_and_elementwise_ops_narrow_and_wide() {
         p.push(Op::PickRows { out, x: g });
         p.push(Op::Scale { x: out, by: 3.0 });
         p.push(Op::Softcap { x: out, cap: 1.5 });
+        p.push(Op::Clip { x: out, by: 1.0 });
         p.logits = Some(out);
         check_rows(&format!("elementwise ops on {cols}"), &p, &t);
     }

@@ -349,6 +349,7 @@ impl Run<'_> {
             Op::Activate { out, x, act } => self.each(team, op, Each::Activate(act), out, Some(x), None),
             Op::Add { out, a, b } => self.each(team, op, Each::Add, out, Some(a), Some(b)),
             Op::Scale { x, by } => self.each(team, op, Each::Scale(by), x, None, None),
+            Op::Clip { x, by } => self.each(team, op, Each::Clip(by), x, None, None),
             Op::Softcap { x, cap } => self.each(team, op, Each::Softcap(cap), x, None, None),
             Op::TopK { out, x } => {
                 let (out, x) = (self.mat(out), self.mat(x));

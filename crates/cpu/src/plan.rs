@@ -62,7 +62,7 @@ pub(crate) fn by_rows(op: &Op) -> bool {
         | Op::PickRows { .. } => true,
         Op::MatMul { .. } | Op::MatMulExperts { .. } | Op::Attend { .. } => false,
         Op::Glu { out, .. } | Op::Activate { out, .. } | Op::Add { out, .. } => out.cols < WIDE,
-        Op::Scale { x, .. } | Op::Softcap { x, .. } => x.cols < WIDE,
+        Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => x.cols < WIDE,
     }
 }
 

@@ -11,7 +11,7 @@ use quarrel_ir::arena::{Arena, Slot};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
     Device, DeviceInfo, Error, HostWeight, Limits, Lookup, Op, OpTime, Prepared, Program, Readout, Result,
-    Rows, StepInputs, View, Weight, WeightDecl, check_overlap, no_adapter, uses,
+    Rows, StepInputs, View, Weight, WeightDecl, WeightId, check_overlap, no_adapter, uses,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -160,6 +160,13 @@ impl Device for Cuda {
             let why =
                 "mixtures of experts, latent and chunked attention do not run on it; the CPU runs them (--device cpu)"
                     .into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
+        let many = |w: WeightId| program.weights[w.0 as usize].rows() > 1;
+        let gains = |op: &Op| matches!(op, Op::Norm { norm, .. } if norm.weight.is_some_and(many));
+        if program.ops.iter().any(|n| matches!(n.op, Op::Clip { .. }) || gains(&n.op)) {
+            let why =
+                "has no clipping and no norms with gains for each head; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
         check_overlap(&program)?;

@@ -96,7 +96,9 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
         Op::Rope { x, .. } => c.flops = 3 * rows(*x) * u64::from(x.cols),
         Op::Glu { out, .. } | Op::Activate { out, .. } => c.flops = 8 * rows(*out) * u64::from(out.cols),
         Op::Add { out, .. } => c.flops = rows(*out) * u64::from(out.cols),
-        Op::Scale { x, .. } | Op::Softcap { x, .. } => c.flops = rows(*x) * u64::from(x.cols),
+        Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => {
+            c.flops = rows(*x) * u64::from(x.cols)
+        }
         // An exponential of each logit.
         Op::TopK { x, .. } => c.flops = 8 * rows(*x) * u64::from(x.cols),
         Op::MatMul { .. } | Op::PickRows { .. } => {}

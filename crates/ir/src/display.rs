@@ -123,6 +123,7 @@ impl Program {
             }
             Op::Add { out, a, b } => format!("{} = {} + {}", v(out), v(a), v(b)),
             Op::Scale { x, by } => format!("scale {} * {by}", v(x)),
+            Op::Clip { x, by } => format!("clip {} at {by}", v(x)),
             Op::Softcap { x, cap } => format!("softcap {} at {cap}", v(x)),
             Op::PickRows { out, x } => format!("{} = pick_rows {}", v(out), v(x)),
             Op::TopK { out, x } => format!("{} = top {} of {}", v(out), candidates::count(out.cols), v(x)),

@@ -42,7 +42,7 @@ pub struct NormSpec {
     pub eps: f32,
     /// Columns that are normalised together: the whole width, or a head's.
     pub group: u32,
-    /// Gain of length `group`, shared by all groups.
+    /// Gain of length `group`, shared by all groups, or `[groups, group]`, one of its own for each.
     pub weight: Option<WeightId>,
     /// Bias of length `group`, shared by all groups.
     pub bias: Option<WeightId>,
@@ -262,6 +262,13 @@ pub enum Op {
         /// Factor.
         by: f32,
     },
+    /// `x = min(max(x, -by), by)`, in place; NaN stays NaN.
+    Clip {
+        /// Clipped.
+        x: View,
+        /// Bound.
+        by: f32,
+    },
     /// `x = cap * tanh(x / cap)`, in place.
     Softcap {
         /// Capped.
@@ -314,6 +321,7 @@ impl Op {
             Op::Combine { .. } => "combine",
             Op::Add { .. } => "add",
             Op::Scale { .. } => "scale",
+            Op::Clip { .. } => "clip",
             Op::Softcap { .. } => "softcap",
             Op::PickRows { .. } => "pick_rows",
             Op::TopK { .. } => "top_k",
@@ -335,14 +343,14 @@ impl Op {
             | Op::Add { out, .. }
             | Op::PickRows { out, .. }
             | Op::TopK { out, .. } => Some(out),
-            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => Some(x),
+            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => Some(x),
             Op::StoreKv { .. } => None,
         }
     }
 
     /// Whether the op changes a view that an earlier op wrote.
     pub fn in_place(&self) -> bool {
-        matches!(self, Op::Rope { .. } | Op::Scale { .. } | Op::Softcap { .. })
+        matches!(self, Op::Rope { .. } | Op::Scale { .. } | Op::Clip { .. } | Op::Softcap { .. })
     }
 
     /// Calls `f` on every view that the op reads.
@@ -370,7 +378,9 @@ impl Op {
                 }
                 f(out, false);
             }
-            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => f(x, true),
+            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => {
+                f(x, true)
+            }
             Op::StoreKv { k, v, .. } => {
                 f(k, true);
                 f(v, true);

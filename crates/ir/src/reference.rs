@@ -78,7 +78,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 /// Normalises `x` in groups into `out`.
 fn normalise(spec: &NormSpec, weight: Option<&[f32]>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
     let g = spec.group as usize;
-    for (x, out) in x.chunks_exact(g).zip(out.chunks_exact_mut(g)) {
+    for (i, (x, out)) in x.chunks_exact(g).zip(out.chunks_exact_mut(g)).enumerate() {
+        let weight = weight.map(|w| &w[i * g % w.len()..]);
         let mean = match spec.kind {
             NormKind::Rms => 0.0,
             NormKind::Layer => x.iter().map(|v| f64::from(*v)).sum::<f64>() / g as f64,
@@ -488,6 +489,8 @@ impl Ready {
                 }
             }
             Op::Scale { x, by } => self.map_rows(x, x, |v| v * by),
+            // `clamp` keeps NaN.
+            Op::Clip { x, by } => self.map_rows(x, x, |v| v.clamp(-by, by)),
             Op::Softcap { x, cap } => {
                 self.map_rows(x, x, |v| (f64::from(cap) * (f64::from(v) / f64::from(cap)).tanh()) as f32)
             }

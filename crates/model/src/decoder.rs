@@ -4,7 +4,7 @@ use crate::arch::{Norms, QkNorm};
 use crate::spec::ModelSpec;
 use quarrel_ir::{
     AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, RopeStyle, RopeTable, Rows, View,
-    WeightId, fuse,
+    WeightId, WeightPart, fuse,
 };
 
 /// How to build the tape.
@@ -86,6 +86,9 @@ impl Builder<'_> {
 
     pub(crate) fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
         let kind = self.s.arch.norm;
+        if self.s.arch.bare_norms {
+            return NormSpec { kind, eps: self.s.eps, group, weight: None, bias: None };
+        }
         let bias = self.s.norm_bias.then(|| weight.replace(".weight", ".bias"));
         let bias = bias.map(|name| self.p.weight(name, 1, group));
         let weight = Some(self.p.weight(weight, 1, group));
@@ -124,6 +127,14 @@ impl Builder<'_> {
     pub(crate) fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
         let norm = self.norm_spec(format!("blk.{layer}.{name}.weight"), group);
         self.p.norm(name, x, norm)
+    }
+
+    /// A norm over each head with a gain of its own, and no bias.
+    fn head_norm(&mut self, layer: u32, name: &'static str, x: View) -> View {
+        let (kind, eps, group) = (self.s.arch.norm, self.s.eps, self.s.head_dim);
+        let part = |h: u32| WeightPart { name: format!("blk.{layer}.{name}.{h}.weight"), rows: 1 };
+        let weight = self.p.stacked((0..x.cols / group).map(part).collect(), group);
+        self.p.norm(name, x, NormSpec { kind, eps, group, weight: Some(weight), bias: None })
     }
 
     pub(crate) fn linear(&mut self, layer: u32, name: &'static str, x: View, rows: u32, bias: bool) -> View {
@@ -181,8 +192,15 @@ impl Builder<'_> {
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
         let v = self.linear(l, "attn_v", h, s.kv_heads * s.v_dim, s.qkv_bias);
+        if let Some(by) = s.clip {
+            [q, k, v].into_iter().for_each(|x| self.p.push(Op::Clip { x, by }));
+        }
         let groups = match s.qk_norm {
             QkNorm::None => None,
+            QkNorm::EachHead => {
+                (q, k) = (self.head_norm(l, "attn_q_norm", q), self.head_norm(l, "attn_k_norm", k));
+                None
+            }
             QkNorm::PerHead => Some((s.head_dim, s.head_dim)),
             QkNorm::Whole => Some((q.cols, k.cols)),
         };

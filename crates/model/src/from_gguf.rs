@@ -172,8 +172,10 @@ impl Reader<'_> {
             attn_scale: spread * scale.unwrap_or_else(|| attn_scale(self.arch, count, dim, heads, head_dim)),
             attn_softcap: self.opt_f32("attn_logit_softcapping")?.filter(|c| *c != 0.0),
             logit_softcap: self.opt_f32("final_logit_softcapping")?.filter(|c| *c != 0.0),
-            qk_norm: if has("blk.0.attn_q_norm.weight") { self.arch.qk_norm } else { QkNorm::None },
+            qk_norm: spec::qk_norm(self.arch, has),
             norm_bias: spec::has_norm_bias(has),
+            clip: self.opt_f32("attention.clamp_kqv")?.filter(|by| *by != 0.0),
+            unit_head: self.arch.unit_head == Some(vocab),
             parallel: self.flag("use_parallel_residual")?.unwrap_or(self.arch.parallel),
             ff_norm: has("blk.0.ffn_norm.weight"),
             alibi: match positions {
@@ -449,6 +451,7 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
         },
         (Some(a), "attention.temperature_scale") => a.growing,
         (Some(a), "rope.scaling.yarn_log_multiplier") => a.growing || a.latent,
+        (Some(a), "attention.clamp_kqv") if a.clips => true,
         (Some(a), "attention.max_alibi_bias") => a.positions == Positions::Alibi,
         (_, k) => UNDERSTOOD.contains(&k),
     }

@@ -222,8 +222,9 @@ impl Reader<'_> {
         let (experts, sparse) = self.experts(count)?;
         let scale = scale * latent.map_or(Ok(1.0), |_| self.latent_scale())?;
         let chunks = self.arch.chunks;
+        let vocab = self.u32("vocab_size")?;
         let spec = ModelSpec {
-            vocab: self.u32("vocab_size")?,
+            vocab,
             dim,
             heads,
             kv_heads: self.kv_heads(heads, head_dim)?,
@@ -235,8 +236,14 @@ impl Reader<'_> {
             attn_scale: scale,
             attn_softcap: cap("attn_logit_softcapping")?,
             logit_softcap: cap("final_logit_softcapping")?,
-            qk_norm: if self.has("blk.0.attn_q_norm.weight") { self.arch.qk_norm } else { QkNorm::None },
+            qk_norm: spec::qk_norm(self.arch, |n| self.has(n)),
             norm_bias: spec::has_norm_bias(|n| self.has(n)),
+            clip: self.clip()?,
+            // Files that train version 2 further may have other vocabularies; its loss is named in all of them.
+            unit_head: self
+                .arch
+                .unit_head
+                .is_some_and(|n| n == vocab || !self.config["z_loss_weight"].is_null()),
             parallel: self.flag("use_parallel_residual")?.unwrap_or(self.arch.parallel),
             ff_norm: self.has("blk.0.ffn_norm.weight"),
             alibi: (positions == Positions::Alibi).then(|| alibi.unwrap_or(8.0) as f32),
@@ -268,6 +275,19 @@ impl Reader<'_> {
             ..ModelSpec::new(self.arch)
         };
         Ok(spec.with_latent(latent))
+    }
+
+    /// What queries, keys and values are clipped at; refused where the family is not known to do it.
+    fn clip(&self) -> Result<Option<f32>> {
+        let said = match &self.config["attn_config"]["clip_qkv"] {
+            Value::Null => &self.config["clip_qkv"],
+            nested => nested,
+        };
+        let by = number("clip_qkv", said)?.filter(|by| *by != 0.0);
+        if by.is_some() && !self.arch.clips {
+            return Err(field_error("clip_qkv", "is set, but this family is not known to clip"));
+        }
+        Ok(by.map(|by| by as f32))
     }
 
     /// The sizes of latent attention.

@@ -49,6 +49,10 @@ pub struct ModelSpec {
     pub qk_norm: QkNorm,
     /// Norms have a bias.
     pub norm_bias: bool,
+    /// What queries, keys and values are clipped at.
+    pub clip: Option<f32>,
+    /// The head's rows are brought to length 1.
+    pub unit_head: bool,
     /// Attention and feed-forward read the same and are added together.
     pub parallel: bool,
     /// The feed-forward block has a norm of its own; otherwise it reads what attention does.
@@ -119,7 +123,9 @@ impl ModelSpec {
             attn_softcap: None,
             logit_softcap: None,
             qk_norm: arch.qk_norm,
-            norm_bias: arch.norm == NormKind::Layer,
+            norm_bias: arch.norm == NormKind::Layer && !arch.bare_norms,
+            clip: None,
+            unit_head: false,
             parallel: arch.parallel,
             ff_norm: true,
             alibi: None,
@@ -205,6 +211,7 @@ impl ModelSpec {
             ("residual scale", self.residual_scale),
             ("logit scale", self.logit_scale),
             ("alibi bias", self.alibi.unwrap_or(1.0)),
+            ("clipping", self.clip.unwrap_or(1.0)),
         ] {
             if !(factor.is_finite() && factor > 0.0) {
                 return Err(field_error(field, format!("is {factor}; a positive number is needed")));
@@ -288,6 +295,12 @@ pub(crate) fn positions(arch: &Arch, layers: u32) -> Positions {
         Positions::RotatedBut { .. } => Positions::Rotated,
         other => other,
     }
+}
+
+/// The norm of queries and keys of a model that `has` tensors: none, if their gains are not there.
+pub(crate) fn qk_norm(arch: &Arch, has: impl Fn(&str) -> bool) -> QkNorm {
+    let gains = ["blk.0.attn_q_norm.weight", "blk.0.attn_q_norm.0.weight"];
+    if gains.into_iter().any(has) { arch.qk_norm } else { QkNorm::None }
 }
 
 /// The rotations of a model: that of the file, and another of window layers where the family has one.

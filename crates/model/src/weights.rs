@@ -44,6 +44,9 @@ pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tens
         Take::Half(index) => half(&tensor, canonical, index)?,
         Take::Cut(part) => Tensor { name: canonical.into(), ..stacks::cut(source, spec, found, part)? },
     };
+    if unit_rows(spec, canonical) {
+        return unit(tensor);
+    }
     if minus_one(source, spec, canonical) { add_one(tensor) } else { Ok(tensor) }
 }
 
@@ -58,6 +61,10 @@ pub fn headers(
         let (t, take) = locate(source, spec.arch, canonical)?;
         if minus_one(source, spec, canonical) {
             return Ok((DType::F32, 4 * t.len(), false));
+        }
+        if unit_rows(spec, canonical) {
+            let dtype = unit_type(t.dtype);
+            return Ok((dtype, t.len() / dtype.block_len() * dtype.block_bytes(), false));
         }
         let bytes = match take {
             Take::Whole => t.data.len(),
@@ -199,6 +206,30 @@ fn transposed(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
 /// Whether the file has a norm's gains minus one.
 fn minus_one(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
     matches!(source, Source::Hf(_)) && spec.arch.hf_norm_minus_one && canonical.ends_with("_norm.weight")
+}
+
+/// Whether a matrix is to have rows of length 1, which the file may not have.
+fn unit_rows(spec: &ModelSpec, canonical: &str) -> bool {
+    spec.unit_head && canonical == "output.weight"
+}
+
+/// The type of rows that are changed after they were stored: as they were, and 16 bits where they were in blocks.
+fn unit_type(stored: DType) -> DType {
+    if stored.is_quantized() { DType::F16 } else { stored }
+}
+
+/// Brings rows to length 1.
+fn unit(tensor: Tensor) -> Result<Tensor> {
+    let (dtype, cols) = (unit_type(tensor.dtype), tensor.shape.last().copied().unwrap_or(0).max(1));
+    let mut all = vec![0.0f32; tensor.len()];
+    quant::dequantize(tensor.dtype, &tensor.data, &mut all)?;
+    for row in all.chunks_mut(cols) {
+        let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt().max(1e-12);
+        row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    }
+    let mut data = Vec::new();
+    quant::quantize(dtype, &all, &mut data)?;
+    Ok(Tensor { dtype, data: Bytes::from(data), ..tensor })
 }
 
 /// A norm gain stored as its difference from 1.

@@ -50,6 +50,8 @@ fn differences(a: &Arch) -> Vec<String> {
         Norms::After => say(true, "norms after the residual sums"),
         Norms::Outputs => say(true, "norms after attention and feed-forward, none before"),
     }
+    say(a.bare_norms, "norms have no gains");
+    say(a.clips, "queries, keys and values are clipped, where set");
     say(a.embed_norm, "the embeddings are normalised");
     say(a.parallel, "attention and feed-forward side by side");
     say(!a.gated, "no gate in the feed-forward block");
@@ -67,6 +69,9 @@ fn differences(a: &Arch) -> Vec<String> {
     match a.qk_norm {
         QkNorm::None => {}
         QkNorm::PerHead => say(true, "queries and keys are normalised per head"),
+        QkNorm::EachHead => {
+            say(true, "queries and keys are normalised per head with gains of its own, where it has them")
+        }
         QkNorm::Whole => say(true, "queries and keys are normalised over all heads"),
     }
     match a.positions {

@@ -148,13 +148,13 @@ pub const MPT: Arch = Arch {
     hf_only: &[
         ("attn_config.alibi", Setting::Flag(true)),
         ("attn_config.attn_type", Setting::Text("multihead_attention")),
-        ("attn_config.clip_qkv", Setting::Number(0.0)),
         ("attn_config.prefix_lm", Setting::Flag(false)),
         ("attn_config.qk_ln", Setting::Flag(false)),
         ("attn_config.softmax_scale", Setting::Number(0.0)),
         ("logit_scale", Setting::Number(1.0)),
     ],
-    goldens: &["mpt"],
+    clips: true,
+    goldens: &["mpt", "mpt-clip"],
     ..GPT2
 };
 
@@ -185,15 +185,19 @@ pub const BLOOM: Arch = Arch {
     ..GPTNEOX
 };
 
-/// StableLM 3B, Zephyr and 2 1.6B.
+/// StableLM 3B, Zephyr, 2 1.6B and 2 12B.
 pub const STABLELM: Arch = Arch {
     gguf: "stablelm",
     hf: &["StableLmForCausalLM"],
-    title: "StableLM 3B, StableLM 2 1.6B",
+    title: "StableLM 3B, StableLM 2 1.6B, 12B",
     norm: NormKind::Layer,
     gguf_rope: RopeStyle::Neox,
+    qk_norm: QkNorm::EachHead,
+    names: &[
+        ("blk.{}.attn_q_norm.{}", "model.layers.{}.self_attn.q_layernorm.norms.{}"),
+        ("blk.{}.attn_k_norm.{}", "model.layers.{}.self_attn.k_layernorm.norms.{}"),
+    ],
     hf_defaults: &[("partial_rotary_factor", Setting::Number(0.25))],
-    hf_only: &[("qk_layernorm", Setting::Flag(false))],
-    goldens: &["stablelm"],
+    goldens: &["stablelm", "stablelm-12b"],
     ..LLAMA
 };

@@ -18,7 +18,7 @@ pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMO
 pub use gemma::{GEMMA, GEMMA2, GEMMA3};
 pub use gpt::{BLOOM, FALCON, GPT2, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
 pub use llama::{
-    BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, MISTRAL3, OLMO2, SMOLLM3,
+    BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, MISTRAL3, OLMO, OLMO2, SMOLLM3,
 };
 pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3};
 pub use qwen::{QWEN2, QWEN3};
@@ -34,6 +34,8 @@ pub enum QkNorm {
     None,
     /// Over each head with one gain of `head_dim`.
     PerHead,
+    /// Over each head with a gain of its own.
+    EachHead,
     /// Over all heads together.
     Whole,
 }
@@ -170,6 +172,12 @@ pub struct Arch {
     pub qk_norm: QkNorm,
     /// Where the norms of a block are.
     pub norms: Norms,
+    /// Norms have neither gains nor biases.
+    pub bare_norms: bool,
+    /// Queries, keys and values are clipped, where the file says at what.
+    pub clips: bool,
+    /// The head's rows have length 1 in checkpoints with so many tokens, for which no file has a field.
+    pub unit_head: Option<u32>,
     /// Attention and feed-forward read the same and are added together, unless the file says otherwise.
     pub parallel: bool,
     /// A token sees only what is before it. Without that the model is an encoder: it has no head, and what it gives are the

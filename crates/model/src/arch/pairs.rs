@@ -51,14 +51,14 @@ pub const GLM4: Arch = Arch {
 pub const COMMAND_R: Arch = Arch {
     gguf: "command-r",
     hf: &["CohereForCausalLM"],
-    title: "Command-R; Aya 23, Aya Expanse",
+    title: "Command-R, Command-R+; Aya 23, Aya Expanse",
     norm: NormKind::Layer,
+    qk_norm: QkNorm::EachHead,
     parallel: true,
     multipliers: Multipliers::Logits,
     hf_rope: RopeStyle::Interleaved,
     hf_defaults: &[("logit_scale", Setting::Number(0.0625))],
-    hf_only: &[("use_qk_norm", Setting::Flag(false))],
-    goldens: &["command-r"],
+    goldens: &["command-r", "command-r-plus"],
     ..LLAMA
 };
 
@@ -67,6 +67,7 @@ pub const COHERE2: Arch = Arch {
     gguf: "cohere2",
     hf: &["Cohere2ForCausalLM"],
     title: "Command-R7B, Command-A",
+    qk_norm: QkNorm::None,
     unrotated: Unrotated::Full,
     windows: WindowPattern::AllButEvery(4),
     goldens: &["cohere2"],
