@@ -32,10 +32,10 @@ pub(crate) struct Bench {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What to measure")]
     pub(crate) threads: Option<u16>,
     /// Where to compute: cpu, cuda or cuda:N; on a GPU what fresh processes tell is left out
-    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, conflicts_with_all = ["kv", "serve", "speculate", "against"], help_heading = "What to measure")]
+    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, conflicts_with_all = ["kv", "speculate", "against"], help_heading = "What to measure")]
     pub(crate) device: Place,
     /// On a GPU: the mode in which the bytes do not depend on the load
-    #[arg(long, conflicts_with_all = ["kv", "serve", "speculate", "against"], help_heading = "What to measure")]
+    #[arg(long, conflicts_with_all = ["kv", "speculate", "against"], help_heading = "What to measure")]
     pub(crate) deterministic: bool,
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "What to measure")]
@@ -184,8 +184,8 @@ fn batch_sizes(text: &str) -> Result<BatchSizes, String> {
         return Ok(BatchSizes(Vec::new()));
     }
     let one = |part: &str| match part.trim().parse::<usize>() {
-        Ok(n) if (1..=128).contains(&n) => Ok(n),
-        _ => Err(format!("{part:?} is not a number from 1 to 128; give a list such as 1,8, or none")),
+        Ok(n) if (1..=512).contains(&n) => Ok(n),
+        _ => Err(format!("{part:?} is not a number from 1 to 512; give a list such as 1,8, or none")),
     };
     text.split(',').map(one).collect::<Result<_, _>>().map(BatchSizes)
 }
