@@ -472,6 +472,7 @@ pub fn attend(h: Heads, style: RopeStyle, rows: usize, rng: &mut Rng) -> Case {
         alibi: None,
         chunked: false,
         sinks: None,
+        blocks: None,
     };
     p.logits = Some(p.attend(q, spec));
     let name = format!("{heads}/{kv_heads} heads of {head_dim}, window {window:?}, {style:?}, {rows} tokens");

@@ -145,6 +145,7 @@ mod tests {
             alibi: None,
             chunked: false,
             sinks: None,
+            blocks: None,
         };
         let a = p.attend(qkv.slice(0, 8), spec);
         let y = p.value("y", Rows::Tokens, 8);

@@ -158,7 +158,7 @@ impl Device for Cuda {
         let bent = program.ropes.iter().any(|t| t.first > 0 || t.growth.is_some());
         if bent || program.ops.iter().any(|n| is_of_experts(&n.op)) {
             let why =
-                "mixtures of experts, latent and chunked attention do not run on it; the CPU runs them (--device cpu)"
+                "mixtures of experts, latent, chunked and block-sparse attention do not run on it; the CPU runs them (--device cpu)"
                     .into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
@@ -467,7 +467,7 @@ fn floats(bytes: &[u8], out: &mut [f32]) {
 
 /// Whether an op looks rows of a table up by something else than the token, or adds to them.
 fn is_of_experts(op: &Op) -> bool {
-    let chunked = matches!(op, Op::Attend { spec, .. } if spec.chunked);
+    let chunked = matches!(op, Op::Attend { spec, .. } if spec.chunked || spec.blocks.is_some());
     chunked || matches!(op, Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. })
 }
 

@@ -374,6 +374,10 @@ impl Program {
                     && out.cols == s.heads * s.v_dim
                     && s.window != Some(0)
                     && (s.causal || (s.window.is_none() && s.alibi.is_none()))
+                    && s.blocks.is_none_or(|b| {
+                        let plain = s.causal && s.window.is_none() && s.alibi.is_none();
+                        plain && b.local > 0 && b.tokens.is_power_of_two()
+                    })
                     && s.sinks.is_none_or(|w| {
                         let w = &self.weights[w.0 as usize];
                         (w.rows(), w.cols) == (1, s.heads)

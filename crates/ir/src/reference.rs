@@ -245,7 +245,8 @@ impl Ready {
                 let s = dot * f64::from(spec.scale);
                 let s = spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh());
                 let slope = spec.alibi.map_or(0.0, |max| alibi_slope(max, spec.heads, h as u32));
-                s - f64::from(slope) * (position as f64 - p as f64)
+                let unseen = spec.blocks.is_some_and(|b| !b.sees(h, position, p));
+                if unseen { f64::NEG_INFINITY } else { s - f64::from(slope) * (position as f64 - p as f64) }
             })
             .collect();
         // `f64::max` drops NaN; a NaN score must reach the output instead.
@@ -288,9 +289,11 @@ impl Ready {
             let kvh = h / (spec.heads / spec.kv_heads) as usize;
             let (first, weights, total) = self.weights_of(all, spec, h, q, blocks, place);
             for i in 0..vd {
+                // What is not seen has no weight, and what lies there does not matter.
                 let sum: f64 = weights
                     .iter()
                     .zip(first..)
+                    .filter(|(w, _)| spec.blocks.is_none() || **w != 0.0)
                     .map(|(w, p)| {
                         let v = cache.row(blocks, p) * cache.layer.kv_heads as usize * vd + kvh * vd;
                         w * f64::from(cache.v[v + i])

@@ -234,6 +234,7 @@ impl Builder<'_> {
             causal: s.arch.causal,
             window,
             chunked: s.chunked && window.is_some(),
+            blocks: s.blocks.filter(|(_, every)| !(l + 1).is_multiple_of(*every)).map(|(blocks, _)| blocks),
             softcap: s.attn_softcap,
             alibi: s.alibi,
             sinks,
@@ -269,7 +270,14 @@ impl Builder<'_> {
             let y = self.mixture(h, l, &experts);
             return self.scaled(y);
         }
-        let a = if s.arch.gated {
+        let a = if let Some(gate) = s.arch.gate {
+            // One expert, which every row has.
+            let both = |kind: &str| ["ffn_gate", "ffn_up"].map(|n| format!("blk.{l}.{n}.{kind}"));
+            let parts = |kind: &str| both(kind).map(|name| WeightPart { name, rows: s.ff }).into();
+            let weight = self.p.stacked(parts("weight"), h.cols);
+            let bias = s.ff_bias.then(|| self.p.stacked(parts("bias"), 1));
+            self.p.matmul_experts("ffn_up", (h, None), 1, (weight, bias), Some(gate))
+        } else if s.arch.gated {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
             self.p.glu(gate, up, s.arch.act)

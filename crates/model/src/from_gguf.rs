@@ -228,7 +228,7 @@ impl Reader<'_> {
         let own = [of("embedding_scale")?, of("residual_scale")?, of("logit_scale")?];
         let plain = if self.arch.embed_sqrt_dim { (dim as f32).sqrt() } else { 1.0 };
         Ok(match self.arch.multipliers {
-            Multipliers::None => [plain, 1.0, 1.0],
+            Multipliers::None | Multipliers::Mup => [plain, 1.0, 1.0],
             Multipliers::Granite => {
                 [own[0].unwrap_or(1.0), own[1].unwrap_or(1.0), 1.0 / own[2].unwrap_or(1.0)]
             }
@@ -445,7 +445,7 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
         (Some(a), k) if k.ends_with("_epsilon") => k == epsilon(a),
         (Some(a), k) if k.starts_with("rope.") && a.positions == Positions::Learned => false,
         (Some(a), k) if FACTORS.contains(&k) => match a.multipliers {
-            Multipliers::None => value.as_int() == Some(0),
+            Multipliers::None | Multipliers::Mup => value.as_int() == Some(0),
             Multipliers::Logits => k == "logit_scale",
             Multipliers::Granite | Multipliers::MiniCpm => true,
         },

@@ -5,7 +5,7 @@ use crate::experts::ExpertSpec;
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
-use quarrel_ir::{Growth, NormKind};
+use quarrel_ir::{Blocks, Growth, NormKind};
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -95,6 +95,10 @@ pub struct ModelSpec {
     pub bare_norm: bool,
     /// What queries of layers without rotation grow by.
     pub growth: Option<Growth>,
+    /// Attention by blocks, and every how many layers there is one that sees everything.
+    pub blocks: Option<(Blocks, u32)>,
+    /// Tokens of the vocabulary that are never answered.
+    pub never: Vec<u32>,
     /// Layers, first to last.
     pub layers: Vec<LayerSpec>,
 }
@@ -147,6 +151,8 @@ impl ModelSpec {
             chunked: false,
             bare_norm: false,
             growth: None,
+            blocks: None,
+            never: Vec::new(),
             layers: Vec::new(),
         }
     }
@@ -219,6 +225,16 @@ impl ModelSpec {
         }
         if !(self.eps.is_finite() && self.eps >= 0.0) {
             return Err(field_error("layer_norm_rms_epsilon", format!("is {}", self.eps)));
+        }
+        let bad = |(b, every): (Blocks, u32)| {
+            let fits = b.tokens.is_power_of_two() && b.tokens <= 1 << 16 && b.local > 0;
+            !fits || every == 0 || b.local.max(b.stride).max(b.shift) > 1 << 16
+        };
+        if let Some(b) = self.blocks.filter(|b| bad(*b)) {
+            return Err(field_error("blocks of attention", format!("are {b:?}, which is no pattern")));
+        }
+        if let Some(n) = self.never.iter().find(|n| **n >= self.vocab) {
+            return Err(field_error("tokens that are never answered", format!("have {n} of {}", self.vocab)));
         }
         if self.context == 0 {
             return Err(field_error("context_length", "is 0"));
@@ -317,6 +333,7 @@ pub(crate) fn has_norm_bias(has: impl Fn(&str) -> bool) -> bool {
 
 pub(crate) fn attn_scale(arch: &Arch, layers: u32, dim: u32, heads: u32, head_dim: u32) -> f32 {
     match arch.attn_scale {
+        AttnScale::One => 1.0,
         AttnScale::HeadDimBut { layers: l } if l == layers => (dim as f32 / heads as f32).powf(-0.5),
         _ => (head_dim as f32).powf(-0.5),
     }

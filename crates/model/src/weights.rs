@@ -33,6 +33,9 @@ pub fn load(
 
 /// Finds a tensor by its canonical name and brings it to canonical form.
 pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
+    if canonical == "output.bias" && !spec.never.is_empty() {
+        return Ok(never(spec));
+    }
     let (found, take) = locate(source, spec.arch, canonical)?;
     let mut tensor = found.clone();
     if transposed(source, spec, canonical) && tensor.shape.len() == 2 {
@@ -41,6 +44,9 @@ pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tens
     tensor = match take {
         Take::Whole => tensor,
         Take::Third(index) => third(&tensor, source, spec, canonical, index)?,
+        Take::Half(index) if gate_pairs(source, spec) => {
+            Tensor { name: canonical.into(), ..stacks::every_second(&tensor, index)? }
+        }
         Take::Half(index) => half(&tensor, canonical, index)?,
         Take::Cut(part) => Tensor { name: canonical.into(), ..stacks::cut(source, spec, found, part)? },
     };
@@ -58,6 +64,9 @@ pub fn headers(
     program: &Program,
 ) -> Result<Vec<Vec<(DType, usize, bool)>>> {
     let header = |canonical: &str| {
+        if canonical == "output.bias" && !spec.never.is_empty() {
+            return Ok((DType::F32, 4 * spec.vocab as usize, false));
+        }
         let (t, take) = locate(source, spec.arch, canonical)?;
         if minus_one(source, spec, canonical) {
             return Ok((DType::F32, 4 * t.len(), false));
@@ -77,7 +86,8 @@ pub fn headers(
         };
         let gathered = matches!(take, Take::Third(_)) && by_kv_head(source, spec);
         let turned = transposed(source, spec, canonical) && t.shape.len() == 2;
-        let moved = turned || gathered;
+        let paired = matches!(take, Take::Half(_)) && gate_pairs(source, spec);
+        let moved = turned || gathered || paired;
         Ok((t.dtype, bytes, t.data.is_mapped() && !moved))
     };
     program.weights.iter().map(|d| d.parts.iter().map(|p| header(&p.name)).collect()).collect()
@@ -149,6 +159,19 @@ fn thirds(spec: &ModelSpec) -> [usize; 3] {
 
 fn by_kv_head(source: &Source, spec: &ModelSpec) -> bool {
     matches!(source, Source::Hf(_)) && spec.arch.hf_qkv == Stacked::ByKvHead
+}
+
+/// Whether a file has the rows of gate and up in turn.
+fn gate_pairs(source: &Source, spec: &ModelSpec) -> bool {
+    matches!(source, Source::Hf(_)) && spec.arch.hf_gate_pairs
+}
+
+/// A bias of the head that keeps tokens from being answered, which is finite, because what is drawn from is finite.
+fn never(spec: &ModelSpec) -> Tensor {
+    let mut bias = vec![0.0f32; spec.vocab as usize];
+    spec.never.iter().for_each(|n| bias[*n as usize] = -1e30 / spec.logit_scale);
+    let data = Bytes::from(bias.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>());
+    Tensor { name: "output.bias".into(), dtype: DType::F32, shape: vec![bias.len()], data }
 }
 
 /// The rows of one of the three.

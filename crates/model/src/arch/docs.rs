@@ -16,6 +16,11 @@ with the difference, never run approximately.
 Contexts beyond the first training are known as `linear`, `dynamic` (NTK), `llama3`, `yarn` and `longrope`; rotations may be
 of a part of each head. LongRoPE and `dynamic` depend on the context that is served (`--ctx`), and hold for all its tokens.
 
+Attention sees everything before a token, a window, a chunk, or blocks: the token's own and a few before it, the first ones,
+and every so many'th, which differ by head. What is not seen is not read, so a window or a pattern costs what it sees and not
+the context. Attention by blocks runs on the CPU alone and cannot be combined with eviction. Phi-3-small's folder needs a
+`tokenizer.json` (it is published with a tokenizer of its own code; its vocabulary is that of cl100k with added tokens).
+
 | family | GGUF | Hugging Face | what differs from Llama | golden |
 |---|---|---|---|---|
 ";
@@ -60,6 +65,7 @@ fn differences(a: &Arch) -> Vec<String> {
     say(a.experts.is_some_and(|e| matches!(e.scoring, Scoring::Sparse { .. })), "SparseMixer");
     say(a.latent, "latent attention, absorbed");
     say(a.chunks.is_some(), "attention in chunks");
+    say(a.gate.is_some(), "a gate that is clamped");
     match a.act {
         Activation::Silu => {}
         Activation::GeluTanh => say(true, "GELU (tanh)"),
@@ -98,7 +104,7 @@ fn differences(a: &Arch) -> Vec<String> {
     say(a.embed_sqrt_dim, "embeddings times the root of the width");
     match a.multipliers {
         Multipliers::None => {}
-        Multipliers::Granite | Multipliers::MiniCpm => {
+        Multipliers::Granite | Multipliers::MiniCpm | Multipliers::Mup => {
             say(true, "factors on embeddings, residuals and logits")
         }
         Multipliers::Logits => say(true, "a factor on logits"),

@@ -2,7 +2,8 @@
 
 use super::*;
 
-pub(super) const ROWS: &[&Arch] = &[&GPT2, &GPTNEOX, &STARCODER2, &PHI2, &FALCON, &MPT, &BLOOM, &STABLELM];
+pub(super) const ROWS: &[&Arch] =
+    &[&GPT2, &GPTNEO, &GPTNEOX, &STARCODER2, &PHI2, &FALCON, &MPT, &BLOOM, &STABLELM];
 
 /// GPT-2.
 pub const GPT2: Arch = Arch {
@@ -34,6 +35,34 @@ pub const GPT2: Arch = Arch {
     ],
     goldens: &["gpt2"],
     ..LLAMA
+};
+
+/// GPT-Neo.
+pub const GPTNEO: Arch = Arch {
+    gguf: "gptneo",
+    hf: &["GPTNeoForCausalLM"],
+    title: "GPT-Neo 125M, 1.3B, 2.7B (safetensors)",
+    attn_scale: AttnScale::One,
+    hf_transposed: false,
+    names: &[
+        ("token_embd", "transformer.wte"),
+        ("position_embd", "transformer.wpe"),
+        ("output_norm", "transformer.ln_f"),
+        ("blk.{}.attn_norm", "transformer.h.{}.ln_1"),
+        ("blk.{}.attn_q", "transformer.h.{}.attn.attention.q_proj"),
+        ("blk.{}.attn_k", "transformer.h.{}.attn.attention.k_proj"),
+        ("blk.{}.attn_v", "transformer.h.{}.attn.attention.v_proj"),
+        ("blk.{}.attn_output", "transformer.h.{}.attn.attention.out_proj"),
+        ("blk.{}.ffn_norm", "transformer.h.{}.ln_2"),
+        ("blk.{}.ffn_up", "transformer.h.{}.mlp.c_fc"),
+        ("blk.{}.ffn_down", "transformer.h.{}.mlp.c_proj"),
+    ],
+    hf_unused: &["transformer.h.{}.attn.attention.bias", "transformer.h.{}.attn.attention.masked_bias"],
+    hf_defaults: &[("sliding_window", Setting::Number(256.0))],
+    hf_only: &[],
+    goldens: &["gptneo"],
+    notes: "scores are not scaled; a window in the layers that the file calls local",
+    ..GPT2
 };
 
 /// GPT-NeoX and Pythia.

@@ -15,6 +15,8 @@ pub const LLAMA: Arch = Arch {
     norm: NormKind::Rms,
     act: Activation::Silu,
     gated: true,
+    gate: None,
+    hf_gate_pairs: false,
     experts: None,
     latent: false,
     chunks: None,

@@ -2,7 +2,7 @@
 //! A field enters only when a published checkpoint needs it.
 
 use crate::experts::Experts;
-use quarrel_ir::{Activation, Growth, NormKind, RopeStyle};
+use quarrel_ir::{Activation, Gate, Growth, NormKind, RopeStyle};
 
 pub mod docs;
 mod encoders;
@@ -16,11 +16,11 @@ mod qwen;
 pub use encoders::{BERT, NOMIC_BERT};
 pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMOE, QWEN2_MOE, QWEN3_MOE};
 pub use gemma::{GEMMA, GEMMA2, GEMMA3};
-pub use gpt::{BLOOM, FALCON, GPT2, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
+pub use gpt::{BLOOM, FALCON, GPT2, GPTNEO, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
 pub use llama::{
     BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, MISTRAL3, OLMO, OLMO2, SMOLLM3,
 };
-pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3};
+pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3, PHI3_SMALL};
 pub use qwen::{QWEN2, QWEN3};
 
 /// The rows, by kin. A file of rows is one line here.
@@ -91,6 +91,8 @@ pub enum Multipliers {
     MiniCpm,
     /// Logits are multiplied (Command-R).
     Logits,
+    /// As Phi-3-small says them; logits are divided.
+    Mup,
 }
 
 /// In what order a Hugging Face file stacks queries, keys and values in one matrix.
@@ -129,6 +131,8 @@ pub enum WindowPattern {
 pub enum AttnScale {
     /// `head_dim^-0.5`.
     HeadDim,
+    /// None.
+    One,
     /// `head_dim^-0.5`, but `(dim / heads)^-0.5` in the checkpoint with this many layers: Gemma 3 27B's
     /// `query_pre_attn_scalar` is 168 and GGUF has no field for it.
     HeadDimBut {
@@ -164,6 +168,10 @@ pub struct Arch {
     pub act: Activation,
     /// Whether it gates a second product.
     pub gated: bool,
+    /// How, where it is not by the nonlinearity alone.
+    pub gate: Option<Gate>,
+    /// Hugging Face stores gate and up row by row in one matrix.
+    pub hf_gate_pairs: bool,
     /// How experts are chosen and used, where a model has them.
     pub experts: Option<Experts>,
     /// Keys and values come from a latent that both share.
