@@ -186,11 +186,20 @@ fn what_a_known_family_does_not_have_is_refused_by_name() {
         ),
         (hf("olmo3", &[("layer_types", json!(["full_attention"]))]), "layer_types"),
         (hf("granite", &[("logits_scaling", json!(0.0))]), "logit scale"),
-        (hf("gptneo", &[("attention_types", json!([[["global"], 3]]))]), "attention_types: must list 4 times"),
-        (hf("gptneo", &[("attention_types", json!([[["global", "sparse"], 2]]))]), "attention_types: has \"sparse\""),
+        (
+            hf("gptneo", &[("attention_types", json!([[["global"], 3]]))]),
+            "attention_types: must list 4 times",
+        ),
+        (
+            hf("gptneo", &[("attention_types", json!([[["global", "sparse"], 2]]))]),
+            "attention_types: has \"sparse\"",
+        ),
         (hf("llama2", &[("blocksparse_block_size", json!(64))]), "not known to attend by blocks"),
         (hf("phi3-small", &[("blocksparse_block_size", json!(12))]), "which is no pattern"),
-        (hf("phi3-small", &[("blocksparse_vert_stride", json!(null))]), "blocksparse_vert_stride: is missing"),
+        (
+            hf("phi3-small", &[("blocksparse_vert_stride", json!(null))]),
+            "blocksparse_vert_stride: is missing",
+        ),
         (hf("phi3-small", &[("dummy_token_indices", json!([64]))]), "have 64 of 64"),
         (hf("phi3-small", &[("gegelu_limit", json!(7.0))]), "gegelu_limit"),
         (
