@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import families
+import hybrids
 from make_tiny import greedy, llama3_rope_factors, llama_cpp_logits, logits_of, logits_step_by_step, permute, vocabulary
 
 HERE = Path(__file__).parent / "tiny"
@@ -63,7 +64,7 @@ SPEC = {
                                      attention_bias=False, rope_scaling=dict(
                                          rope_type="yarn", factor=4.0, original_max_position_embeddings=16)),
                        gguf="QWEN3"),
-} | families.rows(config)
+} | families.rows(config) | hybrids.rows(config)
 
 
 def random_weight(name: str, shape, tied: bool, minus_one: bool) -> torch.Tensor:
@@ -112,6 +113,8 @@ def gguf_tensors(spec, conf, state):
             data = permute(data, heads if ".q_proj." in hf else kv)
         if spec.get("transposed") and data.ndim == 2 and "wte" not in hf and "wpe" not in hf:
             data = data.T
+        if hf.endswith((".conv.conv.weight", ".conv1d.weight")):  # one filter for each column, between them an axis of 1
+            data = data.squeeze(1)
         if "query_key_value" in hf:
             data = by_kv_head(data, heads, spec.get("kv_heads", kv), conf.hidden_size // heads)
         name = next(filter(None, (names.get_name(n, (".weight", ".bias")) for n in (hf, hf.removeprefix("transformer.")))), None)
@@ -136,7 +139,7 @@ def write_gguf(path: Path, name: str, spec, conf, state, f32: bool):
         "attention.head_count": heads,
         "attention.head_count_kv": spec.get("kv_heads") or getattr(conf, "num_key_value_heads", None) or heads,
     }
-    eps = [getattr(conf, k) for k in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon") if hasattr(conf, k)]
+    eps = [getattr(conf, k) for k in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps") if hasattr(conf, k)]
     eps = [spec["eps"]] if "eps" in spec else eps
     meta["attention.layer_norm_rms_epsilon" if spec.get("rms", "rms_norm_eps" in raw) else "attention.layer_norm_epsilon"] = float(eps[0])
     if spec.get("rope", True):
@@ -177,9 +180,9 @@ def write_gguf(path: Path, name: str, spec, conf, state, f32: bool):
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
     for name, data in gguf_tensors(spec, conf, state):
-        vector = data.ndim == 1 or "norm" in name
-        kind = gguf.GGMLQuantizationType.F32 if f32 or vector else gguf.GGMLQuantizationType.BF16
-        w.add_tensor(name, data if vector or f32 else gguf.quants.quantize(data, kind), raw_dtype=kind)
+        plain = f32 or data.ndim == 1 or "norm" in name or ".conv." in name or "conv1d" in name
+        kind = gguf.GGMLQuantizationType.F32 if plain else gguf.GGMLQuantizationType.BF16
+        w.add_tensor(name, data if plain else gguf.quants.quantize(data, kind), raw_dtype=kind)
     w.write_header_to_file()
     w.write_kv_data_to_file()
     w.write_tensors_to_file()

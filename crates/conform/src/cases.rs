@@ -510,6 +510,31 @@ pub fn biased_attention(rng: &mut Rng) -> Vec<Case> {
     cases
 }
 
+/// Short convolutions of `rows` tokens of one sequence, with and without biases.
+pub fn short_convs(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (cols, taps, biased, rows) in
+        [(1, 1, true, 5), (16, 3, false, 1), (33, 2, true, 40), (100, 4, false, 70), (64, 16, true, 50)]
+    {
+        let (mut p, x, mut t) = with_input(3 * cols, rng);
+        p.kv = vec![KvLayer::inputs(cols, taps)];
+        t.insert("taps".into(), tensor("taps", DType::F32, &[cols as usize, taps as usize], 0.7, rng));
+        t.insert("bias".into(), tensor("bias", DType::F32, &[cols as usize], 0.5, rng));
+        let weight = p.weight("taps", cols, taps);
+        let bias = biased.then(|| p.weight("bias", 1, cols));
+        let parts = [2, 0, 1].map(|i| x.slice(i * cols, cols));
+        p.logits = Some(p.short_conv(parts, (weight, bias), 0));
+        cases.push(Case::new(
+            format!("{taps} taps on {cols} columns, {rows} tokens"),
+            p,
+            t,
+            rows,
+            Measure::Rms,
+        ));
+    }
+    cases
+}
+
 /// Attention over head sizes, groups, windows and caps.
 pub fn attention(rng: &mut Rng) -> Vec<Case> {
     let mut cases = Vec::new();

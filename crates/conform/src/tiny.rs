@@ -1,8 +1,8 @@
-//! Tiny random models of four families as GGUF files, with matrices of any tensor type.
+//! Tiny random models of five families as GGUF files, with matrices of any tensor type.
 
 use crate::random::{Rng, f32_tensor, tensor};
 use quarrel_formats::gguf::{NewTensor, write};
-use quarrel_formats::{DType, Metadata, Tensor, Value};
+use quarrel_formats::{Array, DType, Metadata, Tensor, Value};
 use std::path::Path;
 
 /// Tokens in the vocabulary: as many as a request can have log-probabilities of.
@@ -22,6 +22,8 @@ pub enum Family {
     Experts,
     /// Latent attention, and experts in groups beside a shared one in the second layer (DeepSeek-V3).
     Latent,
+    /// Short convolutions, before and after a layer of attention.
+    Lfm2,
 }
 
 impl Family {
@@ -31,6 +33,7 @@ impl Family {
             Family::Gemma => "gemma3",
             Family::Experts => "qwen3moe",
             Family::Latent => "deepseek2",
+            Family::Lfm2 => "lfm2",
         }
     }
 
@@ -38,7 +41,7 @@ impl Family {
     fn heads(self) -> [usize; 4] {
         match self {
             Family::Llama => [6, 2, 128, 128],
-            Family::Gemma | Family::Experts => [4, 1, 64, 64],
+            Family::Gemma | Family::Experts | Family::Lfm2 => [4, 1, 64, 64],
             Family::Latent => [4, 1, RANK + ROTATED, RANK],
         }
     }
@@ -57,18 +60,23 @@ const EXPERTS: usize = 4;
 pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     let [heads, kv_heads, head_dim, v_dim] = family.heads();
     let (arch, ff) = (family.name(), 256);
+    let lfm2 = family == Family::Lfm2;
+    let layers = if lfm2 { LAYERS + 1 } else { LAYERS };
     let mut meta = Metadata::new();
     meta.insert("general.architecture", Value::String(arch.into()));
     let mut number = |key: &str, n: usize| drop(meta.insert(format!("{arch}.{key}"), Value::U32(n as u32)));
-    number("block_count", LAYERS);
+    number("block_count", layers);
     number("context_length", 4096);
     number("embedding_length", DIM);
     number("feed_forward_length", ff);
     number("attention.head_count", heads);
-    number("attention.head_count_kv", kv_heads);
     number("attention.key_length", head_dim);
     number("attention.value_length", v_dim);
+    if !lfm2 {
+        number("attention.head_count_kv", kv_heads);
+    }
     match family {
+        Family::Lfm2 => number("shortconv.l_cache", 3),
         Family::Llama => number("attention.sliding_window", 150),
         Family::Gemma => {
             number("attention.sliding_window", 50);
@@ -90,6 +98,10 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         number("expert_used_count", 2);
         meta.insert(format!("{arch}.expert_weights_norm"), Value::Bool(true));
     }
+    if lfm2 {
+        let heads = Array::U32(vec![0, kv_heads as u32, 0]);
+        meta.insert(format!("{arch}.attention.head_count_kv"), Value::Array(heads));
+    }
     meta.insert(format!("{arch}.attention.layer_norm_rms_epsilon"), Value::F32(1e-5));
 
     let mut rng = Rng(seed);
@@ -105,7 +117,7 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         });
     };
     add("token_embd.weight".into(), &[VOCAB, DIM]);
-    for l in 0..LAYERS {
+    for l in 0..layers {
         let mut layer = |name: &str, shape: &[usize]| add(format!("blk.{l}.{name}.weight"), shape);
         layer("attn_norm", &[DIM]);
         layer("ffn_norm", &[DIM]);
@@ -118,6 +130,10 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
                 layer("attn_v_b", &[heads, VALUE, RANK]);
                 layer("attn_output", &[DIM, heads * VALUE]);
             }
+            Family::Lfm2 if l != 1 => {
+                layer("shortconv.in_proj", &[3 * DIM, DIM]);
+                layer("shortconv.out_proj", &[DIM, DIM]);
+            }
             _ => {
                 layer("attn_q", &[heads * head_dim, DIM]);
                 layer("attn_k", &[kv_heads * head_dim, DIM]);
@@ -129,7 +145,7 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
             layer("post_attention_norm", &[DIM]);
             layer("post_ffw_norm", &[DIM]);
         }
-        if matches!(family, Family::Gemma | Family::Experts) {
+        if matches!(family, Family::Gemma | Family::Experts) || (lfm2 && l == 1) {
             layer("attn_q_norm", &[head_dim]);
             layer("attn_k_norm", &[head_dim]);
         }
@@ -149,9 +165,13 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
             layer("ffn_down", &[DIM, ff]);
         }
     }
-    add("output_norm.weight".into(), &[DIM]);
-    if family != Family::Gemma {
+    add(if lfm2 { "token_embd_norm" } else { "output_norm" }.to_string() + ".weight", &[DIM]);
+    if !matches!(family, Family::Gemma | Family::Lfm2) {
         add("output.weight".into(), &[VOCAB, DIM]);
+    }
+    for l in (0..layers).filter(|l| lfm2 && *l != 1) {
+        let taps: Vec<f32> = (0..3 * DIM).map(|_| 0.6 * rng.normal()).collect();
+        tensors.push(f32_tensor(&format!("blk.{l}.shortconv.conv.weight"), &[DIM, 3], &taps));
     }
 
     let shapes: Vec<Vec<u64>> = tensors.iter().map(|t| t.shape.iter().map(|d| *d as u64).collect()).collect();

@@ -382,6 +382,11 @@ fn llama_answers_the_same_whatever_the_load() {
 }
 
 #[test]
+fn lfm2_answers_the_same_whatever_the_load() {
+    run(Family::Lfm2, 1);
+}
+
+#[test]
 fn gemma_answers_the_same_whatever_the_load() {
     run(Family::Gemma, 1);
 }

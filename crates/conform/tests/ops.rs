@@ -2,7 +2,7 @@
 
 use quarrel_conform::cases::{self, ACTIVATIONS, Case};
 use quarrel_conform::random::Rng;
-use quarrel_cpu::{Cpu, CpuOptions};
+use quarrel_cpu::{Cpu, CpuOptions, KvType};
 use quarrel_formats::DType;
 use quarrel_ir::reference::Reference;
 
@@ -96,6 +96,32 @@ fn attention_at_odd_shapes() {
         for (threads, chunks) in [(2, vec![rows]), (1, vec![1; rows]), (3, vec![33, 1, 16, rows - 50])] {
             let other = case.run(&mut cpu(threads), &chunks).unwrap();
             assert!(same_bits(&whole, &other), "{}: chunks {chunks:?} change the bits", case.name);
+        }
+    }
+}
+
+#[test]
+fn short_convolutions_at_odd_shapes() {
+    for case in cases::short_convs(&mut Rng(10)) {
+        // Inputs are stored in 16 bits, also where keys and values are codes.
+        let whole = check(&case, 2e-3);
+        let rows = case.rows;
+        for (threads, chunks) in [(2, vec![1; rows]), (3, vec![rows.div_ceil(3), rows - rows.div_ceil(3)])] {
+            let chunks: Vec<usize> = chunks.into_iter().filter(|n| *n > 0).collect();
+            let other = case.run(&mut cpu(threads), &chunks).unwrap();
+            assert!(same_bits(&whole, &other), "{}: chunks {chunks:?} change the bits", case.name);
+        }
+        let with = |kv| {
+            let options = CpuOptions { threads: Some(2), kv, ..CpuOptions::default() };
+            case.run(&mut Cpu::new(options).unwrap(), &[rows]).unwrap()
+        };
+        let want = case.run(&mut Reference::default(), &[rows]).unwrap();
+        for (kv, bound) in [(KvType::F32, 1e-6), (KvType::BF16, 1e-2)] {
+            let error = case.error(&with(kv), &want);
+            assert!(error < bound, "{}, {}: {error}", case.name, kv.name());
+        }
+        for kv in [KvType::Q8_0, KvType::Q4_0] {
+            assert!(same_bits(&whole, &with(kv)), "{}, {}", case.name, kv.name());
         }
     }
 }

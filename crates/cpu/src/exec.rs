@@ -9,8 +9,8 @@ use crate::kernels::elementwise::{Each, map};
 use crate::kernels::norm::{Norm, norm};
 use crate::kernels::observe::{self, Observed, ReadKeys, Sums};
 use crate::kernels::top_k::{self, TopK};
-use crate::kernels::{combine::combine, embed::embed, rope::rope};
-use crate::kv::{KvHead, KvShare, Stored, by_type};
+use crate::kernels::{combine::combine, embed::embed, rope::rope, short_conv};
+use crate::kv::{Bf16, KvHead, KvShare, KvType, Stored, by_type};
 use crate::linear::{self, Lines};
 use crate::lora;
 use crate::plan;
@@ -70,6 +70,11 @@ impl Mat {
     pub(crate) fn start(self, first: usize) -> (*mut f32, usize) {
         assert!(first < self.cols, "column {first} of {}", self.cols);
         (self.base.wrapping_add(first), self.stride)
+    }
+
+    /// Columns.
+    pub(crate) fn cols(self) -> usize {
+        self.cols
     }
 
     /// One row to write.
@@ -157,6 +162,7 @@ pub(crate) struct Scratch {
     parts: Vec<f32>,
     observed: observe::Scratch,
     top: top_k::Scratch,
+    convolved: Vec<f32>,
 }
 
 /// Everything a step reads, and the memory it writes.
@@ -344,6 +350,14 @@ impl Run<'_> {
                     self.attend::<T>(team, scratch, i, out, q, spec);
                     self.observe::<T>(team, scratch, q, spec);
                 })
+            }
+            Op::ShortConv { .. } => {
+                let run = match self.kv.kind().of_inputs() {
+                    KvType::F32 => short_conv::short_conv::<f32>,
+                    KvType::BF16 => short_conv::short_conv::<Bf16>,
+                    _ => short_conv::short_conv::<u16>,
+                };
+                run(self, team, &mut scratch.convolved, op);
             }
             Op::Glu { out, gate, up, act } => self.each(team, op, Each::Glu(act), out, Some(gate), Some(up)),
             Op::Activate { out, x, act } => self.each(team, op, Each::Activate(act), out, Some(x), None),
@@ -649,6 +663,13 @@ pub(crate) fn scratch_bytes(
         let tile = Tile { seq: 0, row: 0, rows: 1, position: tokens - 1, end: tokens };
         parts = parts.max(if seqs < 4 * threads { parts_len(&vec![tile; seqs], spec, threads) } else { 0 });
     }
+    let convolved = program.ops.iter().filter_map(|n| match &n.op {
+        Op::ShortConv { x, weight, .. } => {
+            Some(short_conv::scratch_len(x.cols, program.weights[weight.0 as usize].cols))
+        }
+        _ => None,
+    });
+    let own = own + convolved.max().unwrap_or(0);
     4 * (parts + threads * own)
         + threads * (linear::lines_bytes(program, kinds, limits) + size_of::<attention::Scratch>())
         + threads * experts::groups_bytes(program, limits)

@@ -53,6 +53,14 @@ impl KvType {
         }
     }
 
+    /// The type of a short convolution's inputs: codes are too coarse for them.
+    pub(crate) fn of_inputs(self) -> KvType {
+        match self {
+            KvType::Q8_0 | KvType::Q4_0 => KvType::F16,
+            plain => plain,
+        }
+    }
+
     /// Bytes of one head's keys or values in a page; none if that is more than there can be.
     fn head_bytes(self, part: Part, dim: usize) -> Option<usize> {
         let plain = |bytes: usize| {
@@ -283,6 +291,7 @@ pub(crate) fn padded(v_dim: u32) -> usize {
 fn places(layers: &[KvLayer], kind: KvType) -> Option<(Vec<Place>, usize)> {
     let mut at = 0usize;
     let place = |&layer: &KvLayer| {
+        let kind = if layer.holds_inputs() { kind.of_inputs() } else { kind };
         let k_head = kind.head_bytes(Part::Keys, layer.head_dim as usize)?;
         let v_head = kind.head_bytes(Part::Values, layer.v_dim as usize)?;
         let k = at;
@@ -516,6 +525,35 @@ impl<'a> KvShare<'a> {
                 unsafe { T::store(s, part, token, x, page.add(head * size)) };
             }
         }
+    }
+
+    /// Writes the inputs of one token of a layer that holds inputs.
+    ///
+    /// # Safety
+    /// `E` must be [`KvType::of_inputs`] of the pool's kind; no other thread may read this page's layer or write this token now.
+    #[inline(always)]
+    pub(crate) unsafe fn store_inputs<S: Simd, E: Element>(
+        &self,
+        s: S,
+        layer: usize,
+        page: u32,
+        token: usize,
+        x: &[f32],
+    ) {
+        let KvLayer { kv_heads, head_dim, v_dim, .. } = self.places[layer].layer;
+        assert!((kv_heads, head_dim) == (1, 0) && x.len() == v_dim as usize && token < BLOCK_TOKENS);
+        // SAFETY: the layer's part of the page, and this thread's token, by the contract.
+        unsafe { E::store(s, Part::Values, token, x, self.at(page, self.places[layer].v)) };
+    }
+
+    /// Where the inputs of one token of a layer that holds inputs begin: whole vectors of [`KvType::of_inputs`]. Nothing may be
+    /// read of them while a thread writes this token.
+    #[inline(always)]
+    pub(crate) fn inputs<E: Element>(&self, layer: usize, page: u32, token: usize) -> *const E {
+        let place = self.places[layer];
+        assert!(place.layer.holds_inputs() && token < BLOCK_TOKENS);
+        let token = token * padded(place.layer.v_dim) * size_of::<E>();
+        self.at(page, place.v + token).cast::<E>().cast_const()
     }
 
     /// The keys and values of one head of one sequence.

@@ -56,6 +56,7 @@ pub(crate) fn by_rows(op: &Op) -> bool {
         | Op::Norm { .. }
         | Op::Rope { .. }
         | Op::StoreKv { .. }
+        | Op::ShortConv { .. }
         | Op::Route { .. }
         | Op::Combine { .. }
         | Op::TopK { .. }
@@ -84,6 +85,10 @@ fn accesses(program: &Program, arena: &Arena, node: &Node) -> Vec<Access> {
     match &node.op {
         Op::StoreKv { kv_layer, .. } => {
             all.push(Access { place: Place::Cache(*kv_layer), split: Split::Tokens, write: true });
+        }
+        // Between its own writing and reading it waits by itself.
+        Op::ShortConv { kv_layer, .. } => {
+            all.push(Access { place: Place::Cache(*kv_layer), split: Split::Own, write: true });
         }
         Op::Attend { spec, .. } => {
             all.push(Access { place: Place::Cache(spec.kv_layer), split: Split::Own, write: false });

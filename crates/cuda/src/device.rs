@@ -155,6 +155,10 @@ impl Device for Cuda {
             let why = "has no attention with ALiBi or sinks; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
+        if program.ops.iter().any(|n| matches!(n.op, Op::ShortConv { .. })) {
+            let why = "has no short convolutions; the CPU has (--device cpu)".into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
         let bent = program.ropes.iter().any(|t| t.first > 0 || t.growth.is_some());
         if bent || program.ops.iter().any(|n| is_of_experts(&n.op)) {
             let why =
@@ -287,6 +291,11 @@ impl Device for Cuda {
             }
         }
         Ok(())
+    }
+
+    fn finish(&mut self) -> Result<()> {
+        self.gpu.bind()?;
+        self.gpu.wait()
     }
 
     fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()> {

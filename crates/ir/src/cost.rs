@@ -111,6 +111,12 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
             c.kv_bytes = read * position;
             c.flops = 2 * attended * u64::from(s.heads) * u64::from(s.head_dim + s.v_dim);
         }
+        Op::ShortConv { x, weight, .. } => {
+            let taps = program.weights[weight.0 as usize].cols;
+            let position = u64::from(x.cols) * step.kv_element_bytes;
+            c.kv_bytes = (step.rows() + step.read(Some(taps))) * position;
+            c.flops = 2 * rows(*x) * u64::from(x.cols) * u64::from(taps + 1);
+        }
         Op::Norm { x, .. } => c.flops = 4 * rows(*x) * u64::from(x.cols),
         Op::Rope { x, .. } => c.flops = 3 * rows(*x) * u64::from(x.cols),
         Op::Glu { out, .. } | Op::Activate { out, .. } => c.flops = 8 * rows(*out) * u64::from(out.cols),

@@ -95,6 +95,12 @@ impl Program {
                     s.scale
                 )
             }
+            Op::ShortConv { out, x, before, after, weight, bias, kv_layer } => {
+                let bias = bias.map(|b| format!(" bias {}", self.weight_text(b))).unwrap_or_default();
+                let (x, before, after) = (v(x), v(before), v(after));
+                let weight = self.weight_text(*weight);
+                format!("{} = {after} * short_conv kv {kv_layer} {before} * {x} {weight}{bias}", v(out))
+            }
             Op::Glu { out, gate, up, act } => format!("{} = glu {act:?} {} {}", v(out), v(gate), v(up)),
             Op::Activate { out, x, act } => format!("{} = {act:?} {}", v(out), v(x)),
             Op::Route { out, logits, bias, spec: s } => {

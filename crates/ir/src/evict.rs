@@ -6,7 +6,7 @@
 //! of llama.cpp do.
 
 use crate::op::Op;
-use crate::program::Program;
+use crate::program::{KvLayer, Program};
 use crate::rope::{RopeId, RopeTable};
 use crate::{Error, Result};
 
@@ -134,6 +134,10 @@ pub fn key_rotations(program: &Program) -> Result<Vec<Option<KeyRotation>>> {
         let why = "attention is by blocks of positions, in which tokens cannot be moved";
         return Err(Error::Shape { at: "the cache".into(), why: why.into() });
     }
+    if program.kv.iter().any(KvLayer::holds_inputs) {
+        let why = "short convolutions read neighbours, and tokens that were none would become such";
+        return Err(Error::Shape { at: "the cache".into(), why: why.into() });
+    }
     let mut tables: Vec<Option<RopeId>> = vec![None; program.kv.len()];
     for (i, node) in program.ops.iter().enumerate() {
         let Op::StoreKv { k, kv_layer, .. } = node.op else { continue };
@@ -199,7 +203,6 @@ pub fn check_compact(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::program::KvLayer;
     use crate::{NormKind, NormSpec, RopeStyle, View};
 
     /// A product of two heads of queries, two of keys and two of values, and what `ops` makes of it before it is stored.
@@ -257,6 +260,14 @@ mod tests {
                 Some(rotated) => assert_eq!(got.unwrap()[0].is_some(), rotated, "{what}"),
             }
         }
+    }
+
+    #[test]
+    fn inputs_of_convolutions_cannot_be_moved() {
+        let mut p = program(|_, x, _| x.slice(16, 16));
+        assert!(key_rotations(&p).is_ok());
+        p.kv.push(KvLayer::inputs(8, 3));
+        assert!(key_rotations(&p).unwrap_err().to_string().contains("short convolutions"));
     }
 
     #[test]

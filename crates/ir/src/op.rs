@@ -224,6 +224,25 @@ pub enum Op {
         /// Heads, scale, window.
         spec: AttendSpec,
     },
+    /// A causal convolution of each column over the last tokens of its sequence, between two gates (LFM2): with
+    /// `u = before * x`, which is written into the cache at its position, `out = after * sum_j weight[.., j] * u[p - taps + 1 + j]`,
+    /// and nothing before the sequence's first token. What is read is what the cache holds, also of this step's rows.
+    ShortConv {
+        /// As wide as `x`.
+        out: View,
+        /// Convolved, once it is gated.
+        x: View,
+        /// Multiplies the input.
+        before: View,
+        /// Multiplies the sum.
+        after: View,
+        /// `[cols, taps]`, the newest token's last.
+        weight: WeightId,
+        /// `[1, cols]`, added to the sum.
+        bias: Option<WeightId>,
+        /// Index into the Program's KV layers, of one that has no keys: see [`crate::KvLayer::inputs`].
+        kv_layer: u32,
+    },
     /// `out = act(gate) * up`.
     Glu {
         /// Output.
@@ -354,6 +373,7 @@ impl Op {
             Op::Rope { .. } => "rope",
             Op::StoreKv { .. } => "store_kv",
             Op::Attend { .. } => "attend",
+            Op::ShortConv { .. } => "short_conv",
             Op::Glu { .. } => "glu",
             Op::Activate { .. } => "activate",
             Op::Route { .. } => "route",
@@ -375,6 +395,7 @@ impl Op {
             | Op::Norm { out, .. }
             | Op::MatMul { out, .. }
             | Op::Attend { out, .. }
+            | Op::ShortConv { out, .. }
             | Op::Glu { out, .. }
             | Op::Activate { out, .. }
             | Op::Route { out, .. }
@@ -429,6 +450,12 @@ impl Op {
                 f(q, true);
                 f(out, false);
             }
+            Op::ShortConv { out, x, before, after, .. } => {
+                f(x, true);
+                f(before, true);
+                f(after, true);
+                f(out, false);
+            }
             Op::Glu { out, gate, up, .. } => {
                 f(gate, true);
                 f(up, true);
@@ -481,7 +508,9 @@ impl Op {
             n.weight.iter_mut().chain(&mut n.bias).for_each(&mut f);
         }
         match self {
-            Op::MatMul { weight, bias, .. } | Op::MatMulExperts { weight, bias, .. } => {
+            Op::MatMul { weight, bias, .. }
+            | Op::MatMulExperts { weight, bias, .. }
+            | Op::ShortConv { weight, bias, .. } => {
                 f(weight);
                 bias.iter_mut().for_each(f);
             }

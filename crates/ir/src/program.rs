@@ -6,6 +6,9 @@ use crate::op::{Activation, AttendSpec, Lookup, NormSpec, Op, View};
 use crate::rope::{RopeId, RopeTable};
 use crate::{Error, Result};
 
+/// Most taps of a short convolution.
+pub const TAPS_MAX: u32 = 16;
+
 /// Handle of a [`Value`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ValueId(pub u32);
@@ -64,12 +67,24 @@ impl WeightDecl {
 pub struct KvLayer {
     /// Key/value heads.
     pub kv_heads: u32,
-    /// Columns of a key head.
+    /// Columns of a key head; 0 where a short convolution keeps its inputs.
     pub head_dim: u32,
     /// Columns of a value head.
     pub v_dim: u32,
     /// The farthest position that is still read, as in [`AttendSpec::window`].
     pub window: Option<u32>,
+}
+
+impl KvLayer {
+    /// The cache of a short convolution's inputs: one head of values, and no keys.
+    pub fn inputs(cols: u32, taps: u32) -> KvLayer {
+        KvLayer { kv_heads: 1, head_dim: 0, v_dim: cols, window: Some(taps) }
+    }
+
+    /// Whether it holds inputs of a convolution and not keys and values.
+    pub fn holds_inputs(&self) -> bool {
+        self.head_dim == 0
+    }
 }
 
 /// An op and the layer it belongs to.
@@ -223,6 +238,18 @@ impl Program {
         out
     }
 
+    /// A short convolution between two gates as a new value.
+    pub fn short_conv(
+        &mut self,
+        [x, before, after]: [View; 3],
+        (weight, bias): (WeightId, Option<WeightId>),
+        kv_layer: u32,
+    ) -> View {
+        let out = self.value("conv", self.rows_of(x), x.cols);
+        self.push(Op::ShortConv { out, x, before, after, weight, bias, kv_layer });
+        out
+    }
+
     /// Adds what tokens are drawn from: the `k` best logits of each row, or all if there are fewer. Without logits there is nothing
     /// to add.
     pub fn choose(&mut self, k: u32) {
@@ -369,6 +396,7 @@ impl Program {
                 let fits = cache
                     .is_some_and(|l| (l.kv_heads, l.head_dim, l.v_dim) == (s.kv_heads, s.head_dim, s.v_dim))
                     && s.kv_heads > 0
+                    && s.head_dim > 0
                     && s.heads % s.kv_heads == 0
                     && q.cols == s.heads * s.head_dim
                     && out.cols == s.heads * s.v_dim
@@ -383,6 +411,17 @@ impl Program {
                         (w.rows(), w.cols) == (1, s.heads)
                     });
                 (!fits).then(|| format!("{} heads over {} do not fit", s.heads, s.kv_heads))
+            }
+            Op::ShortConv { out, x, before, after, weight, bias, kv_layer } => {
+                let (taps, inputs) = (w(*weight).cols, self.kv.get(*kv_layer as usize));
+                let fits = (1..=TAPS_MAX).contains(&taps)
+                    && w(*weight).rows() == x.cols
+                    && bias.is_none_or(|b| (w(b).rows(), w(b).cols) == (1, x.cols))
+                    && inputs == Some(&KvLayer::inputs(x.cols, taps))
+                    && self.rows_of(*x) == Rows::Tokens;
+                (!fits)
+                    .then(|| format!("{taps} taps on {} columns do not fit cache {kv_layer}", x.cols))
+                    .or_else(|| [before, after, out].into_iter().find_map(|v| same(*v, *x)))
             }
             Op::Glu { out, gate, up, .. } => same(*out, *gate).or_else(|| same(*out, *up)),
             Op::Activate { out, x, .. } => same(*out, *x),

@@ -424,6 +424,34 @@ impl Ready {
                     self.write_row(out, r, &y);
                 }
             }
+            Op::ShortConv { out, x, before, after, weight, bias, kv_layer } => {
+                for (r, (s, position)) in places.iter().enumerate() {
+                    let (x, gate) = (self.read_row(x, r), self.read_row(before, r));
+                    let u: Vec<f32> = x.iter().zip(&gate).map(|(x, g)| x * g).collect();
+                    let cache = &mut self.caches[kv_layer as usize];
+                    for seq in std::iter::once(&step.seqs[*s]).chain(step.copies_of(r)) {
+                        let at = cache.row(seq.blocks, *position) * u.len();
+                        cache.v[at..at + u.len()].copy_from_slice(&u);
+                    }
+                }
+                let (w, bias) = (self.weight(all, weight), bias.map(|b| self.weight(all, b)));
+                let (cols, taps) = (x.cols as usize, self.program.weights[weight.0 as usize].cols as usize);
+                for (r, (s, position)) in places.iter().enumerate() {
+                    let (gate, cache) = (self.read_row(after, r), &self.caches[kv_layer as usize]);
+                    let sum = |c: usize| -> f64 {
+                        let seen = (0..taps).filter(|back| back <= position).rev();
+                        seen.map(|back| {
+                            let u = cache.v[cache.row(step.seqs[*s].blocks, position - back) * cols + c];
+                            f64::from(w[c * taps + taps - 1 - back]) * f64::from(u)
+                        })
+                        .sum()
+                    };
+                    let y: Vec<f32> = (0..cols)
+                        .map(|c| (sum(c) + bias.map_or(0.0, |b| f64::from(b[c]))) as f32 * gate[c])
+                        .collect();
+                    self.write_row(out, r, &y);
+                }
+            }
             Op::Activate { out, x, act } => self.map_rows(out, x, |v| activate(act, f64::from(v)) as f32),
             Op::Route { out, logits, bias, ref spec } => {
                 let (bias, mut scratch) = (bias.map(|b| self.weight(all, b)), Vec::new());

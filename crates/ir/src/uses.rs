@@ -7,7 +7,7 @@ use crate::{Error, Result};
 /// How a Program uses a weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Uses {
-    /// Gains, biases or sinks, which are wanted as numbers.
+    /// Gains, biases, sinks or taps, which are wanted as numbers.
     pub vector: bool,
     /// Multiplied with.
     pub matrix: bool,
@@ -40,6 +40,7 @@ pub fn uses(program: &Program) -> Vec<Uses> {
                 [*bias, None, None]
             }
             Op::Attend { spec, .. } => [spec.sinks, None, None],
+            Op::ShortConv { weight, bias, .. } => [Some(*weight), *bias, None],
             _ => [None; 3],
         };
         vectors.into_iter().flatten().for_each(|w| all[w.0 as usize].vector = true);

@@ -1,6 +1,7 @@
 //! The only forward pass: a [`ModelSpec`] becomes a Program, of a decoder as of an encoder.
 
 use crate::arch::{Norms, QkNorm};
+use crate::hybrid::Mixer;
 use crate::spec::ModelSpec;
 use quarrel_ir::{
     AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, RopeStyle, RopeTable, Rows, View,
@@ -33,11 +34,15 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     b.p.kv = spec
         .layers
         .iter()
-        .map(|l| KvLayer {
-            kv_heads: spec.kv_heads,
-            head_dim: spec.head_dim,
-            v_dim: spec.v_dim,
-            window: l.window,
+        .enumerate()
+        .map(|(i, l)| {
+            let attention = KvLayer {
+                kv_heads: spec.kv_heads,
+                head_dim: spec.head_dim,
+                v_dim: spec.v_dim,
+                window: l.window,
+            };
+            spec.mixer(i).cache(spec.dim).unwrap_or(attention)
         })
         .collect();
     let context = options.context.unwrap_or(spec.context);
@@ -76,11 +81,11 @@ pub(crate) struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn weight(&mut self, layer: u32, name: &str, rows: u32, cols: u32) -> WeightId {
+    pub(crate) fn weight(&mut self, layer: u32, name: &str, rows: u32, cols: u32) -> WeightId {
         self.p.weight(format!("blk.{layer}.{name}.weight"), rows, cols)
     }
 
-    fn bias(&mut self, when: bool, layer: u32, name: &str, cols: u32) -> Option<WeightId> {
+    pub(crate) fn bias(&mut self, when: bool, layer: u32, name: &str, cols: u32) -> Option<WeightId> {
         when.then(|| self.p.weight(format!("blk.{layer}.{name}.bias"), 1, cols))
     }
 
@@ -163,9 +168,10 @@ impl Builder<'_> {
     fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
         let s = self.s;
         let h = self.before(l, "attn_norm", x);
-        let a = match s.latent {
-            Some(latent) => self.latent_attention(h, l, rope, &latent),
-            None => self.attention(h, l, window, rope),
+        let a = match (s.mixer(l as usize), s.latent) {
+            (Mixer::ShortConv { taps, bias }, _) => self.short_conv(h, l, taps, bias),
+            (Mixer::Attention, Some(latent)) => self.latent_attention(h, l, rope, &latent),
+            (Mixer::Attention, None) => self.attention(h, l, window, rope),
         };
         if self.s.parallel {
             let h = if self.s.ff_norm { self.before(l, "ffn_norm", x) } else { h };
@@ -180,7 +186,7 @@ impl Builder<'_> {
     }
 
     /// What a block adds, with the factor that the family has.
-    fn scaled(&mut self, y: View) -> View {
+    pub(crate) fn scaled(&mut self, y: View) -> View {
         if self.s.residual_scale != 1.0 {
             self.p.push(Op::Scale { x: y, by: self.s.residual_scale });
         }

@@ -4,6 +4,7 @@
 use crate::arch::{self, Arch, Multipliers, Norms, Positions, QkNorm};
 use crate::decoder::{Options, decoder};
 use crate::experts::{ExpertSpec, Said};
+use crate::hybrid::{Hybrid, Mixer};
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
@@ -154,6 +155,9 @@ impl Reader<'_> {
             _ => Vec::new(),
         };
         let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
+        let (mixers, kv_heads) = self.mixers(count)?;
+        let attends = spec::first_attention(&mixers);
+        let of_attention = |name: &str| has(&format!("blk.{attends}.{name}"));
         let growth = self.growth()?;
         let scale = self.opt_f32("attention.scale")?.filter(|s| *s != 0.0);
         let (experts, sparse) = self.experts(count)?;
@@ -163,7 +167,7 @@ impl Reader<'_> {
             vocab,
             dim,
             heads,
-            kv_heads: self.opt_u32("attention.head_count_kv")?.unwrap_or(heads),
+            kv_heads: kv_heads.unwrap_or(heads),
             head_dim,
             v_dim: self.opt_u32("attention.value_length")?.unwrap_or(head_dim),
             ff: self.u32("feed_forward_length")?,
@@ -172,7 +176,7 @@ impl Reader<'_> {
             attn_scale: spread * scale.unwrap_or_else(|| attn_scale(self.arch, count, dim, heads, head_dim)),
             attn_softcap: self.opt_f32("attn_logit_softcapping")?.filter(|c| *c != 0.0),
             logit_softcap: self.opt_f32("final_logit_softcapping")?.filter(|c| *c != 0.0),
-            qk_norm: spec::qk_norm(self.arch, has),
+            qk_norm: spec::qk_norm(self.arch, of_attention),
             norm_bias: spec::has_norm_bias(has),
             clip: self.opt_f32("attention.clamp_kqv")?.filter(|by| *by != 0.0),
             unit_head: self.arch.unit_head == Some(vocab),
@@ -185,8 +189,8 @@ impl Reader<'_> {
             embed_scale,
             residual_scale,
             logit_scale,
-            qkv_bias: has("blk.0.attn_q.bias"),
-            out_bias: has("blk.0.attn_output.bias"),
+            qkv_bias: of_attention("attn_q.bias"),
+            out_bias: of_attention("attn_output.bias"),
             ff_bias: has("blk.0.ffn_down.bias"),
             head_bias: has("output.bias"),
             tied: !has("output.weight"),
@@ -196,7 +200,8 @@ impl Reader<'_> {
             ropes,
             experts,
             sparse,
-            sinks: has("blk.0.attn_sinks.weight"),
+            sinks: of_attention("attn_sinks.weight"),
+            mixers,
             chunked: llama4.is_some(),
             // llama.cpp tells the model that has no norms by its number of experts.
             bare_norm: llama4.is_some() && experts.is_some_and(|e| e.count != 128),
@@ -304,6 +309,34 @@ impl Reader<'_> {
             gate: rules.gate,
         };
         rules.read(said, layers, |name| names::find(self.source, self.arch, name))
+    }
+
+    /// What each layer has for attention, where the family has something else, and the key heads: none marks the others.
+    fn mixers(&self, count: u32) -> Result<(Vec<Mixer>, Option<u32>)> {
+        let key = self.key("attention.head_count_kv");
+        let (Some(hybrid), Some(Value::Array(listed))) = (self.arch.hybrid, self.meta.get(&key)) else {
+            return Ok((Vec::new(), self.opt_u32("attention.head_count_kv")?));
+        };
+        let number = |i: usize| listed.get(i)?.as_int().and_then(|n| u32::try_from(n).ok());
+        let listed: Option<Vec<u32>> = (0..listed.len()).map(number).collect();
+        let listed = listed.filter(|l| l.len() == count as usize);
+        let heads = listed.as_ref().and_then(|l| l.iter().copied().find(|n| *n > 0));
+        let (Some(listed), Some(heads)) = (listed, heads) else {
+            return Err(field_error(key, format!("must be {count} whole numbers, and not all 0")));
+        };
+        if listed.iter().any(|n| *n != 0 && *n != heads) {
+            return Err(field_error(key, "differs between layers of attention, which is not supported"));
+        }
+        let has = |name: String| weights::has(self.source, self.arch, &name);
+        let mixer = |(l, n): (usize, &u32)| match (n, hybrid) {
+            (0, Hybrid::ShortConv) => Ok(Mixer::ShortConv {
+                taps: self.u32("shortconv.l_cache")?,
+                bias: has(format!("blk.{l}.shortconv.conv.bias")),
+            }),
+            _ => Ok(Mixer::Attention),
+        };
+        let mixers: Result<Vec<Mixer>> = listed.iter().enumerate().map(mixer).collect();
+        Ok((mixers?, Some(heads)))
     }
 
     fn layers(&self, count: u32, ropes: &[Rotary]) -> Result<Vec<LayerSpec>> {
@@ -449,6 +482,7 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
             Multipliers::Logits => k == "logit_scale",
             Multipliers::Granite | Multipliers::MiniCpm => true,
         },
+        (Some(a), "shortconv.l_cache") => a.hybrid == Some(Hybrid::ShortConv),
         (Some(a), "attention.temperature_scale") => a.growing,
         (Some(a), "rope.scaling.yarn_log_multiplier") => a.growing || a.latent,
         (Some(a), "attention.clamp_kqv") if a.clips => true,

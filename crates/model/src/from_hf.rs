@@ -4,6 +4,7 @@
 use crate::arch::{self, Arch, Multipliers, Positions, QkNorm, Setting, WindowPattern};
 use crate::experts::{ExpertSpec, Said};
 use crate::from_gguf::shorten;
+use crate::hybrid::{Hybrid, Mixer};
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
@@ -19,7 +20,7 @@ const ALIASES: &[(&str, &[&str])] = &[
     ("num_hidden_layers", &["n_layer", "n_layers", "num_layers"]),
     ("intermediate_size", &["n_inner", "ffn_hidden_size", "ff_intermediate_size"]),
     ("max_position_embeddings", &["n_positions", "max_seq_len", "seq_length", "model_max_length"]),
-    ("eps", &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon"]),
+    ("eps", &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"]),
     ("hidden_act", &["hidden_activation", "activation_function"]),
     ("partial_rotary_factor", &["rotary_pct"]),
     ("rope_theta", &["rotary_emb_base", "rope_embedding_base"]),
@@ -224,6 +225,9 @@ impl Reader<'_> {
             self.f64("eps")?.ok_or_else(|| field_error("eps", "of the norms is missing from config.json"))?;
         let alibi = number("alibi_bias_max", &self.config["attn_config"]["alibi_bias_max"])?;
         let (experts, sparse) = self.experts(count)?;
+        let mixers = self.mixers(count)?;
+        let attends = spec::first_attention(&mixers);
+        let of_attention = |name: &str| self.has(&format!("blk.{attends}.{name}"));
         let scale = scale * latent.map_or(Ok(1.0), |_| self.latent_scale())?;
         let chunks = self.arch.chunks;
         let vocab = self.u32("vocab_size")?;
@@ -241,7 +245,7 @@ impl Reader<'_> {
             attn_scale: scale,
             attn_softcap: cap("attn_logit_softcapping")?,
             logit_softcap: cap("final_logit_softcapping")?,
-            qk_norm: spec::qk_norm(self.arch, |n| self.has(n)),
+            qk_norm: spec::qk_norm(self.arch, of_attention),
             norm_bias: spec::has_norm_bias(|n| self.has(n)),
             clip: self.clip()?,
             // Files that train version 2 further may have other vocabularies; its loss is named in all of them.
@@ -255,8 +259,8 @@ impl Reader<'_> {
             embed_scale,
             residual_scale,
             logit_scale,
-            qkv_bias: self.has("blk.0.attn_q.bias"),
-            out_bias: self.has("blk.0.attn_output.bias"),
+            qkv_bias: of_attention("attn_q.bias"),
+            out_bias: of_attention("attn_output.bias"),
             ff_bias: self.has("blk.0.ffn_down.bias"),
             head_bias: self.has("output.bias") || !never.is_empty(),
             tied: !self.has("output.weight"),
@@ -266,7 +270,8 @@ impl Reader<'_> {
             ropes,
             experts,
             sparse,
-            sinks: self.has("blk.0.attn_sinks.weight"),
+            sinks: of_attention("attn_sinks.weight"),
+            mixers,
             chunked: chunks.is_some(),
             blocks: self.blocks(heads)?,
             never,
@@ -384,7 +389,9 @@ impl Reader<'_> {
         if let Some(n) = self.opt_u32("intermediate_size_mlp")? {
             return Ok(n);
         }
-        if let Some(n) = self.opt_u32("intermediate_size")? {
+        // What LFM2 says there is a number that the width is computed from.
+        let computed = !self.config["block_multiple_of"].is_null();
+        if let Some(n) = self.opt_u32("intermediate_size")?.filter(|_| !computed) {
             return Ok(n);
         }
         let (up, down) = (self.rows("blk.0.ffn_up.weight"), self.rows("blk.0.ffn_down.weight"));
@@ -468,6 +475,40 @@ impl Reader<'_> {
         Ok(local)
     }
 
+    /// What each layer has for attention, where the family has something else.
+    fn mixers(&self, count: u32) -> Result<Vec<Mixer>> {
+        let Some(hybrid) = self.arch.hybrid else { return Ok(Vec::new()) };
+        let count = count.min(1 << 16); // `check` refuses such counts; until then they must not cost memory
+        let word = match hybrid {
+            Hybrid::ShortConv => "conv",
+        };
+        let attends: Option<Vec<bool>> = match (&self.config["layer_types"], &self.config["full_attn_idxs"]) {
+            (Value::Array(types), _) => types
+                .iter()
+                .map(|t| match t.as_str()? {
+                    "attention" | "full_attention" => Some(true),
+                    other => (other == word).then_some(false),
+                })
+                .collect(),
+            (_, Value::Array(layers)) => {
+                let layers: Option<Vec<u64>> = layers.iter().map(Value::as_u64).collect();
+                layers.map(|l| (0..u64::from(count)).map(|i| l.contains(&i)).collect())
+            }
+            _ => Some(vec![true; count as usize]),
+        };
+        let attends = attends.filter(|a| a.len() == count as usize).ok_or_else(|| {
+            field_error("layer_types", format!("must list {count} times full_attention or {word}"))
+        })?;
+        let mixer = |(l, attends): (usize, bool)| match (attends, hybrid) {
+            (true, _) => Ok(Mixer::Attention),
+            (false, Hybrid::ShortConv) => Ok(Mixer::ShortConv {
+                taps: self.u32("conv_L_cache")?,
+                bias: self.has(&format!("blk.{l}.shortconv.conv.bias")),
+            }),
+        };
+        attends.into_iter().enumerate().map(mixer).collect()
+    }
+
     fn layers(&self, count: u32, ropes: &[Rotary]) -> Result<Vec<LayerSpec>> {
         let window = match self.flag("use_sliding_window")? {
             Some(false) => None,
@@ -483,6 +524,8 @@ impl Reader<'_> {
         let local = match &self.config["layer_types"] {
             // Whoever has a window by default says which layers have it.
             Value::Null if self.default("sliding_window").is_some() => self.attention_types(count)?,
+            // Which layers attend is all that it says then.
+            _ if self.arch.hybrid.is_some() => vec![false; count as usize],
             Value::Null => self.pattern(count)?,
             types => types
                 .as_array()

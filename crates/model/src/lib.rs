@@ -10,6 +10,7 @@ pub mod decoder;
 pub mod experts;
 pub mod from_gguf;
 pub mod from_hf;
+pub mod hybrid;
 pub mod latent;
 pub mod lora;
 pub mod names;

@@ -34,10 +34,12 @@ pub const COMMON: crate::arch::NameTable = &[
 fn cut(canonical: &str) -> Option<(String, [&str; 2], &str)> {
     let (stem, kind) = canonical.rsplit_once('.')?;
     Some(match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
-        Some((layer, rest)) => match rest.split_once('.') {
-            Some((rest, expert)) => (format!("blk.{{}}.{rest}.{{}}"), [layer, expert], kind),
-            None => (format!("blk.{{}}.{rest}"), [layer, ""], kind),
-        },
+        Some((layer, rest)) => {
+            match rest.split_once('.').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit())) {
+                Some((rest, expert)) => (format!("blk.{{}}.{rest}.{{}}"), [layer, expert], kind),
+                None => (format!("blk.{{}}.{rest}"), [layer, ""], kind),
+            }
+        }
         None => (stem.to_string(), [""; 2], kind),
     })
 }

@@ -2,10 +2,11 @@
 
 use crate::arch::{Arch, AttnScale, Positions, QkNorm, Unrotated, WindowPattern};
 use crate::experts::ExpertSpec;
+use crate::hybrid::Mixer;
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
-use quarrel_ir::{Blocks, Growth, NormKind};
+use quarrel_ir::{Blocks, Growth, NormKind, TAPS_MAX};
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -99,6 +100,8 @@ pub struct ModelSpec {
     pub blocks: Option<(Blocks, u32)>,
     /// Tokens of the vocabulary that are never answered.
     pub never: Vec<u32>,
+    /// What the layers have for attention, where any has something else.
+    pub mixers: Vec<Mixer>,
     /// Layers, first to last.
     pub layers: Vec<LayerSpec>,
 }
@@ -153,13 +156,21 @@ impl ModelSpec {
             growth: None,
             blocks: None,
             never: Vec::new(),
+            mixers: Vec::new(),
             layers: Vec::new(),
         }
     }
 
     /// Bytes of KV cache per token with elements of `element_bytes`.
     pub fn kv_bytes_per_token(&self, element_bytes: usize) -> usize {
-        self.layers.len() * self.kv_heads as usize * (self.head_dim + self.v_dim) as usize * element_bytes
+        let attention = self.kv_heads as usize * (self.head_dim + self.v_dim) as usize;
+        let of = |l: usize| self.mixer(l).cache(self.dim).map_or(attention, |c| c.v_dim as usize);
+        (0..self.layers.len()).map(of).sum::<usize>() * element_bytes
+    }
+
+    /// What a layer has for attention.
+    pub fn mixer(&self, layer: usize) -> Mixer {
+        self.mixers.get(layer).copied().unwrap_or(Mixer::Attention)
     }
 
     /// Parameters, from the shapes.
@@ -173,7 +184,8 @@ impl ModelSpec {
         let attention = self.latent.map_or(d * (q + kv + o), |m| m.parameters(self));
         let sparse = self.sparse.iter().filter(|s| **s).count() as u64;
         let dense = (self.layers.len() as u64).saturating_sub(sparse);
-        self.layers.len() as u64 * (attention + 2 * d)
+        let mixer = |l: usize| self.mixer(l).parameters(d).unwrap_or(attention);
+        (0..self.layers.len()).map(|l| mixer(l) + 2 * d).sum::<u64>()
             + dense * products * d * ff
             + sparse * self.experts.map_or(0, |e| e.parameters(d))
             + (tables * u64::from(self.vocab) + u64::from(self.positions) + u64::from(self.token_types)) * d
@@ -235,6 +247,10 @@ impl ModelSpec {
         }
         if let Some(n) = self.never.iter().find(|n| **n >= self.vocab) {
             return Err(field_error("tokens that are never answered", format!("have {n} of {}", self.vocab)));
+        }
+        let taps = |m: &Mixer| matches!(m, Mixer::ShortConv { taps, .. } if !(1..=TAPS_MAX).contains(taps));
+        if self.mixers.iter().any(taps) {
+            return Err(field_error("taps of the short convolutions", format!("must be 1..={TAPS_MAX}")));
         }
         if self.context == 0 {
             return Err(field_error("context_length", "is 0"));
@@ -304,6 +320,11 @@ pub(crate) fn layers(
     local.iter().enumerate().map(layer).collect()
 }
 
+/// The first layer of attention.
+pub(crate) fn first_attention(mixers: &[Mixer]) -> usize {
+    mixers.iter().position(|m| *m == Mixer::Attention).unwrap_or(0)
+}
+
 /// How tokens of a model with so many layers know their positions.
 pub(crate) fn positions(arch: &Arch, layers: u32) -> Positions {
     match arch.positions {
@@ -313,9 +334,9 @@ pub(crate) fn positions(arch: &Arch, layers: u32) -> Positions {
     }
 }
 
-/// The norm of queries and keys of a model that `has` tensors: none, if their gains are not there.
+/// The norm of queries and keys of a model whose first layer of attention `has` tensors: none, if their gains are not there.
 pub(crate) fn qk_norm(arch: &Arch, has: impl Fn(&str) -> bool) -> QkNorm {
-    let gains = ["blk.0.attn_q_norm.weight", "blk.0.attn_q_norm.0.weight"];
+    let gains = ["attn_q_norm.weight", "attn_q_norm.0.weight"];
     if gains.into_iter().any(has) { arch.qk_norm } else { QkNorm::None }
 }
 

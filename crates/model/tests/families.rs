@@ -185,6 +185,9 @@ fn what_a_known_family_does_not_have_is_refused_by_name() {
             "factors",
         ),
         (hf("olmo3", &[("layer_types", json!(["full_attention"]))]), "layer_types"),
+        (hf("lfm2", &[("layer_types", json!(["conv", "full_attention", "strange", "conv"]))]), "layer_types"),
+        (hf("lfm2", &[("conv_L_cache", json!(99))]), "taps of the short convolutions"),
+        (gguf("lfm2", &[("shortconv.l_cache", "shortconv.l_noses")]), "lfm2.shortconv.l_noses"),
         (hf("granite", &[("logits_scaling", json!(0.0))]), "logit scale"),
         (
             hf("gptneo", &[("attention_types", json!([[["global"], 3]]))]),

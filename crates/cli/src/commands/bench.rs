@@ -146,6 +146,7 @@ fn serve(args: &Bench) -> Result<()> {
     let most = work.most_streams();
     let configure = |c: &mut EngineConfig| {
         (c.max_running, c.step_outputs) = (most, most.max(c.step_outputs));
+        c.max_queue = c.max_queue.max(most);
         c.kv_blocks = Some(work.cache_tokens().div_ceil(BLOCK_TOKENS) + 2 * most);
         c.target_itl = l.target_itl_ms.map(|ms| Duration::from_secs_f32(ms / 1e3));
         if chosen != Chosen::Cpu {
@@ -308,7 +309,8 @@ impl Prepared {
             phases.push(ops::profile(&mut session, case, &self.machine.peaks, &mut progress)?);
         }
         if args.ops {
-            report.ops = phases.iter().filter(|p| p.sequences.is_none()).cloned().collect();
+            let shown = |p: &&ops::Phase| p.sequences.is_none() || args.batch.is_some();
+            report.ops = phases.iter().filter(shown).cloned().collect();
         }
         if let Some(path) = &args.plot {
             let drawn = plot::svg(&report, &phases);
@@ -351,7 +353,8 @@ fn is_profiled(case: Case, args: &Bench) -> bool {
     match case {
         Case::Prompt(_) | Case::Decode { depth: 0, .. } => args.ops || args.plot.is_some(),
         Case::Decode { .. } => false,
-        Case::Batch { .. } => args.plot.is_some(),
+        // All of them are many; those that were asked for are few.
+        Case::Batch { .. } => args.plot.is_some() || (args.ops && args.batch.is_some()),
     }
 }
 

@@ -10,4 +10,5 @@ pub(crate) mod embed;
 pub(crate) mod norm;
 pub(crate) mod observe;
 pub(crate) mod rope;
+pub(crate) mod short_conv;
 pub(crate) mod top_k;

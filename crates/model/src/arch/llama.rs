@@ -19,6 +19,7 @@ pub const LLAMA: Arch = Arch {
     hf_gate_pairs: false,
     experts: None,
     latent: false,
+    hybrid: None,
     chunks: None,
     yarn_truncate: true,
     qk_norm: QkNorm::None,

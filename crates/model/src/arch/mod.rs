@@ -2,6 +2,7 @@
 //! A field enters only when a published checkpoint needs it.
 
 use crate::experts::Experts;
+use crate::hybrid::Hybrid;
 use quarrel_ir::{Activation, Gate, Growth, NormKind, RopeStyle};
 
 pub mod docs;
@@ -9,6 +10,7 @@ mod encoders;
 mod experts;
 mod gemma;
 mod gpt;
+mod hybrid;
 mod llama;
 mod pairs;
 mod qwen;
@@ -17,6 +19,7 @@ pub use encoders::{BERT, NOMIC_BERT};
 pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMOE, QWEN2_MOE, QWEN3_MOE};
 pub use gemma::{GEMMA, GEMMA2, GEMMA3};
 pub use gpt::{BLOOM, FALCON, GPT2, GPTNEO, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
+pub use hybrid::LFM2;
 pub use llama::{
     BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, MISTRAL3, OLMO, OLMO2, SMOLLM3,
 };
@@ -24,8 +27,16 @@ pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3, PHI3_SMALL};
 pub use qwen::{QWEN2, QWEN3};
 
 /// The rows, by kin. A file of rows is one line here.
-const KIN: &[&[&Arch]] =
-    &[llama::ROWS, qwen::ROWS, gemma::ROWS, pairs::ROWS, gpt::ROWS, experts::ROWS, encoders::ROWS];
+const KIN: &[&[&Arch]] = &[
+    llama::ROWS,
+    qwen::ROWS,
+    gemma::ROWS,
+    pairs::ROWS,
+    gpt::ROWS,
+    experts::ROWS,
+    hybrid::ROWS,
+    encoders::ROWS,
+];
 
 /// How queries and keys are normalised before rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -176,6 +187,8 @@ pub struct Arch {
     pub experts: Option<Experts>,
     /// Keys and values come from a latent that both share.
     pub latent: bool,
+    /// What some layers have instead of attention; the file says which.
+    pub hybrid: Option<Hybrid>,
     /// Norm on queries and keys, where the file has its gains.
     pub qk_norm: QkNorm,
     /// Where the norms of a block are.

@@ -116,6 +116,16 @@ pub const DEFAULTS: &[DefaultTemplate] = &[
         ),
     },
     DefaultTemplate {
+        name: "LFM 2",
+        tokens: &["<|startoftext|>", "<|im_start|>", "<|im_end|>"],
+        end: "<|im_end|>",
+        source: turns!(
+            "{{- bos_token -}}",
+            "{{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' -}}",
+            "<|im_start|>assistant\\n"
+        ),
+    },
+    DefaultTemplate {
         name: "ChatML",
         tokens: &["<|im_start|>", "<|im_end|>"],
         end: "<|im_end|>",
@@ -168,6 +178,8 @@ mod tests {
             "[gMASK]<sop><|system|>\nS<|user|>\nA<|assistant|>\nB<|user|>\nC<|assistant|>\n",
             "<|system|>\nS<|end|>\n<|user|>\nA<|end|>\n<|assistant|>\nB<|end|>\n<|user|>\nC<|end|>\n<|assistant|>\n",
             "<bos>[INST]S\n\nA[/INST]B</s>[INST]C[/INST]",
+            "<bos><|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n\
+             <|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n",
             "<|im_start|>system\nS<|im_end|>\n<|im_start|>user\nA<|im_end|>\n<|im_start|>assistant\nB<|im_end|>\n\
              <|im_start|>user\nC<|im_end|>\n<|im_start|>assistant\n",
         ];
