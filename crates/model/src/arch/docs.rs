@@ -10,7 +10,8 @@ Made by `quarrel docs-architectures` from the table in `crates/model/src/arch/`;
 
 A family is a row of that table, which says how it differs from Llama; there is one forward pass. What a row proves is a
 golden model: a tiny one with random weights whose logits `transformers` computed in float32, run from safetensors and from
-GGUF, whole and token by token (`crates/conform/goldens`). A model whose family, field or tensor is not understood is refused
+GGUF, whole and token by token (`crates/conform/goldens`); Baichuan 2's and Phi-3-small's, which it does not have, by code that
+repeats what their own computes (`goldens/families.py`). A model whose family, field or tensor is not understood is refused
 with the difference, never run approximately.
 
 Contexts beyond the first training are known as `linear`, `dynamic` (NTK), `llama3`, `yarn` and `longrope`; rotations may be
