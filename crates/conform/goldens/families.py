@@ -2,15 +2,18 @@
 
 A row: `config`; `gguf` (name in gguf.MODEL_ARCH) with `meta`, keys beyond the common ones; `twin`, the configuration of a
 family of `transformers` that computes the same; `published`, the names under which that family keeps its tensors; `fuse`,
-what it has in one matrix. `llama_cpp` is how closely llama.cpp must agree: it takes another GELU than some families, and
+what it has in one matrix; `alter`, what is changed in the model that computes; `model`, the model itself where `transformers` has none. `llama_cpp` is how closely llama.cpp must agree: it takes another GELU than some families, and
 looks it up in a table of f16; False where it has another idea of the model.
 """
 
+import math
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-
+from transformers import AttentionInterface
+from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 
 
@@ -37,9 +40,86 @@ def renamed(*rows):
     return change
 
 
+def alibi(module, query, key, value, attention_mask, scaling, **_):
+    """Attention with a bias that falls with the distance, as Baichuan's own code has it."""
+    heads, length = query.shape[1], key.shape[2]
+    n = 2 ** int(math.log2(heads))
+    slopes = [2 ** (-8 * (h + 1) / n) if h < n else 2 ** (-8 * (h - n + 0.5) / n) for h in range(heads)]
+    bias = torch.tensor(slopes)[:, None, None] * (torch.arange(length) - length + 1)[None, None, :]
+    scores = query @ key.transpose(2, 3) * scaling + bias + attention_mask
+    return (scores.softmax(-1) @ value).transpose(1, 2).contiguous(), None
+
+
+def baichuan2(model):
+    """A head whose rows have length 1, in the type of the file; ALiBi in place of rotations."""
+    head = torch.nn.functional.normalize(model.lm_head.weight.data)
+    model.lm_head.weight.data = head.to(torch.bfloat16).float()
+    model.model.rotary_emb.inv_freq.zero_()
+    AttentionInterface.register("alibi", alibi)
+    AttentionMaskInterface.register("alibi", eager_mask)
+    model.config._attn_implementation = "alibi"
+
+
+class Phi3Small(torch.nn.Module):
+    """Phi-3-small as its published code computes it, with its kernel of blocks replaced by a mask."""
+
+    def __init__(self, c):
+        super().__init__()
+        nn, self.config = torch.nn, c
+        c.tie_word_embeddings = True
+        self.head = c.hidden_size // c.num_attention_heads
+        wide = (c.num_attention_heads + 2 * c.num_key_value_heads) * self.head
+        norm = lambda: nn.LayerNorm(c.hidden_size, eps=c.layer_norm_epsilon)
+        layer = lambda: nn.ModuleDict(dict(
+            self_attn=nn.ModuleDict(dict(query_key_value=nn.Linear(c.hidden_size, wide),
+                                         dense=nn.Linear(c.hidden_size, c.hidden_size))),
+            mlp=nn.ModuleDict(dict(up_proj=nn.Linear(c.hidden_size, 2 * c.ff_intermediate_size),
+                                   down_proj=nn.Linear(c.ff_intermediate_size, c.hidden_size))),
+            input_layernorm=norm(), post_attention_layernorm=norm()))
+        self.model = nn.ModuleDict(dict(embed_tokens=nn.Embedding(c.vocab_size, c.hidden_size), final_layernorm=norm(),
+                                        layers=nn.ModuleList(layer() for _ in range(c.num_hidden_layers))))
+
+    def mask(self, n):
+        c = self.config
+        blocks, tokens = torch.arange(n) // c.blocksparse_block_size, torch.arange(n)
+        step = 0 if c.blocksparse_homo_head_pattern else max(1, c.blocksparse_vert_stride // c.num_attention_heads)
+        far = [(blocks + h * step + 1) % c.blocksparse_vert_stride == 0 for h in range(c.num_attention_heads)]
+        near = blocks[:, None] - blocks[None] < c.blocksparse_num_local_blocks
+        return torch.stack([(near | f[None]) & (tokens[:, None] >= tokens[None]) for f in far])
+
+    def attention(self, at, l, x):
+        c, n, hd = self.config, x.shape[1], self.head
+        group = c.num_attention_heads // c.num_key_value_heads
+        qkv = at["query_key_value"](x).view(n, c.num_key_value_heads, group + 2, hd)
+        q, k, v = qkv.split([group, 1, 1], dim=2)
+        q = q.reshape(n, -1, hd).transpose(0, 1)
+        k, v = (t.expand(n, -1, group, hd).reshape(n, -1, hd).transpose(0, 1) for t in (k, v))
+        turn = torch.arange(n)[:, None] * c.rope_embedding_base ** (-torch.arange(0, hd, 2) / hd)
+        cos, sin = (torch.cat([f(turn)] * 2, -1) for f in (torch.cos, torch.sin))
+        half = lambda t: torch.cat((-t[..., hd // 2:], t[..., :hd // 2]), -1)
+        q, k = (t * cos + half(t) * sin for t in (q, k))
+        dense = (l + 1) % c.dense_attention_every_n_layers == 0
+        seen = torch.ones(n, n).tril().bool() if dense else self.mask(n)
+        scores = (q @ k.transpose(1, 2) * c.mup_attn_multiplier / hd).masked_fill(~seen, -torch.inf)
+        return at["dense"]((scores.softmax(-1) @ v).transpose(0, 1).reshape(1, n, -1))
+
+    def forward(self, input_ids):
+        c = self.config
+        x = self.model["embed_tokens"](input_ids) * c.mup_embedding_multiplier
+        for l, layer in enumerate(self.model["layers"]):
+            x = x + self.attention(layer["self_attn"], l, layer["input_layernorm"](x))
+            y = layer["mlp"]["up_proj"](layer["post_attention_layernorm"](x))
+            gate, up = y[..., ::2].clamp(max=c.gegelu_limit), y[..., 1::2].clamp(-c.gegelu_limit, c.gegelu_limit)
+            x = x + layer["mlp"]["down_proj"](gate * torch.sigmoid(1.702 * gate) * (up + 1))
+        logits = self.model["final_layernorm"](x) @ self.model["embed_tokens"].weight.T / c.mup_width_multiplier
+        logits[..., c.dummy_token_indices] = -1e30
+        return SimpleNamespace(logits=logits)
+
+
 def rows(config):
     ln = ("rms_norm_eps",)
     llama = lambda **more: config("LlamaForCausalLM", "llama", hidden_act="silu", **more)
+    forty = dict(num_hidden_layers=40, hidden_size=24, intermediate_size=8, num_attention_heads=3, num_key_value_heads=3)
     four = dict(num_hidden_layers=4, intermediate_size=32)
     alternate = lambda n: ["full_attention" if (i + 1) % n == 0 else "sliding_attention" for i in range(4)]
     gpt2 = dict(
@@ -129,11 +209,35 @@ def rows(config):
         "baichuan": dict(config=config("BaichuanForCausalLM", "baichuan", hidden_act="silu", drop=("num_key_value_heads",)),
                          twin=llama(num_key_value_heads=4), gguf="BAICHUAN", permute=True, llama_cpp=False,
                          fuse=lambda p: stack_qkv(p, "q_proj", "k_proj", "v_proj", "W_pack")),
+        # Local windows in every second layer.
+        "gptneo": dict(config=dict(
+            architectures=["GPTNeoForCausalLM"], model_type="gpt_neo", hidden_size=32, num_heads=4, num_layers=4, vocab_size=64,
+            intermediate_size=None, max_position_embeddings=64, layer_norm_epsilon=1e-5, activation_function="gelu_new",
+            attention_types=[[["global", "local"], 2]], window_size=8, bos_token_id=1, eos_token_id=2), gguf=None),
+        # Blocks of eight tokens, two near and every third, which differ by head.
+        "phi3-small": dict(config=dict(
+            architectures=["Phi3SmallForCausalLM"], model_type="phi3small", hidden_size=32, num_attention_heads=4,
+            num_key_value_heads=2, num_hidden_layers=3, vocab_size=64, ff_intermediate_size=24, max_position_embeddings=128,
+            layer_norm_epsilon=1e-5, hidden_act="gegelu", gegelu_limit=20.0, mup_use_scaling=True, mup_attn_multiplier=2.0,
+            mup_embedding_multiplier=3.0, mup_width_multiplier=0.5, rope_embedding_base=10000, rope_position_scale=1.0,
+            blocksparse_block_size=8, blocksparse_num_local_blocks=2, blocksparse_vert_stride=3,
+            blocksparse_homo_head_pattern=False, dense_attention_every_n_layers=2, dummy_token_indices=[60, 61, 63],
+            bos_token_id=1, eos_token_id=2), gguf=None, model=Phi3Small),
+        # With 40 layers it is the 13B; `z_loss_weight` says that it is version 2.
+        "baichuan2": dict(config=config("BaichuanForCausalLM", "baichuan", hidden_act="silu", z_loss_weight=0, **forty,
+                                        drop=("num_key_value_heads", "max_position_embeddings"), model_max_length=256),
+                          twin=llama(**forty), gguf=None, alter=baichuan2,
+                          fuse=lambda p: stack_qkv(p, "q_proj", "k_proj", "v_proj", "W_pack")),
         "exaone": dict(config=exaone, gguf="EXAONE", published=exaone_names,
                        twin=llama(rope_scaling=llama3, head_dim=16) | dict(rope_theta=500000.0), rms=True),
         "exaone4": dict(config=config("Exaone4ForCausalLM", "exaone4", hidden_act="silu", sliding_window=8,
                                       sliding_window_pattern="LLLG", layer_types=alternate(4), **four), gguf="EXAONE4",
                         llama_cpp=False, meta={"attention.sliding_window": 8}),
+        "olmo": dict(config=config("OlmoForCausalLM", "olmo", drop=ln, hidden_act="silu", attention_bias=False, clip_qkv=None,
+                                   tie_word_embeddings=True), gguf="OLMO", permute=True, eps=1e-5),
+        "olmo-clip": dict(config=config("OlmoForCausalLM", "olmo", drop=ln, hidden_act="silu", attention_bias=False,
+                                        clip_qkv=0.75), gguf="OLMO", permute=True, eps=1e-5,
+                          meta={"attention.clamp_kqv": 0.75}),
         "olmo2": dict(config=config("Olmo2ForCausalLM", "olmo2", hidden_act="silu", attention_bias=False), gguf="OLMO2"),
         # Scaled rotations in the layers that see everything alone.
         "olmo3": dict(config=config("Olmo3ForCausalLM", "olmo3", hidden_act="silu", attention_bias=False, sliding_window=8,
@@ -152,6 +256,9 @@ def rows(config):
                           gguf="PHI3", partial=0.75),
         "command-r": dict(config=config("CohereForCausalLM", "cohere", drop=ln, **cohere), gguf="COMMAND_R",
                           meta={"logit_scale": 0.25}),
+        # A gain for each head, which llama.cpp expects of models with 64 layers alone.
+        "command-r-plus": dict(config=config("CohereForCausalLM", "cohere", drop=ln, **cohere | dict(use_qk_norm=True)),
+                               gguf="COMMAND_R", meta={"logit_scale": 0.25}, llama_cpp=False),
         "cohere2": dict(config=config("Cohere2ForCausalLM", "cohere2", drop=ln, sliding_window=8, sliding_window_pattern=4,
                                       layer_types=alternate(4), head_dim=8, **cohere, **four), gguf="COHERE2",
                         meta={"logit_scale": 0.25, "attention.sliding_window": 8}),
@@ -180,9 +287,16 @@ def rows(config):
                                                 num_ln_in_parallel_attn=2), gguf="FALCON", ff=128, kv_heads=2,
                            llama_cpp=0.1),
         "mpt": dict(config=mpt, gguf="MPT", rope=False, ff=96, meta={"attention.max_alibi_bias": 8.0}, llama_cpp=0.1),
+        "mpt-clip": dict(config=mpt | dict(attn_config=mpt["attn_config"] | dict(clip_qkv=0.75)), gguf="MPT", rope=False, ff=96,
+                         meta={"attention.max_alibi_bias": 8.0, "attention.clamp_kqv": 0.75}, llama_cpp=0.1),
         "bloom": dict(config=bloom, gguf="BLOOM", rope=False, ff=128, kv_heads=4, llama_cpp=2e-2),
         "stablelm": dict(config=config("StableLmForCausalLM", "stablelm", drop=ln, layer_norm_eps=1e-5, hidden_act="silu",
                                        partial_rotary_factor=0.25, use_qkv_bias=True, use_parallel_residual=False,
                                        qk_layernorm=False), gguf="STABLELM", partial=0.25,
                          meta={"use_parallel_residual": False}),
+        # A norm of its own for each query and key head, one norm for attention and feed-forward.
+        "stablelm-12b": dict(config=config("StableLmForCausalLM", "stablelm", drop=ln, layer_norm_eps=1e-5, hidden_act="silu",
+                                           partial_rotary_factor=0.25, use_qkv_bias=False, use_parallel_residual=True,
+                                           qk_layernorm=True), gguf="STABLELM", partial=0.25, stack_norms=True,
+                             meta={"use_parallel_residual": True}),
     }

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
@@ -70,7 +71,7 @@ def random_weight(name: str, shape, tied: bool, minus_one: bool) -> torch.Tensor
     n = math.prod(shape)
     w = POOL[(np.arange(n) + zlib.crc32(name.encode())) % len(POOL)].reshape(tuple(shape))
     cols = shape[-1]
-    norm = any(k in name for k in ("norm", "ln_", "layernorm", "LayerNorm")) and len(shape) == 1
+    norm = any(k in name for k in ("norm", "ln_", "layernorm", "LayerNorm")) and (len(shape) == 1 or "_norm." in name)
     if name.endswith("bias") or name.endswith("_bias"):
         w = w * 0.5
     elif norm or "norms." in name:
@@ -98,6 +99,12 @@ def gguf_tensors(spec, conf, state):
     names = gguf.get_tensor_name_map(arch, conf.num_hidden_layers)
     heads = conf.num_attention_heads
     kv = getattr(conf, "num_key_value_heads", None) or heads
+    if spec.get("stack_norms"):  # of each head
+        state = dict(state)
+        for l in range(conf.num_hidden_layers):
+            for x, n in (("q", heads), ("k", kv)):
+                own = [state.pop(f"model.layers.{l}.self_attn.{x}_layernorm.norms.{h}.weight") for h in range(n)]
+                state[f"model.layers.{l}.self_attn.{x}_layernorm.weight"] = torch.stack(own)
     for hf, tensor in state.items():
         data = tensor.float().numpy()
         if spec.get("minus_one") and hf.endswith("norm.weight"):
@@ -133,6 +140,7 @@ def write_gguf(path: Path, name: str, spec, conf, state, f32: bool):
         "attention.head_count_kv": spec.get("kv_heads") or getattr(conf, "num_key_value_heads", None) or heads,
     }
     eps = [getattr(conf, k) for k in ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps") if hasattr(conf, k)]
+    eps = [spec["eps"]] if "eps" in spec else eps
     meta["attention.layer_norm_rms_epsilon" if spec.get("rms", "rms_norm_eps" in raw) else "attention.layer_norm_epsilon"] = float(eps[0])
     if spec.get("rope", True):
         meta["rope.freq_base"] = float(raw.get("rope_theta", 10000.0))
@@ -172,7 +180,7 @@ def write_gguf(path: Path, name: str, spec, conf, state, f32: bool):
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
     for name, data in gguf_tensors(spec, conf, state):
-        plain = f32 or data.ndim == 1 or ".conv." in name or "conv1d" in name
+        plain = f32 or data.ndim == 1 or "norm" in name or ".conv." in name or "conv1d" in name
         kind = gguf.GGMLQuantizationType.F32 if plain else gguf.GGMLQuantizationType.BF16
         w.add_tensor(name, data if plain else gguf.quants.quantize(data, kind), raw_dtype=kind)
     w.write_header_to_file()
@@ -189,14 +197,18 @@ def make(name: str, spec: dict) -> int:
         temp = Path(temp)
         computed = spec.get("twin") or spec["config"]
         (temp / "config.json").write_text(json.dumps(computed))
-        conf = AutoConfig.from_pretrained(temp)
-        blank = AutoModelForCausalLM.from_config(conf, dtype=torch.float32)
+        own = spec.get("model")
+        conf = SimpleNamespace(**computed) if own else AutoConfig.from_pretrained(temp)
+        blank = own(conf) if own else AutoModelForCausalLM.from_config(conf, dtype=torch.float32)
         tied = conf.tie_word_embeddings
         state = {k: random_weight(k, t.shape, tied, spec.get("minus_one", False))
                  for k, t in blank.state_dict().items() if not (tied and k.startswith("lm_head.")) and k not in spec.get("skip", ())}
         save_file(state, temp / "model.safetensors", metadata=dict(format="pt"))
         load = dict(dtype=torch.float32, attn_implementation="eager")
-        model = AutoModelForCausalLM.from_pretrained(temp, **load).eval()
+        if own:
+            blank.load_state_dict({k: t.float() for k, t in state.items()})
+        model = blank.eval() if own else AutoModelForCausalLM.from_pretrained(temp, **load).eval()
+        spec.get("alter", lambda m: None)(model)
         fixed = spec.get("contexts") and not spec.get("greedy", False)
         for salt in range(50):  # until no two logits that greedy text chooses between are nearly equal
             rng = np.random.Generator(np.random.PCG64(zlib.crc32(f"{name}/prompts/{salt}".encode())))
@@ -209,7 +221,7 @@ def make(name: str, spec: dict) -> int:
         full = [logits_of(model, p) for p in prompts]
         worst = lambda other: max(float(np.abs(a - b).max()) for a, b in zip(full, other))
         agreement = {}
-        if not spec.get("contexts"):  # whose keys in the cache would be turned by other angles
+        if not spec.get("contexts") and not own:  # whose keys in the cache would be turned by other angles
             agreement["step_by_step"] = worst([logits_step_by_step(model, p) for p in prompts])
             assert agreement["step_by_step"] < 1e-4, agreement
         files = []
@@ -231,7 +243,7 @@ def make(name: str, spec: dict) -> int:
         name=name, made_with=dict(torch=torch.__version__.split("+")[0], transformers=transformers.__version__),
         dtype="bf16", vocab_size=conf.vocab_size, safetensors=["model.safetensors"], gguf=files, prompts=prompts,
         greedy=[c[0] for c in continuations], greedy_smallest_gap=round(min(c[1] for c in continuations), 4),
-        logits_std=round(float(np.concatenate(full).std()), 3),
+        logits_std=round(float(np.concatenate(full)[np.concatenate(full) > -1e29].std()), 3),
         max_abs_difference={k: float(f"{v:.2g}") for k, v in agreement.items()},
     )
     if spec.get("contexts"):

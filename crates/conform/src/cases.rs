@@ -331,6 +331,32 @@ pub fn norms(rng: &mut Rng) -> Vec<Case> {
     cases
 }
 
+/// Norms of heads with a gain of its own each.
+pub fn head_norms(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (kind, group, heads) in [(NormKind::Layer, 16, 5), (NormKind::Rms, 33, 3), (NormKind::Layer, 128, 1)]
+    {
+        for rows in [1, 9] {
+            let (mut p, x, mut t) = with_input(heads * group, rng);
+            let part = |h: u32| WeightPart { name: format!("gain.{h}"), rows: 1 };
+            for h in 0..heads {
+                let name = format!("gain.{h}");
+                t.insert(name.clone(), tensor(&name, DType::F32, &[group as usize], 1.0, rng));
+            }
+            let weight = Some(p.stacked((0..heads).map(part).collect(), group));
+            p.logits = Some(p.norm("y", x, NormSpec { kind, eps: 1e-5, group, weight, bias: None }));
+            cases.push(Case::new(
+                format!("{kind:?} {heads} heads of {group}, {rows} rows"),
+                p,
+                t,
+                rows,
+                Measure::Rms,
+            ));
+        }
+    }
+    cases
+}
+
 /// Activation, factor, cap, sum, gate and picked rows in one.
 pub fn elementwise(rng: &mut Rng) -> Vec<Case> {
     let mut cases = Vec::new();
@@ -369,6 +395,22 @@ pub fn candidates(rng: &mut Rng) -> Vec<Case> {
         }
     }
     cases
+}
+
+/// Clipping, of NaN too.
+pub fn clips() -> Vec<Case> {
+    let values: Vec<f32> =
+        (0..40).map(|i| [f32::NAN, f32::INFINITY, -3e30, 2.5, -2.5, -1.0, 0.3][i % 7]).collect();
+    let case = |by: f32| {
+        let (mut p, x) = input_program(VOCAB, values.len() as u32);
+        let table: Vec<f32> = values.iter().copied().cycle().take(VOCAB as usize * values.len()).collect();
+        let t =
+            Tensors::from([("input".into(), f32_tensor("input", &[VOCAB as usize, values.len()], &table))]);
+        p.push(Op::Clip { x: x.slice(1, 38), by });
+        p.logits = Some(x);
+        Case::new(format!("clip at {by}"), p, t, 3, Measure::Relative)
+    };
+    vec![case(2.5), case(0.5), case(1e30)]
 }
 
 /// Gates where exponentials overflow, and NaN.
@@ -430,6 +472,7 @@ pub fn attend(h: Heads, style: RopeStyle, rows: usize, rng: &mut Rng) -> Case {
         alibi: None,
         chunked: false,
         sinks: None,
+        blocks: None,
     };
     p.logits = Some(p.attend(q, spec));
     let name = format!("{heads}/{kv_heads} heads of {head_dim}, window {window:?}, {style:?}, {rows} tokens");

@@ -1,4 +1,4 @@
-//! Tiny random models of three families as GGUF files, with matrices of any tensor type.
+//! Tiny random models of five families as GGUF files, with matrices of any tensor type.
 
 use crate::random::{Rng, f32_tensor, tensor};
 use quarrel_formats::gguf::{NewTensor, write};
@@ -18,18 +18,51 @@ pub enum Family {
     Llama,
     /// Norms on queries and keys and after each block, tied head, a window on the first layer alone.
     Gemma,
+    /// A mixture of experts in each layer (Qwen 3).
+    Experts,
+    /// Latent attention, and experts in groups beside a shared one in the second layer (DeepSeek-V3).
+    Latent,
     /// Short convolutions, before and after a layer of attention.
     Lfm2,
 }
 
+impl Family {
+    fn name(self) -> &'static str {
+        match self {
+            Family::Llama => "llama",
+            Family::Gemma => "gemma3",
+            Family::Experts => "qwen3moe",
+            Family::Latent => "deepseek2",
+            Family::Lfm2 => "lfm2",
+        }
+    }
+
+    /// Query heads, key heads, and the columns of a head in the cache, of keys and of values.
+    fn heads(self) -> [usize; 4] {
+        match self {
+            Family::Llama => [6, 2, 128, 128],
+            Family::Gemma | Family::Experts | Family::Lfm2 => [4, 1, 64, 64],
+            Family::Latent => [4, 1, RANK + ROTATED, RANK],
+        }
+    }
+}
+
+/// Columns of a latent.
+const RANK: usize = 256;
+/// Columns of a key that are rotated beside it.
+const ROTATED: usize = 32;
+/// Columns of a head before the latent is absorbed, less those; and of a value behind it.
+const PLAIN: usize = 256;
+const VALUE: usize = 64;
+const EXPERTS: usize = 4;
+
 /// Writes a model of random weights, the same for the same arguments.
 pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
-    let (gemma, lfm2) = (family == Family::Gemma, family == Family::Lfm2);
-    let (heads, kv_heads, head_dim, ff) =
-        if family == Family::Llama { (6, 2, 128, 256) } else { (4, 1, 64, 256) };
+    let [heads, kv_heads, head_dim, v_dim] = family.heads();
+    let (arch, ff) = (family.name(), 256);
+    let lfm2 = family == Family::Lfm2;
     let layers = if lfm2 { LAYERS + 1 } else { LAYERS };
     let mut meta = Metadata::new();
-    let arch = ["llama", "gemma3", "lfm2"][family as usize];
     meta.insert("general.architecture", Value::String(arch.into()));
     let mut number = |key: &str, n: usize| drop(meta.insert(format!("{arch}.{key}"), Value::U32(n as u32)));
     number("block_count", layers);
@@ -38,15 +71,32 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     number("feed_forward_length", ff);
     number("attention.head_count", heads);
     number("attention.key_length", head_dim);
-    number("attention.value_length", head_dim);
-    if lfm2 {
-        number("shortconv.l_cache", 3);
-    } else {
+    number("attention.value_length", v_dim);
+    if !lfm2 {
         number("attention.head_count_kv", kv_heads);
-        number("attention.sliding_window", if gemma { 50 } else { 150 });
     }
-    if gemma {
-        number("attention.sliding_window_pattern", 2);
+    match family {
+        Family::Lfm2 => number("shortconv.l_cache", 3),
+        Family::Llama => number("attention.sliding_window", 150),
+        Family::Gemma => {
+            number("attention.sliding_window", 50);
+            number("attention.sliding_window_pattern", 2);
+        }
+        Family::Experts => {}
+        Family::Latent => {
+            number("attention.kv_lora_rank", RANK);
+            number("attention.key_length_mla", PLAIN + ROTATED);
+            number("attention.value_length_mla", VALUE);
+            number("rope.dimension_count", ROTATED);
+            number("expert_group_count", 2);
+            number("expert_group_used_count", 1);
+            number("expert_gating_func", 2);
+        }
+    }
+    if matches!(family, Family::Experts | Family::Latent) {
+        number("expert_count", EXPERTS);
+        number("expert_used_count", 2);
+        meta.insert(format!("{arch}.expert_weights_norm"), Value::Bool(true));
     }
     if lfm2 {
         let heads = Array::U32(vec![0, kv_heads as u32, 0]);
@@ -59,7 +109,7 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     // Gains lie near 1; the rows of a matrix have a length near 1.5.
     let mut add = |name: String, shape: &[usize]| {
         tensors.push(match *shape {
-            [_, cols] => tensor(&name, dtype, shape, 1.5 * (cols as f32).powf(-0.5), &mut rng),
+            [.., _, cols] => tensor(&name, dtype, shape, 1.5 * (cols as f32).powf(-0.5), &mut rng),
             _ => {
                 let gains: Vec<f32> = (0..shape[0]).map(|_| 1.0 + 0.2 * rng.normal()).collect();
                 f32_tensor(&name, shape, &gains)
@@ -71,29 +121,52 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         let mut layer = |name: &str, shape: &[usize]| add(format!("blk.{l}.{name}.weight"), shape);
         layer("attn_norm", &[DIM]);
         layer("ffn_norm", &[DIM]);
-        if gemma {
+        match family {
+            Family::Latent => {
+                layer("attn_q", &[heads * (PLAIN + ROTATED), DIM]);
+                layer("attn_kv_a_mqa", &[RANK + ROTATED, DIM]);
+                layer("attn_kv_a_norm", &[RANK]);
+                layer("attn_k_b", &[heads, RANK, PLAIN]);
+                layer("attn_v_b", &[heads, VALUE, RANK]);
+                layer("attn_output", &[DIM, heads * VALUE]);
+            }
+            Family::Lfm2 if l != 1 => {
+                layer("shortconv.in_proj", &[3 * DIM, DIM]);
+                layer("shortconv.out_proj", &[DIM, DIM]);
+            }
+            _ => {
+                layer("attn_q", &[heads * head_dim, DIM]);
+                layer("attn_k", &[kv_heads * head_dim, DIM]);
+                layer("attn_v", &[kv_heads * head_dim, DIM]);
+                layer("attn_output", &[DIM, heads * head_dim]);
+            }
+        }
+        if family == Family::Gemma {
             layer("post_attention_norm", &[DIM]);
             layer("post_ffw_norm", &[DIM]);
         }
-        if lfm2 && l != 1 {
-            layer("shortconv.in_proj", &[3 * DIM, DIM]);
-            layer("shortconv.out_proj", &[DIM, DIM]);
-        } else {
-            if gemma || lfm2 {
-                layer("attn_q_norm", &[head_dim]);
-                layer("attn_k_norm", &[head_dim]);
-            }
-            layer("attn_q", &[heads * head_dim, DIM]);
-            layer("attn_k", &[kv_heads * head_dim, DIM]);
-            layer("attn_v", &[kv_heads * head_dim, DIM]);
-            layer("attn_output", &[DIM, heads * head_dim]);
+        if matches!(family, Family::Gemma | Family::Experts) || (lfm2 && l == 1) {
+            layer("attn_q_norm", &[head_dim]);
+            layer("attn_k_norm", &[head_dim]);
         }
-        layer("ffn_gate", &[ff, DIM]);
-        layer("ffn_up", &[ff, DIM]);
-        layer("ffn_down", &[DIM, ff]);
+        if family == Family::Experts || (family == Family::Latent && l == 1) {
+            layer("ffn_gate_inp", &[EXPERTS, DIM]);
+            layer("ffn_gate_exps", &[EXPERTS, ff, DIM]);
+            layer("ffn_up_exps", &[EXPERTS, ff, DIM]);
+            layer("ffn_down_exps", &[EXPERTS, DIM, ff]);
+            if family == Family::Latent {
+                layer("ffn_gate_shexp", &[ff, DIM]);
+                layer("ffn_up_shexp", &[ff, DIM]);
+                layer("ffn_down_shexp", &[DIM, ff]);
+            }
+        } else {
+            layer("ffn_gate", &[ff, DIM]);
+            layer("ffn_up", &[ff, DIM]);
+            layer("ffn_down", &[DIM, ff]);
+        }
     }
     add(if lfm2 { "token_embd_norm" } else { "output_norm" }.to_string() + ".weight", &[DIM]);
-    if family == Family::Llama {
+    if !matches!(family, Family::Gemma | Family::Lfm2) {
         add("output.weight".into(), &[VOCAB, DIM]);
     }
     for l in (0..layers).filter(|l| lfm2 && *l != 1) {

@@ -117,6 +117,7 @@ fn attention_that_looks_ahead_at_odd_shapes_and_in_any_company() {
             alibi: None,
             chunked: false,
             sinks: None,
+            blocks: None,
         };
         p.logits = Some(p.attend(q, spec));
         p.check().unwrap();

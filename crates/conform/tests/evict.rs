@@ -88,6 +88,7 @@ fn program(layers: &[Layer]) -> (Program, Tensors) {
             window,
             softcap,
             alibi,
+            blocks: None,
             chunked: false,
             sinks,
         };

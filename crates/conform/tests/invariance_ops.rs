@@ -173,6 +173,7 @@ fn norms_and_elementwise_ops_narrow_and_wide() {
         p.push(Op::PickRows { out, x: g });
         p.push(Op::Scale { x: out, by: 3.0 });
         p.push(Op::Softcap { x: out, cap: 1.5 });
+        p.push(Op::Clip { x: out, by: 1.0 });
         p.logits = Some(out);
         check_rows(&format!("elementwise ops on {cols}"), &p, &t);
     }
@@ -195,20 +196,26 @@ fn rotations_of_both_styles() {
 /// Shape of an attention: heads, kv heads, columns of a head, window, cap.
 type Shape = (u32, u32, u32, Option<u32>, Option<f32>);
 
-fn attention((heads, kv_heads, head_dim, window, softcap): Shape, rng: &mut Rng) -> (Program, Tensors) {
+fn attention(shape: Shape, rng: &mut Rng) -> (Program, Tensors) {
+    attention_to(shape, shape.2, rng)
+}
+
+/// The same, with values of `v_dim` columns, which are the first of their keys.
+fn attention_to(shape: Shape, v_dim: u32, rng: &mut Rng) -> (Program, Tensors) {
+    let (heads, kv_heads, head_dim, window, softcap) = shape;
     let (q_cols, kv_cols) = (heads * head_dim, kv_heads * head_dim);
     let (mut p, x, t) = with_input(q_cols + 2 * kv_cols, rng);
-    p.kv = vec![KvLayer { kv_heads, head_dim, v_dim: head_dim, window }];
-    let (q, k, v) = (x.slice(0, q_cols), x.slice(q_cols, kv_cols), x.slice(q_cols + kv_cols, kv_cols));
+    p.kv = vec![KvLayer { kv_heads, head_dim, v_dim, window }];
+    let (q, k, v) =
+        (x.slice(0, q_cols), x.slice(q_cols, kv_cols), x.slice(q_cols + kv_cols, kv_heads * v_dim));
     let table = p.rope(RopeTable::new(RopeStyle::Neox, head_dim / 2 * 2, 1000.0, None));
     for x in [q, k] {
         p.push(Op::Rope { x, head_dim, table });
     }
     p.push(Op::StoreKv { k, v, kv_layer: 0 });
     let scale = (head_dim as f32).powf(-0.5);
-    let (kv_layer, v_dim) = (0, head_dim);
     let spec = AttendSpec {
-        kv_layer,
+        kv_layer: 0,
         heads,
         kv_heads,
         head_dim,
@@ -220,11 +227,15 @@ fn attention((heads, kv_heads, head_dim, window, softcap): Shape, rng: &mut Rng)
         alibi: None,
         chunked: false,
         sinks: None,
+        blocks: None,
     };
     p.logits = Some(p.attend(q, spec));
     p.check().unwrap();
     (p, t)
 }
+
+/// One key head for all, whose values are narrower: latent attention.
+const LATENT: Shape = (6, 1, 88, None, None);
 
 /// A step's rows: sequence and positions.
 type Cut = Vec<(usize, std::ops::Range<usize>)>;
@@ -250,7 +261,7 @@ fn schedules(n: usize) -> Vec<Vec<Cut>> {
 #[test]
 fn attention_at_depths_across_chunks_and_tiles() {
     let mut rng = Rng(16);
-    let shapes: [Shape; 8] = [
+    let shapes: [Shape; 9] = [
         (1, 1, 16, None, None),
         (3, 1, 64, None, None),
         (4, 2, 33, Some(128), None),
@@ -259,12 +270,14 @@ fn attention_at_depths_across_chunks_and_tiles() {
         (8, 2, 64, None, None),
         (9, 1, 24, Some(20), None),
         (16, 1, 48, None, Some(5.0)),
+        LATENT,
     ];
     let n = 290;
     let tokens: Vec<Vec<u32>> = (0..3).map(|s| (0..n).map(|r| token(r + 31 * s)).collect()).collect();
     let sizes = Sizes { rows: 3 * n, seqs: 3, tokens: n };
     for shape in shapes {
-        let (p, t) = attention(shape, &mut rng);
+        let v_dim = if shape == LATENT { shape.2 - 24 } else { shape.2 };
+        let (p, t) = attention_to(shape, v_dim, &mut rng);
         for (isa, kv) in Isa::available().into_iter().flat_map(|i| KvType::ALL.map(|t| (i, t))) {
             let mut alone = Rig::new(cpu(isa, 1, kv), &p, &t, Sizes { rows: 1, ..sizes });
             let want: Vec<Vec<Vec<u32>>> = tokens
@@ -392,6 +405,13 @@ fn a_stopped_step_is_left_and_can_be_repeated() {
             let go = || false;
             assert!(rig.step_with(&part, &[], &[], Some(Stop(&go))).unwrap() == want, "{threads} threads");
         }
+    }
+}
+
+#[test]
+fn blocks_of_columns_with_a_weight_each() {
+    for case in cases::blocks(&mut Rng(20)) {
+        check_rows(&case.name, &case.program, &case.tensors);
     }
 }
 

@@ -59,7 +59,7 @@ fn products_with_norm_bias_residual_gate_and_several_parts() {
 
 #[test]
 fn norms_of_both_kinds_whole_and_per_head() {
-    for case in cases::norms(&mut Rng(3)) {
+    for case in cases::norms(&mut Rng(3)).into_iter().chain(cases::head_norms(&mut Rng(10))) {
         check(&case, 1e-5);
     }
 }
@@ -80,7 +80,7 @@ fn the_best_of_rows_with_ties() {
 
 #[test]
 fn gates_are_exact_at_extremes_and_keep_nan() {
-    for case in cases::extremes() {
+    for case in cases::extremes().into_iter().chain(cases::clips()) {
         check(&case, 1e-6);
     }
 }

@@ -231,6 +231,7 @@ fn ops(c: &mut Criterion) {
                         alibi: None,
                         chunked: false,
                         sinks: None,
+                        blocks: None,
                     },
                 );
             });

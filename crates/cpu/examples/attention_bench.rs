@@ -57,6 +57,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             alibi: None,
             chunked: false,
             sinks: None,
+            blocks: None,
         };
         p.logits = Some(p.attend(x.slice(0, q_cols), spec));
     }

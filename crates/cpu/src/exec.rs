@@ -363,6 +363,7 @@ impl Run<'_> {
             Op::Activate { out, x, act } => self.each(team, op, Each::Activate(act), out, Some(x), None),
             Op::Add { out, a, b } => self.each(team, op, Each::Add, out, Some(a), Some(b)),
             Op::Scale { x, by } => self.each(team, op, Each::Scale(by), x, None, None),
+            Op::Clip { x, by } => self.each(team, op, Each::Clip(by), x, None, None),
             Op::Softcap { x, cap } => self.each(team, op, Each::Softcap(cap), x, None, None),
             Op::TopK { out, x } => {
                 let (out, x) = (self.mat(out), self.mat(x));
@@ -413,6 +414,9 @@ impl Run<'_> {
         spec: &AttendSpec,
     ) {
         let (out, q) = (self.mat(out), self.mat(q));
+        // By blocks no two query heads may see the same, so each has its keys for itself.
+        let each = AttendSpec { kv_heads: spec.heads, ..*spec };
+        let spec = if spec.blocks.is_some() { &each } else { spec };
         let (heads, tiles) = (spec.kv_heads as usize, self.tiles.len());
         if splits(self.tiles, spec, team.threads) {
             self.attend_split::<T>(team, scratch, q, spec);
@@ -480,8 +484,13 @@ impl Run<'_> {
         let (states, parts) = (&mut scratch.states[..states], &mut scratch.parts[..states]);
         attention::reset(states, len);
         let chunks = tile.chunks(spec);
-        for c in chunks.clone() {
-            let next = (c + 1 < chunks.end).then_some((kv, c + 1));
+        let parts_of = attention::CHUNK / attention::unit(spec);
+        for unit in chunks.start * parts_of..chunks.end * parts_of {
+            if !scratch.queries.narrow(spec, head, unit) {
+                continue;
+            }
+            let c = unit / parts_of;
+            let next = (spec.blocks.is_none() && c + 1 < chunks.end).then_some((kv, c + 1));
             let queries = (&scratch.queries, 0);
             // SAFETY: the cache is written by `StoreKv` alone, behind a barrier; `T` is the cache's kind.
             unsafe {
@@ -573,7 +582,9 @@ impl Run<'_> {
     }
 
     fn kv_head(&self, spec: &AttendSpec, tile: &Tile, head: usize) -> KvHead<'_> {
-        self.kv.head(spec.kv_layer as usize, head, self.step.seqs[tile.seq].blocks)
+        let layer = spec.kv_layer as usize;
+        let shared = (spec.kv_heads / self.program.kv[layer].kv_heads) as usize;
+        self.kv.head(layer, head / shared, self.step.seqs[tile.seq].blocks)
     }
 
     /// The part of a unit of `tile`, when attention is split.
@@ -617,7 +628,8 @@ fn splits(tiles: &[Tile], spec: &AttendSpec, threads: usize) -> bool {
     let group = (spec.heads / spec.kv_heads) as usize;
     let few = tiles.iter().all(|t| t.rows * group <= attention::MOST);
     let tasks = tiles.len() * spec.kv_heads as usize;
-    tiles.iter().any(|t| t.chunks(spec).len() > 1)
+    spec.blocks.is_none()
+        && tiles.iter().any(|t| t.chunks(spec).len() > 1)
         && (tasks < 4 * threads || (few && split_len(tiles, spec) <= PARTS_MOST))
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn by_rows(op: &Op) -> bool {
         | Op::PickRows { .. } => true,
         Op::MatMul { .. } | Op::MatMulExperts { .. } | Op::Attend { .. } => false,
         Op::Glu { out, .. } | Op::Activate { out, .. } | Op::Add { out, .. } => out.cols < WIDE,
-        Op::Scale { x, .. } | Op::Softcap { x, .. } => x.cols < WIDE,
+        Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => x.cols < WIDE,
     }
 }
 
@@ -150,6 +150,7 @@ mod tests {
             alibi: None,
             chunked: false,
             sinks: None,
+            blocks: None,
         };
         let a = p.attend(qkv.slice(0, 8), spec);
         let y = p.value("y", Rows::Tokens, 8);

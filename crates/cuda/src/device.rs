@@ -11,7 +11,7 @@ use quarrel_ir::arena::{Arena, Slot};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
     Device, DeviceInfo, Error, HostWeight, Limits, Lookup, Op, OpTime, Prepared, Program, Readout, Result,
-    Rows, StepInputs, View, Weight, WeightDecl, check_overlap, no_adapter, uses,
+    Rows, StepInputs, View, Weight, WeightDecl, WeightId, check_overlap, no_adapter, uses,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -162,8 +162,15 @@ impl Device for Cuda {
         let bent = program.ropes.iter().any(|t| t.first > 0 || t.growth.is_some());
         if bent || program.ops.iter().any(|n| is_of_experts(&n.op)) {
             let why =
-                "mixtures of experts, latent and chunked attention do not run on it; the CPU runs them (--device cpu)"
+                "mixtures of experts, latent, chunked and block-sparse attention do not run on it; the CPU runs them (--device cpu)"
                     .into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
+        let many = |w: WeightId| program.weights[w.0 as usize].rows() > 1;
+        let gains = |op: &Op| matches!(op, Op::Norm { norm, .. } if norm.weight.is_some_and(many));
+        if program.ops.iter().any(|n| matches!(n.op, Op::Clip { .. }) || gains(&n.op)) {
+            let why =
+                "has no clipping and no norms with gains for each head; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
         check_overlap(&program)?;
@@ -469,7 +476,7 @@ fn floats(bytes: &[u8], out: &mut [f32]) {
 
 /// Whether an op looks rows of a table up by something else than the token, or adds to them.
 fn is_of_experts(op: &Op) -> bool {
-    let chunked = matches!(op, Op::Attend { spec, .. } if spec.chunked);
+    let chunked = matches!(op, Op::Attend { spec, .. } if spec.chunked || spec.blocks.is_some());
     chunked || matches!(op, Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. })
 }
 

@@ -14,12 +14,15 @@ fn golden(name: &str, file: &str) -> PathBuf {
 
 #[test]
 fn golden_models_answer_as_transformers_does() {
-    for name in ["gemma3", "smollm2", "llama3"] {
+    // A window, plain ones, experts, latent attention with experts, attention by blocks.
+    let blocks = ("phi3-small", "model.safetensors");
+    let ggufs = ["gemma3", "smollm2", "llama3", "qwen3moe", "deepseek-v3"].map(|name| (name, "model.gguf"));
+    for (name, file) in ggufs.into_iter().chain([blocks]) {
         let text = std::fs::read_to_string(golden(name, "golden.json")).unwrap();
         let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
         let ids = |v: &serde_json::Value| -> Vec<Vec<u32>> { serde_json::from_value(v.clone()).unwrap() };
         let (prompts, answers) = (ids(&expected["prompts"]), ids(&expected["greedy"]));
-        let source = Source::open(golden(name, "model.gguf")).unwrap();
+        let source = Source::open(golden(name, file)).unwrap();
         let mut bytes = 0;
         let device = Box::new(Reference::default());
         let small = |c: &mut quarrel_engine::EngineConfig| (c.step_tokens, c.max_running) = (8, 4);

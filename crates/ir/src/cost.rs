@@ -1,6 +1,6 @@
 //! Bytes and operations of each op, so that every benchmark can print GB/s and the share of the machine's peak.
 
-use crate::op::{Op, View};
+use crate::op::{Blocks, Op, View};
 use crate::program::{Program, Rows};
 
 /// What one op moves and computes in a step.
@@ -40,6 +40,19 @@ impl StepShape<'_> {
             window.map_or(all, |w| all.min(rows + u64::from(w) - 1))
         };
         self.seqs.iter().filter(|(_, rows)| *rows > 0).map(one).sum()
+    }
+
+    /// The same of blocks, by one head, about.
+    fn read_by_blocks(&self, blocks: &Blocks) -> u64 {
+        let one = |(start, rows): &(u64, u64)| match rows {
+            0 => 0,
+            n => (start + n).min(blocks.seen(start + n - 1) + n - 1),
+        };
+        self.seqs.iter().map(one).sum()
+    }
+
+    fn attended_by_blocks(&self, blocks: &Blocks) -> u64 {
+        self.seqs.iter().flat_map(|(start, rows)| (*start..start + rows).map(|p| blocks.seen(p))).sum()
     }
 
     /// Pairs of a row and a position that it attends to.
@@ -88,9 +101,15 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
         }
         Op::Attend { spec: s, .. } => {
             let position = u64::from(s.kv_heads * (s.head_dim + s.v_dim)) * step.kv_element_bytes;
-            c.kv_bytes = step.read(s.window) * position;
-            c.flops =
-                2 * step.attended(s.window, s.causal) * u64::from(s.heads) * u64::from(s.head_dim + s.v_dim);
+            let (read, attended) = match s.blocks {
+                None => (step.read(s.window), step.attended(s.window, s.causal)),
+                // Heads do not share what they read.
+                Some(b) => {
+                    (step.read_by_blocks(&b) * u64::from(s.heads / s.kv_heads), step.attended_by_blocks(&b))
+                }
+            };
+            c.kv_bytes = read * position;
+            c.flops = 2 * attended * u64::from(s.heads) * u64::from(s.head_dim + s.v_dim);
         }
         Op::ShortConv { x, weight, .. } => {
             let taps = program.weights[weight.0 as usize].cols;
@@ -102,7 +121,9 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
         Op::Rope { x, .. } => c.flops = 3 * rows(*x) * u64::from(x.cols),
         Op::Glu { out, .. } | Op::Activate { out, .. } => c.flops = 8 * rows(*out) * u64::from(out.cols),
         Op::Add { out, .. } => c.flops = rows(*out) * u64::from(out.cols),
-        Op::Scale { x, .. } | Op::Softcap { x, .. } => c.flops = rows(*x) * u64::from(x.cols),
+        Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => {
+            c.flops = rows(*x) * u64::from(x.cols)
+        }
         // An exponential of each logit.
         Op::TopK { x, .. } => c.flops = 8 * rows(*x) * u64::from(x.cols),
         Op::MatMul { .. } | Op::PickRows { .. } => {}

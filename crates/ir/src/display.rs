@@ -1,7 +1,7 @@
 //! A Program as text: what `quarrel inspect --program` prints and what snapshot tests pin.
 
 use crate::candidates;
-use crate::op::{Lookup, NormKind, NormSpec, Op, View};
+use crate::op::{Blocks, Lookup, NormKind, NormSpec, Op, View};
 use crate::program::{Program, Rows, WeightId};
 use std::fmt;
 
@@ -74,12 +74,17 @@ impl Program {
             Op::Attend { out, q, spec: s } => {
                 let kind = if s.chunked { "chunk" } else { "window" };
                 let window = s.window.map(|w| format!(" {kind} {w}")).unwrap_or_default();
+                let blocks = s.blocks.map(|b| {
+                    let Blocks { tokens, local, global, stride, shift } = b;
+                    format!(" blocks of {tokens}: {local} near, first {global}, each {stride}th less {shift} by head")
+                });
+                let blocks = blocks.unwrap_or_default();
                 let cap = s.softcap.map(|c| format!(" softcap {c}")).unwrap_or_default();
                 let bias = s.alibi.map(|m| format!(" alibi {m}")).unwrap_or_default();
                 let sinks = s.sinks.map(|s| format!(" sinks {}", self.weight_text(s))).unwrap_or_default();
                 let sees = if s.causal { "" } else { " all" };
                 format!(
-                    "{} = attend{sees} {} kv {} heads {}/{} dim {}/{} scale {}{window}{cap}{bias}{sinks}",
+                    "{} = attend{sees} {} kv {} heads {}/{} dim {}/{} scale {}{window}{blocks}{cap}{bias}{sinks}",
                     v(out),
                     v(q),
                     s.kv_layer,
@@ -129,6 +134,7 @@ impl Program {
             }
             Op::Add { out, a, b } => format!("{} = {} + {}", v(out), v(a), v(b)),
             Op::Scale { x, by } => format!("scale {} * {by}", v(x)),
+            Op::Clip { x, by } => format!("clip {} at {by}", v(x)),
             Op::Softcap { x, cap } => format!("softcap {} at {cap}", v(x)),
             Op::PickRows { out, x } => format!("{} = pick_rows {}", v(out), v(x)),
             Op::TopK { out, x } => format!("{} = top {} of {}", v(out), candidates::count(out.cols), v(x)),

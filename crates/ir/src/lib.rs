@@ -27,7 +27,7 @@ pub use device::{
 };
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
 pub use experts::{ExpertGroups, Gate, RouteSpec, Scoring};
-pub use op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
+pub use op::{Activation, AttendSpec, Blocks, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 pub use program::{KvLayer, Node, Program, Rows, TAPS_MAX, ValueId, WeightDecl, WeightId, WeightPart};
 pub use rope::{Growth, RopeId, RopeStyle, RopeTable};
 pub use uses::{Uses, check_overlap, uses};

@@ -42,7 +42,7 @@ pub struct NormSpec {
     pub eps: f32,
     /// Columns that are normalised together: the whole width, or a head's.
     pub group: u32,
-    /// Gain of length `group`, shared by all groups.
+    /// Gain of length `group`, shared by all groups, or `[groups, group]`, one of its own for each.
     pub weight: Option<WeightId>,
     /// Bias of length `group`, shared by all groups.
     pub bias: Option<WeightId>,
@@ -72,6 +72,44 @@ pub enum Lookup {
     Row(u32),
 }
 
+/// Attention by blocks of positions (Child et al. 2019; Zaheer et al. 2020; Phi-3-small): a token sees of what is before it its
+/// own block and a few before, and elsewhere only some. Block `n` holds positions `n * tokens` to `(n + 1) * tokens - 1`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Blocks {
+    /// Positions of a block, a power of two.
+    pub tokens: u32,
+    /// Blocks up to a token's own that it sees.
+    pub local: u32,
+    /// The first so many blocks are seen by all.
+    pub global: u32,
+    /// Every so many'th block is seen by all behind it; 0: none.
+    pub stride: u32,
+    /// In query head `h` those lie so many blocks times `h` before the first head's.
+    pub shift: u32,
+}
+
+impl Blocks {
+    /// Whether query head `head` of a token at `position` sees the block of `key`, which is not behind it.
+    pub fn sees(&self, head: usize, position: usize, key: usize) -> bool {
+        let tokens = self.tokens.max(1) as usize;
+        let (own, block) = (position / tokens, key / tokens);
+        let strided = |n: usize| (block + head * self.shift as usize + 1).is_multiple_of(n);
+        own - block < self.local as usize
+            || block < self.global as usize
+            || (self.stride > 0 && strided(self.stride as usize))
+    }
+
+    /// How many positions the first head of a token at `position` sees.
+    pub fn seen(&self, position: u64) -> u64 {
+        let tokens = u64::from(self.tokens.max(1));
+        let near = (position / tokens + 1).min(u64::from(self.local.max(1)));
+        let far = position / tokens + 1 - near;
+        let global = far.min(u64::from(self.global));
+        let strided = |blocks: u64| blocks.checked_div(u64::from(self.stride)).unwrap_or(0);
+        (near - 1) * tokens + position % tokens + 1 + (global + strided(far) - strided(global)) * tokens
+    }
+}
+
 /// The parameters of one attention op. Query head `h` reads key/value head `h / (heads / kv_heads)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AttendSpec {
@@ -94,6 +132,8 @@ pub struct AttendSpec {
     pub window: Option<u32>,
     /// The window begins at a multiple of its size: a token at `p` sees `p - p % window ..= p`.
     pub chunked: bool,
+    /// Not all blocks of positions are seen; there is no window and no ALiBi then, and attention is causal.
+    pub blocks: Option<Blocks>,
     /// `cap * tanh(score / cap)` before the softmax.
     pub softcap: Option<f32>,
     /// ALiBi (Press et al. 2022): a score falls by [`alibi_slope`] of its head for each position that the key lies back;
@@ -281,6 +321,13 @@ pub enum Op {
         /// Factor.
         by: f32,
     },
+    /// `x = min(max(x, -by), by)`, in place; NaN stays NaN.
+    Clip {
+        /// Clipped.
+        x: View,
+        /// Bound.
+        by: f32,
+    },
     /// `x = cap * tanh(x / cap)`, in place.
     Softcap {
         /// Capped.
@@ -334,6 +381,7 @@ impl Op {
             Op::Combine { .. } => "combine",
             Op::Add { .. } => "add",
             Op::Scale { .. } => "scale",
+            Op::Clip { .. } => "clip",
             Op::Softcap { .. } => "softcap",
             Op::PickRows { .. } => "pick_rows",
             Op::TopK { .. } => "top_k",
@@ -356,14 +404,14 @@ impl Op {
             | Op::Add { out, .. }
             | Op::PickRows { out, .. }
             | Op::TopK { out, .. } => Some(out),
-            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => Some(x),
+            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => Some(x),
             Op::StoreKv { .. } => None,
         }
     }
 
     /// Whether the op changes a view that an earlier op wrote.
     pub fn in_place(&self) -> bool {
-        matches!(self, Op::Rope { .. } | Op::Scale { .. } | Op::Softcap { .. })
+        matches!(self, Op::Rope { .. } | Op::Scale { .. } | Op::Clip { .. } | Op::Softcap { .. })
     }
 
     /// Calls `f` on every view that the op reads.
@@ -391,7 +439,9 @@ impl Op {
                 }
                 f(out, false);
             }
-            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Softcap { x, .. } => f(x, true),
+            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => {
+                f(x, true)
+            }
             Op::StoreKv { k, v, .. } => {
                 f(k, true);
                 f(v, true);

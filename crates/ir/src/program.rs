@@ -328,8 +328,10 @@ impl Program {
     fn op_problem(&self, op: &Op) -> Option<String> {
         let w = |id: WeightId| &self.weights[id.0 as usize];
         let norm_problem = |n: &NormSpec, x: View| {
-            let bad_len =
-                n.weight.into_iter().chain(n.bias).any(|id| w(id).cols != n.group || w(id).rows() != 1);
+            let each = |id: WeightId| w(id).rows().checked_mul(n.group) == Some(x.cols);
+            let bad_len = n.weight.into_iter().chain(n.bias).any(|id| w(id).cols != n.group)
+                || n.weight.is_some_and(|id| w(id).rows() != 1 && !each(id))
+                || n.bias.is_some_and(|id| w(id).rows() != 1);
             (n.group == 0 || !x.cols.is_multiple_of(n.group) || bad_len)
                 .then(|| format!("norm group {} does not fit {} columns", n.group, x.cols))
         };
@@ -400,6 +402,10 @@ impl Program {
                     && out.cols == s.heads * s.v_dim
                     && s.window != Some(0)
                     && (s.causal || (s.window.is_none() && s.alibi.is_none()))
+                    && s.blocks.is_none_or(|b| {
+                        let plain = s.causal && s.window.is_none() && s.alibi.is_none();
+                        plain && b.local > 0 && b.tokens.is_power_of_two()
+                    })
                     && s.sinks.is_none_or(|w| {
                         let w = &self.weights[w.0 as usize];
                         (w.rows(), w.cols) == (1, s.heads)
@@ -437,7 +443,7 @@ impl Program {
                     .or_else(|| add.and_then(|a| same(*out, a)))
             }
             Op::Add { out, a, b } => same(*out, *a).or_else(|| same(*out, *b)),
-            Op::Scale { .. } | Op::Softcap { .. } => None,
+            Op::Scale { .. } | Op::Clip { .. } | Op::Softcap { .. } => None,
             Op::PickRows { out, x } => (out.cols != x.cols
                 || self.rows_of(*out) != Rows::Outputs
                 || self.rows_of(*x) != Rows::Tokens)

@@ -78,7 +78,8 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 /// Normalises `x` in groups into `out`.
 fn normalise(spec: &NormSpec, weight: Option<&[f32]>, bias: Option<&[f32]>, x: &[f32], out: &mut [f32]) {
     let g = spec.group as usize;
-    for (x, out) in x.chunks_exact(g).zip(out.chunks_exact_mut(g)) {
+    for (i, (x, out)) in x.chunks_exact(g).zip(out.chunks_exact_mut(g)).enumerate() {
+        let weight = weight.map(|w| &w[i * g % w.len()..]);
         let mean = match spec.kind {
             NormKind::Rms => 0.0,
             NormKind::Layer => x.iter().map(|v| f64::from(*v)).sum::<f64>() / g as f64,
@@ -244,7 +245,8 @@ impl Ready {
                 let s = dot * f64::from(spec.scale);
                 let s = spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh());
                 let slope = spec.alibi.map_or(0.0, |max| alibi_slope(max, spec.heads, h as u32));
-                s - f64::from(slope) * (position as f64 - p as f64)
+                let unseen = spec.blocks.is_some_and(|b| !b.sees(h, position, p));
+                if unseen { f64::NEG_INFINITY } else { s - f64::from(slope) * (position as f64 - p as f64) }
             })
             .collect();
         // `f64::max` drops NaN; a NaN score must reach the output instead.
@@ -287,9 +289,11 @@ impl Ready {
             let kvh = h / (spec.heads / spec.kv_heads) as usize;
             let (first, weights, total) = self.weights_of(all, spec, h, q, blocks, place);
             for i in 0..vd {
+                // What is not seen has no weight, and what lies there does not matter.
                 let sum: f64 = weights
                     .iter()
                     .zip(first..)
+                    .filter(|(w, _)| spec.blocks.is_none() || **w != 0.0)
                     .map(|(w, p)| {
                         let v = cache.row(blocks, p) * cache.layer.kv_heads as usize * vd + kvh * vd;
                         w * f64::from(cache.v[v + i])
@@ -516,6 +520,8 @@ impl Ready {
                 }
             }
             Op::Scale { x, by } => self.map_rows(x, x, |v| v * by),
+            // `clamp` keeps NaN.
+            Op::Clip { x, by } => self.map_rows(x, x, |v| v.clamp(-by, by)),
             Op::Softcap { x, cap } => {
                 self.map_rows(x, x, |v| (f64::from(cap) * (f64::from(v) / f64::from(cap)).tanh()) as f32)
             }

@@ -5,7 +5,7 @@ use crate::hybrid::Mixer;
 use crate::spec::ModelSpec;
 use quarrel_ir::{
     AttendSpec, KvLayer, Lookup, NormKind, NormSpec, Op, Program, RopeId, RopeStyle, RopeTable, Rows, View,
-    WeightId, fuse,
+    WeightId, WeightPart, fuse,
 };
 
 /// How to build the tape.
@@ -91,6 +91,9 @@ impl Builder<'_> {
 
     pub(crate) fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
         let kind = self.s.arch.norm;
+        if self.s.arch.bare_norms {
+            return NormSpec { kind, eps: self.s.eps, group, weight: None, bias: None };
+        }
         let bias = self.s.norm_bias.then(|| weight.replace(".weight", ".bias"));
         let bias = bias.map(|name| self.p.weight(name, 1, group));
         let weight = Some(self.p.weight(weight, 1, group));
@@ -129,6 +132,14 @@ impl Builder<'_> {
     pub(crate) fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
         let norm = self.norm_spec(format!("blk.{layer}.{name}.weight"), group);
         self.p.norm(name, x, norm)
+    }
+
+    /// A norm over each head with a gain of its own, and no bias.
+    fn head_norm(&mut self, layer: u32, name: &'static str, x: View) -> View {
+        let (kind, eps, group) = (self.s.arch.norm, self.s.eps, self.s.head_dim);
+        let part = |h: u32| WeightPart { name: format!("blk.{layer}.{name}.{h}.weight"), rows: 1 };
+        let weight = self.p.stacked((0..x.cols / group).map(part).collect(), group);
+        self.p.norm(name, x, NormSpec { kind, eps, group, weight: Some(weight), bias: None })
     }
 
     pub(crate) fn linear(&mut self, layer: u32, name: &'static str, x: View, rows: u32, bias: bool) -> View {
@@ -187,8 +198,15 @@ impl Builder<'_> {
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
         let v = self.linear(l, "attn_v", h, s.kv_heads * s.v_dim, s.qkv_bias);
+        if let Some(by) = s.clip {
+            [q, k, v].into_iter().for_each(|x| self.p.push(Op::Clip { x, by }));
+        }
         let groups = match s.qk_norm {
             QkNorm::None => None,
+            QkNorm::EachHead => {
+                (q, k) = (self.head_norm(l, "attn_q_norm", q), self.head_norm(l, "attn_k_norm", k));
+                None
+            }
             QkNorm::PerHead => Some((s.head_dim, s.head_dim)),
             QkNorm::Whole => Some((q.cols, k.cols)),
         };
@@ -222,6 +240,7 @@ impl Builder<'_> {
             causal: s.arch.causal,
             window,
             chunked: s.chunked && window.is_some(),
+            blocks: s.blocks.filter(|(_, every)| !(l + 1).is_multiple_of(*every)).map(|(blocks, _)| blocks),
             softcap: s.attn_softcap,
             alibi: s.alibi,
             sinks,
@@ -257,7 +276,14 @@ impl Builder<'_> {
             let y = self.mixture(h, l, &experts);
             return self.scaled(y);
         }
-        let a = if s.arch.gated {
+        let a = if let Some(gate) = s.arch.gate {
+            // One expert, which every row has.
+            let both = |kind: &str| ["ffn_gate", "ffn_up"].map(|n| format!("blk.{l}.{n}.{kind}"));
+            let parts = |kind: &str| both(kind).map(|name| WeightPart { name, rows: s.ff }).into();
+            let weight = self.p.stacked(parts("weight"), h.cols);
+            let bias = s.ff_bias.then(|| self.p.stacked(parts("bias"), 1));
+            self.p.matmul_experts("ffn_up", (h, None), 1, (weight, bias), Some(gate))
+        } else if s.arch.gated {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
             self.p.glu(gate, up, s.arch.act)

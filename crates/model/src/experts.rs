@@ -242,6 +242,9 @@ impl Builder<'_> {
 pub(crate) fn of_stack(canonical: &str) -> Option<(String, usize)> {
     let (stem, kind) = canonical.rsplit_once('.')?;
     let (stem, index) = stem.rsplit_once('.')?;
-    ["_exps", "attn_k_b", "attn_v_b"].iter().any(|s| stem.ends_with(s)).then_some(())?;
+    ["_exps", "attn_k_b", "attn_v_b", "attn_q_norm", "attn_k_norm"]
+        .iter()
+        .any(|s| stem.ends_with(s))
+        .then_some(())?;
     Some((format!("{stem}.{kind}"), index.parse().ok()?))
 }

@@ -176,8 +176,10 @@ impl Reader<'_> {
             attn_scale: spread * scale.unwrap_or_else(|| attn_scale(self.arch, count, dim, heads, head_dim)),
             attn_softcap: self.opt_f32("attn_logit_softcapping")?.filter(|c| *c != 0.0),
             logit_softcap: self.opt_f32("final_logit_softcapping")?.filter(|c| *c != 0.0),
-            qk_norm: if of_attention("attn_q_norm.weight") { self.arch.qk_norm } else { QkNorm::None },
+            qk_norm: spec::qk_norm(self.arch, of_attention),
             norm_bias: spec::has_norm_bias(has),
+            clip: self.opt_f32("attention.clamp_kqv")?.filter(|by| *by != 0.0),
+            unit_head: self.arch.unit_head == Some(vocab),
             parallel: self.flag("use_parallel_residual")?.unwrap_or(self.arch.parallel),
             ff_norm: has("blk.0.ffn_norm.weight"),
             alibi: match positions {
@@ -231,7 +233,7 @@ impl Reader<'_> {
         let own = [of("embedding_scale")?, of("residual_scale")?, of("logit_scale")?];
         let plain = if self.arch.embed_sqrt_dim { (dim as f32).sqrt() } else { 1.0 };
         Ok(match self.arch.multipliers {
-            Multipliers::None => [plain, 1.0, 1.0],
+            Multipliers::None | Multipliers::Mup => [plain, 1.0, 1.0],
             Multipliers::Granite => {
                 [own[0].unwrap_or(1.0), own[1].unwrap_or(1.0), 1.0 / own[2].unwrap_or(1.0)]
             }
@@ -476,13 +478,14 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
         (Some(a), k) if k.ends_with("_epsilon") => k == epsilon(a),
         (Some(a), k) if k.starts_with("rope.") && a.positions == Positions::Learned => false,
         (Some(a), k) if FACTORS.contains(&k) => match a.multipliers {
-            Multipliers::None => value.as_int() == Some(0),
+            Multipliers::None | Multipliers::Mup => value.as_int() == Some(0),
             Multipliers::Logits => k == "logit_scale",
             Multipliers::Granite | Multipliers::MiniCpm => true,
         },
         (Some(a), "shortconv.l_cache") => a.hybrid == Some(Hybrid::ShortConv),
         (Some(a), "attention.temperature_scale") => a.growing,
         (Some(a), "rope.scaling.yarn_log_multiplier") => a.growing || a.latent,
+        (Some(a), "attention.clamp_kqv") if a.clips => true,
         (Some(a), "attention.max_alibi_bias") => a.positions == Positions::Alibi,
         (_, k) => UNDERSTOOD.contains(&k),
     }

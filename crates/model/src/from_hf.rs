@@ -10,20 +10,21 @@ use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
 use crate::{Error, Result, names, weights};
 use quarrel_formats::Source;
-use quarrel_ir::{Activation, Gate, Growth, Scoring};
+use quarrel_ir::{Activation, Blocks, Gate, Growth, Scoring};
 use serde_json::Value;
 
 /// Other names of settings, as older configuration classes have them; the first is what messages say.
 const ALIASES: &[(&str, &[&str])] = &[
     ("hidden_size", &["n_embd", "d_model", "n_embed"]),
-    ("num_attention_heads", &["n_head", "n_heads"]),
+    ("num_attention_heads", &["n_head", "n_heads", "num_heads"]),
     ("num_hidden_layers", &["n_layer", "n_layers", "num_layers"]),
-    ("intermediate_size", &["n_inner", "ffn_hidden_size"]),
+    ("intermediate_size", &["n_inner", "ffn_hidden_size", "ff_intermediate_size"]),
     ("max_position_embeddings", &["n_positions", "max_seq_len", "seq_length", "model_max_length"]),
     ("eps", &["rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"]),
     ("hidden_act", &["hidden_activation", "activation_function"]),
     ("partial_rotary_factor", &["rotary_pct"]),
-    ("rope_theta", &["rotary_emb_base"]),
+    ("rope_theta", &["rotary_emb_base", "rope_embedding_base"]),
+    ("sliding_window", &["window_size"]),
 ];
 
 /// Settings, besides those of [`ALIASES`], that are read here, or that a computation does not depend on.
@@ -186,7 +187,7 @@ impl Reader<'_> {
 
     fn check_activation(&self) -> Result<()> {
         let name = self.config["hidden_activation"].as_str().or(self.get("hidden_act").as_str());
-        let Some(name) = name else { return Ok(()) };
+        let Some(name) = name.filter(|_| self.arch.gate.is_none()) else { return Ok(()) };
         let known = ACTIVATIONS.iter().find(|(n, _)| *n == name).map(|(_, a)| *a);
         if known == Some(self.arch.act) {
             return Ok(());
@@ -212,6 +213,9 @@ impl Reader<'_> {
         let scale = match (self.f64("query_pre_attn_scalar")?, self.f64("attention_multiplier")?) {
             (Some(s), _) => s.powf(-0.5) as f32,
             (None, Some(s)) => s as f32,
+            (None, None) if self.arch.multipliers == Multipliers::Mup => {
+                self.f64("mup_attn_multiplier")?.unwrap_or(1.0) as f32 / head_dim.max(1) as f32
+            }
             (None, None) => attn_scale(self.arch, count, dim, heads, head_dim),
         };
         let cap = |key: &str| Ok::<_, Error>(self.f64(key)?.filter(|c| *c != 0.0).map(|c| c as f32));
@@ -226,8 +230,10 @@ impl Reader<'_> {
         let of_attention = |name: &str| self.has(&format!("blk.{attends}.{name}"));
         let scale = scale * latent.map_or(Ok(1.0), |_| self.latent_scale())?;
         let chunks = self.arch.chunks;
+        let vocab = self.u32("vocab_size")?;
+        let never = self.never()?;
         let spec = ModelSpec {
-            vocab: self.u32("vocab_size")?,
+            vocab,
             dim,
             heads,
             kv_heads: self.kv_heads(heads, head_dim)?,
@@ -239,8 +245,14 @@ impl Reader<'_> {
             attn_scale: scale,
             attn_softcap: cap("attn_logit_softcapping")?,
             logit_softcap: cap("final_logit_softcapping")?,
-            qk_norm: if of_attention("attn_q_norm.weight") { self.arch.qk_norm } else { QkNorm::None },
+            qk_norm: spec::qk_norm(self.arch, of_attention),
             norm_bias: spec::has_norm_bias(|n| self.has(n)),
+            clip: self.clip()?,
+            // Files that train version 2 further may have other vocabularies; its loss is named in all of them.
+            unit_head: self
+                .arch
+                .unit_head
+                .is_some_and(|n| n == vocab || !self.config["z_loss_weight"].is_null()),
             parallel: self.flag("use_parallel_residual")?.unwrap_or(self.arch.parallel),
             ff_norm: self.has("blk.0.ffn_norm.weight"),
             alibi: (positions == Positions::Alibi).then(|| alibi.unwrap_or(8.0) as f32),
@@ -250,7 +262,7 @@ impl Reader<'_> {
             qkv_bias: of_attention("attn_q.bias"),
             out_bias: of_attention("attn_output.bias"),
             ff_bias: self.has("blk.0.ffn_down.bias"),
-            head_bias: self.has("output.bias"),
+            head_bias: self.has("output.bias") || !never.is_empty(),
             tied: !self.has("output.weight"),
             positions: self.rows("position_embd.weight"),
             token_types: self.rows("token_types.weight"),
@@ -261,6 +273,8 @@ impl Reader<'_> {
             sinks: of_attention("attn_sinks.weight"),
             mixers,
             chunked: chunks.is_some(),
+            blocks: self.blocks(heads)?,
+            never,
             bare_norm: chunks.is_some() && self.flag("use_qk_norm")?.unwrap_or(true),
             growth: match chunks.filter(|_| self.config["attn_temperature_tuning"] != false) {
                 Some(c) => Some(Growth {
@@ -273,6 +287,19 @@ impl Reader<'_> {
             ..ModelSpec::new(self.arch)
         };
         Ok(spec.with_latent(latent))
+    }
+
+    /// What queries, keys and values are clipped at; refused where the family is not known to do it.
+    fn clip(&self) -> Result<Option<f32>> {
+        let said = match &self.config["attn_config"]["clip_qkv"] {
+            Value::Null => &self.config["clip_qkv"],
+            nested => nested,
+        };
+        let by = number("clip_qkv", said)?.filter(|by| *by != 0.0);
+        if by.is_some() && !self.arch.clips {
+            return Err(field_error("clip_qkv", "is set, but this family is not known to clip"));
+        }
+        Ok(by.map(|by| by as f32))
     }
 
     /// The sizes of latent attention.
@@ -398,7 +425,54 @@ impl Reader<'_> {
                 [of("scale_emb")?, of("scale_depth")? / (layers.max(1) as f32).sqrt(), base]
             }
             Multipliers::Logits => [plain, 1.0, of("logit_scale")?],
+            Multipliers::Mup => [of("mup_embedding_multiplier")?, 1.0, 1.0 / of("mup_width_multiplier")?],
         })
+    }
+
+    /// Attention by blocks, as Phi-3-small says it, and every how many layers there is none.
+    fn blocks(&self, heads: u32) -> Result<Option<(Blocks, u32)>> {
+        let Some(tokens) = self.opt_u32("blocksparse_block_size")? else { return Ok(None) };
+        if self.arch.multipliers != Multipliers::Mup {
+            let why = "is set, but this family is not known to attend by blocks";
+            return Err(field_error("blocksparse_block_size", why));
+        }
+        let stride = self.u32("blocksparse_vert_stride")?;
+        let shift = match self.flag("blocksparse_homo_head_pattern")? {
+            Some(true) => 0,
+            _ => (stride / heads).max(1),
+        };
+        let local = self.u32("blocksparse_num_local_blocks")?;
+        let every = self.opt_u32("dense_attention_every_n_layers")?.unwrap_or(u32::MAX);
+        Ok(Some((Blocks { tokens, local, global: 0, stride, shift }, every)))
+    }
+
+    /// Rows of the vocabulary that no token has.
+    fn never(&self) -> Result<Vec<u32>> {
+        let list = match &self.config["dummy_token_indices"] {
+            Value::Null => return Ok(Vec::new()),
+            list => list
+                .as_array()
+                .map(|l| l.iter().map(|n| n.as_u64().and_then(|n| u32::try_from(n).ok())).collect()),
+        };
+        list.flatten().ok_or_else(|| field_error("dummy_token_indices", "is no list of tokens"))
+    }
+
+    /// The window layers of GPT-Neo: a list of lists of kinds, each with how often it comes.
+    fn attention_types(&self, count: u32) -> Result<Vec<bool>> {
+        let mut local = Vec::new();
+        for item in self.config["attention_types"].as_array().into_iter().flatten() {
+            let kinds = item[0].as_array().map_or(&[][..], Vec::as_slice);
+            for kind in
+                kinds.iter().cycle().take(kinds.len() * item[1].as_u64().unwrap_or(0).min(1 << 16) as usize)
+            {
+                let known = ["global", "local"].iter().position(|k| kind == k);
+                local.push(known.ok_or_else(|| field_error("attention_types", format!("has {kind}")))? == 1);
+            }
+        }
+        if local.len() != count as usize {
+            return Err(field_error("attention_types", format!("must list {count} times global or local")));
+        }
+        Ok(local)
     }
 
     /// What each layer has for attention, where the family has something else.
@@ -448,6 +522,8 @@ impl Reader<'_> {
         let window = window.filter(|_| self.arch.gguf != arch::LLAMA.gguf);
         let count = count.min(1 << 16); // `check` refuses such counts; until then they must not cost memory
         let local = match &self.config["layer_types"] {
+            // Whoever has a window by default says which layers have it.
+            Value::Null if self.default("sliding_window").is_some() => self.attention_types(count)?,
             // Which layers attend is all that it says then.
             _ if self.arch.hybrid.is_some() => vec![false; count as usize],
             Value::Null => self.pattern(count)?,
@@ -580,12 +656,18 @@ impl Reader<'_> {
                     Some(f) => f,
                     None => context / trained,
                 };
+                // Phi-3-small has the factor itself, one for each list.
+                let own = have("short_mscale")?.zip(have("long_mscale")?);
+                if let Some((short, long)) = own.filter(|(short, long)| short != long) {
+                    let why = format!("is {long}, but short_mscale is {short}; they are known to be equal");
+                    return Err(field_error("rope_scaling.long_mscale", why));
+                }
                 let plain = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / trained.ln()).sqrt() };
                 Scaling::Long {
                     short: factors("short_factor")?,
                     long: factors("long_factor")?,
                     context: trained as u32,
-                    attention: have("attention_factor")?.unwrap_or(plain),
+                    attention: have("attention_factor")?.or(own.map(|(_, long)| long)).unwrap_or(plain),
                 }
             }
             other => {

@@ -6,7 +6,7 @@ use crate::hybrid::Mixer;
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
-use quarrel_ir::{Growth, NormKind, TAPS_MAX};
+use quarrel_ir::{Blocks, Growth, NormKind, TAPS_MAX};
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,6 +50,10 @@ pub struct ModelSpec {
     pub qk_norm: QkNorm,
     /// Norms have a bias.
     pub norm_bias: bool,
+    /// What queries, keys and values are clipped at.
+    pub clip: Option<f32>,
+    /// The head's rows are brought to length 1.
+    pub unit_head: bool,
     /// Attention and feed-forward read the same and are added together.
     pub parallel: bool,
     /// The feed-forward block has a norm of its own; otherwise it reads what attention does.
@@ -92,6 +96,10 @@ pub struct ModelSpec {
     pub bare_norm: bool,
     /// What queries of layers without rotation grow by.
     pub growth: Option<Growth>,
+    /// Attention by blocks, and every how many layers there is one that sees everything.
+    pub blocks: Option<(Blocks, u32)>,
+    /// Tokens of the vocabulary that are never answered.
+    pub never: Vec<u32>,
     /// What the layers have for attention, where any has something else.
     pub mixers: Vec<Mixer>,
     /// Layers, first to last.
@@ -122,7 +130,9 @@ impl ModelSpec {
             attn_softcap: None,
             logit_softcap: None,
             qk_norm: arch.qk_norm,
-            norm_bias: arch.norm == NormKind::Layer,
+            norm_bias: arch.norm == NormKind::Layer && !arch.bare_norms,
+            clip: None,
+            unit_head: false,
             parallel: arch.parallel,
             ff_norm: true,
             alibi: None,
@@ -144,6 +154,8 @@ impl ModelSpec {
             chunked: false,
             bare_norm: false,
             growth: None,
+            blocks: None,
+            never: Vec::new(),
             mixers: Vec::new(),
             layers: Vec::new(),
         }
@@ -217,6 +229,7 @@ impl ModelSpec {
             ("residual scale", self.residual_scale),
             ("logit scale", self.logit_scale),
             ("alibi bias", self.alibi.unwrap_or(1.0)),
+            ("clipping", self.clip.unwrap_or(1.0)),
         ] {
             if !(factor.is_finite() && factor > 0.0) {
                 return Err(field_error(field, format!("is {factor}; a positive number is needed")));
@@ -224,6 +237,16 @@ impl ModelSpec {
         }
         if !(self.eps.is_finite() && self.eps >= 0.0) {
             return Err(field_error("layer_norm_rms_epsilon", format!("is {}", self.eps)));
+        }
+        let bad = |(b, every): (Blocks, u32)| {
+            let fits = b.tokens.is_power_of_two() && b.tokens <= 1 << 16 && b.local > 0;
+            !fits || every == 0 || b.local.max(b.stride).max(b.shift) > 1 << 16
+        };
+        if let Some(b) = self.blocks.filter(|b| bad(*b)) {
+            return Err(field_error("blocks of attention", format!("are {b:?}, which is no pattern")));
+        }
+        if let Some(n) = self.never.iter().find(|n| **n >= self.vocab) {
+            return Err(field_error("tokens that are never answered", format!("have {n} of {}", self.vocab)));
         }
         let taps = |m: &Mixer| matches!(m, Mixer::ShortConv { taps, .. } if !(1..=TAPS_MAX).contains(taps));
         if self.mixers.iter().any(taps) {
@@ -311,6 +334,12 @@ pub(crate) fn positions(arch: &Arch, layers: u32) -> Positions {
     }
 }
 
+/// The norm of queries and keys of a model whose first layer of attention `has` tensors: none, if their gains are not there.
+pub(crate) fn qk_norm(arch: &Arch, has: impl Fn(&str) -> bool) -> QkNorm {
+    let gains = ["attn_q_norm.weight", "attn_q_norm.0.weight"];
+    if gains.into_iter().any(has) { arch.qk_norm } else { QkNorm::None }
+}
+
 /// The rotations of a model: that of the file, and another of window layers where the family has one.
 pub(crate) fn rotations(arch: &Arch, global: Rotary, local_base: Option<f64>) -> Vec<Rotary> {
     let base = local_base.or(arch.local_unscaled.then_some(global.base));
@@ -325,6 +354,7 @@ pub(crate) fn has_norm_bias(has: impl Fn(&str) -> bool) -> bool {
 
 pub(crate) fn attn_scale(arch: &Arch, layers: u32, dim: u32, heads: u32, head_dim: u32) -> f32 {
     match arch.attn_scale {
+        AttnScale::One => 1.0,
         AttnScale::HeadDimBut { layers: l } if l == layers => (dim as f32 / heads as f32).powf(-0.5),
         _ => (head_dim as f32).powf(-0.5),
     }

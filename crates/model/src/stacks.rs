@@ -175,7 +175,7 @@ fn rows(t: &Tensor, range: Range<usize>, all: usize) -> Result<Tensor> {
 }
 
 /// Rows `first`, `first + 2`, ...
-fn every_second(t: &Tensor, first: usize) -> Result<Tensor> {
+pub(crate) fn every_second(t: &Tensor, first: usize) -> Result<Tensor> {
     let all = t.shape.first().copied().unwrap_or(0);
     if all == 0 || !all.is_multiple_of(2) || !t.data.len().is_multiple_of(all) {
         return Err(unlike(t, "an even number of rows is needed".into()));

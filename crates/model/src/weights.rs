@@ -33,6 +33,9 @@ pub fn load(
 
 /// Finds a tensor by its canonical name and brings it to canonical form.
 pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
+    if canonical == "output.bias" && !spec.never.is_empty() {
+        return Ok(never(spec));
+    }
     let (found, take) = locate(source, spec.arch, canonical)?;
     let mut tensor = found.clone();
     if transposed(source, spec, canonical) && tensor.shape.len() == 2 {
@@ -41,9 +44,15 @@ pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tens
     tensor = match take {
         Take::Whole => tensor,
         Take::Third(index) => third(&tensor, source, spec, canonical, index)?,
+        Take::Half(index) if gate_pairs(source, spec) => {
+            Tensor { name: canonical.into(), ..stacks::every_second(&tensor, index)? }
+        }
         Take::Half(index) => half(&tensor, canonical, index)?,
         Take::Cut(part) => Tensor { name: canonical.into(), ..stacks::cut(source, spec, found, part)? },
     };
+    if unit_rows(spec, canonical) {
+        return unit(tensor);
+    }
     if minus_one(source, spec, canonical) { add_one(tensor) } else { Ok(tensor) }
 }
 
@@ -55,9 +64,16 @@ pub fn headers(
     program: &Program,
 ) -> Result<Vec<Vec<(DType, usize, bool)>>> {
     let header = |canonical: &str| {
+        if canonical == "output.bias" && !spec.never.is_empty() {
+            return Ok((DType::F32, 4 * spec.vocab as usize, false));
+        }
         let (t, take) = locate(source, spec.arch, canonical)?;
         if minus_one(source, spec, canonical) {
             return Ok((DType::F32, 4 * t.len(), false));
+        }
+        if unit_rows(spec, canonical) {
+            let dtype = unit_type(t.dtype);
+            return Ok((dtype, t.len() / dtype.block_len() * dtype.block_bytes(), false));
         }
         let bytes = match take {
             Take::Whole => t.data.len(),
@@ -70,7 +86,8 @@ pub fn headers(
         };
         let gathered = matches!(take, Take::Third(_)) && by_kv_head(source, spec);
         let turned = transposed(source, spec, canonical) && t.shape.len() == 2;
-        let moved = turned || gathered;
+        let paired = matches!(take, Take::Half(_)) && gate_pairs(source, spec);
+        let moved = turned || gathered || paired;
         Ok((t.dtype, bytes, t.data.is_mapped() && !moved))
     };
     program.weights.iter().map(|d| d.parts.iter().map(|p| header(&p.name)).collect()).collect()
@@ -144,6 +161,19 @@ fn by_kv_head(source: &Source, spec: &ModelSpec) -> bool {
     matches!(source, Source::Hf(_)) && spec.arch.hf_qkv == Stacked::ByKvHead
 }
 
+/// Whether a file has the rows of gate and up in turn.
+fn gate_pairs(source: &Source, spec: &ModelSpec) -> bool {
+    matches!(source, Source::Hf(_)) && spec.arch.hf_gate_pairs
+}
+
+/// A bias of the head that keeps tokens from being answered, which is finite, because what is drawn from is finite.
+fn never(spec: &ModelSpec) -> Tensor {
+    let mut bias = vec![0.0f32; spec.vocab as usize];
+    spec.never.iter().for_each(|n| bias[*n as usize] = -1e30 / spec.logit_scale);
+    let data = Bytes::from(bias.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>());
+    Tensor { name: "output.bias".into(), dtype: DType::F32, shape: vec![bias.len()], data }
+}
+
 /// The rows of one of the three.
 fn third(
     tensor: &Tensor,
@@ -199,6 +229,30 @@ fn transposed(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
 /// Whether the file has a norm's gains minus one.
 fn minus_one(source: &Source, spec: &ModelSpec, canonical: &str) -> bool {
     matches!(source, Source::Hf(_)) && spec.arch.hf_norm_minus_one && canonical.ends_with("_norm.weight")
+}
+
+/// Whether a matrix is to have rows of length 1, which the file may not have.
+fn unit_rows(spec: &ModelSpec, canonical: &str) -> bool {
+    spec.unit_head && canonical == "output.weight"
+}
+
+/// The type of rows that are changed after they were stored: as they were, and 16 bits where they were in blocks.
+fn unit_type(stored: DType) -> DType {
+    if stored.is_quantized() { DType::F16 } else { stored }
+}
+
+/// Brings rows to length 1.
+fn unit(tensor: Tensor) -> Result<Tensor> {
+    let (dtype, cols) = (unit_type(tensor.dtype), tensor.shape.last().copied().unwrap_or(0).max(1));
+    let mut all = vec![0.0f32; tensor.len()];
+    quant::dequantize(tensor.dtype, &tensor.data, &mut all)?;
+    for row in all.chunks_mut(cols) {
+        let length = row.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt().max(1e-12);
+        row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+    }
+    let mut data = Vec::new();
+    quant::quantize(dtype, &all, &mut data)?;
+    Ok(Tensor { dtype, data: Bytes::from(data), ..tensor })
 }
 
 /// A norm gain stored as its difference from 1.

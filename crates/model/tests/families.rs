@@ -82,6 +82,66 @@ fn both_sources_give_the_same_model() {
     }
 }
 
+/// Baichuan 2 is known by its vocabulary, whatever the source; rows that were stored in blocks become floats.
+#[test]
+fn the_head_of_baichuan_2_has_rows_of_length_1() {
+    use quarrel_formats::gguf::{NewTensor, write};
+    use quarrel_formats::{DType, Metadata, Value as Field};
+    use quarrel_model::{decoder, weights};
+
+    let (vocab, dim, ff) = (125_696usize, 32usize, 32usize);
+    let mut meta = Metadata::new();
+    meta.insert("general.architecture", Field::String("baichuan".into()));
+    let numbers =
+        [("block_count", 1), ("context_length", 64), ("embedding_length", dim), ("attention.head_count", 1)];
+    for (key, n) in numbers.into_iter().chain([("feed_forward_length", ff)]) {
+        meta.insert(format!("baichuan.{key}"), Field::U32(n as u32));
+    }
+    meta.insert("baichuan.attention.layer_norm_rms_epsilon", Field::F32(1e-6));
+    let names = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"];
+    let square = names.map(|n| (format!("blk.0.{n}.weight"), vec![dim as u64, dim as u64]));
+    let vectors = ["blk.0.attn_norm", "blk.0.ffn_norm", "output_norm"];
+    let vectors = vectors.map(|n| (format!("{n}.weight"), vec![dim as u64]));
+    let tables = ["token_embd", "output"].map(|n| (format!("{n}.weight"), vec![vocab as u64, dim as u64]));
+    for dtype in [DType::F32, DType::Q8_0] {
+        let tensors: Vec<_> = square
+            .iter()
+            .chain(&vectors)
+            .chain(&tables)
+            .map(|(name, shape)| {
+                let n: u64 = shape.iter().product();
+                let floats: Vec<f32> = (0..n).map(|i| (i % 37) as f32 * 0.25 + 1.0).collect();
+                let dtype = if name == "output.weight" { dtype } else { DType::F32 };
+                let mut data = Vec::new();
+                quarrel_formats::quant::quantize(dtype, &floats, &mut data).unwrap();
+                (name, shape.clone(), dtype, data)
+            })
+            .collect();
+        let new: Vec<NewTensor> = tensors
+            .iter()
+            .map(|(name, shape, dtype, data)| NewTensor { name, dtype: *dtype, shape, data })
+            .collect();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.gguf");
+        write(&mut std::fs::File::create(&path).unwrap(), &meta, &new).unwrap();
+        let source = Source::open(&path).unwrap();
+        let spec = quarrel_model::spec(&source).unwrap();
+        let head = weights::tensor(&source, &spec, "output.weight").unwrap();
+        let floats = head.to_f32();
+        for row in floats.chunks(dim).step_by(997) {
+            let length: f32 = row.iter().map(|x| x * x).sum();
+            assert!((length - 1.0).abs() < 2e-3, "{dtype}: {length}");
+        }
+        let program = decoder::decoder(&spec, &decoder::Options::default());
+        let at = program.weights.iter().position(|w| w.parts[0].name == "output.weight").unwrap();
+        let told = weights::headers(&source, &spec, &program).unwrap()[at][0];
+        assert_eq!(told, (head.dtype, head.data.len(), false));
+    }
+    let one = hf("baichuan2", &[("num_hidden_layers", json!(40))]).unwrap();
+    assert!(one.unit_head && one.alibi.is_some());
+    assert!(!open(&golden("baichuan").join("model.safetensors")).unwrap().unit_head);
+}
+
 #[test]
 fn an_unknown_family_is_refused_with_the_nearest_and_the_difference() {
     let e = gguf("qwen3", &[("qwen3", "qwen9"), ("attn_k_norm", "attn_k_nose")]).unwrap_err();
@@ -111,7 +171,9 @@ fn what_a_known_family_does_not_have_is_refused_by_name() {
         // A factor means something only where the family has it.
         (gguf("granite", &[("granite", "smollm3")]), "smollm3.embedding_scale"),
         (hf("phi2", &[("qk_layernorm", json!(true))]), "qk_layernorm"),
-        (hf("mpt", &[("attn_config", json!({ "clip_qkv": 8.0 }))]), "attn_config.clip_qkv"),
+        (hf("llama2", &[("clip_qkv", json!(8.0))]), "clip_qkv"),
+        (hf("olmo", &[("clip_qkv", json!(-1.0))]), "clipping"),
+        (gguf("olmo-clip", &[("clamp_kqv", "clamp_kvq")]), "olmo.attention.clamp_kvq"),
         (hf("falcon", &[("alibi", json!(true))]), "alibi"),
         (hf("qwen3", &[("hidden_act", json!("gelu"))]), "hidden_act"),
         (hf("qwen3", &[("rope_scaling", json!({ "rope_type": "strange" }))]), "\"strange\" is not supported"),
@@ -127,6 +189,29 @@ fn what_a_known_family_does_not_have_is_refused_by_name() {
         (hf("lfm2", &[("conv_L_cache", json!(99))]), "taps of the short convolutions"),
         (gguf("lfm2", &[("shortconv.l_cache", "shortconv.l_noses")]), "lfm2.shortconv.l_noses"),
         (hf("granite", &[("logits_scaling", json!(0.0))]), "logit scale"),
+        (
+            hf("gptneo", &[("attention_types", json!([[["global"], 3]]))]),
+            "attention_types: must list 4 times",
+        ),
+        (
+            hf("gptneo", &[("attention_types", json!([[["global", "sparse"], 2]]))]),
+            "attention_types: has \"sparse\"",
+        ),
+        (hf("llama2", &[("blocksparse_block_size", json!(64))]), "not known to attend by blocks"),
+        (hf("phi3-small", &[("blocksparse_block_size", json!(12))]), "which is no pattern"),
+        (
+            hf("phi3-small", &[("blocksparse_vert_stride", json!(null))]),
+            "blocksparse_vert_stride: is missing",
+        ),
+        (hf("phi3-small", &[("dummy_token_indices", json!([64]))]), "have 64 of 64"),
+        (hf("phi3-small", &[("gegelu_limit", json!(7.0))]), "gegelu_limit"),
+        (
+            hf(
+                "phi3-small",
+                &[("rope_scaling", json!({ "type": "su", "short_mscale": 1.0, "long_mscale": 1.1 }))],
+            ),
+            "long_mscale",
+        ),
     ] {
         let e = result.unwrap_err();
         assert!(e.contains(part), "{part}: {e}");

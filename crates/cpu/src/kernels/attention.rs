@@ -33,6 +33,11 @@ pub(crate) fn span(spec: &AttendSpec, position: usize, end: usize) -> Span {
     (spec.first(position), position + 1)
 }
 
+/// Positions that are read at once: a chunk, or the part of one that lies in one block of a pattern.
+pub(crate) fn unit(spec: &AttendSpec) -> usize {
+    spec.blocks.map_or(CHUNK, |b| CHUNK.min(b.tokens as usize))
+}
+
 /// The chunks that any of `spans` touches.
 pub(crate) fn chunks(spans: &[Span]) -> Range<usize> {
     let lo = spans.iter().map(|s| s.0).min().unwrap_or(0);
@@ -79,8 +84,10 @@ pub(crate) struct Queries {
     packed: Vec<f32>,
     /// The same in codes, for a cache of codes.
     pub(super) codes: attention_codes::Queries,
-    /// What each vector of a key head sees.
+    /// What each vector of a key head sees; of the unit that is next, where attention is by blocks.
     pub(crate) spans: Vec<Span>,
+    /// What each would see without blocks.
+    whole: Vec<Span>,
     /// How much a score of each vector of each key head falls for each position back; empty without ALiBi.
     slopes: Vec<f32>,
 }
@@ -123,6 +130,7 @@ impl Queries {
         let heads = (spec.heads / spec.kv_heads) as usize;
         self.spans.clear();
         self.spans.extend(rows.flat_map(|(_, span)| std::iter::repeat_n(span, heads)));
+        self.whole.clone_from(&self.spans);
         self.slopes.clear();
         if let Some(max) = spec.alibi {
             let slope = |h: usize| alibi_slope(max, spec.heads, h as u32);
@@ -131,6 +139,20 @@ impl Queries {
                 kv_heads.flat_map(|kv| (0..rows * heads).map(move |v| slope(kv * heads + v % heads))),
             );
         }
+    }
+
+    /// Where attention is by blocks: narrows what the vectors, which are of query head `head`, see to the unit `at`. Says
+    /// whether any of them sees something of it.
+    pub(crate) fn narrow(&mut self, spec: &AttendSpec, head: usize, at: usize) -> bool {
+        let Some(blocks) = spec.blocks else { return true };
+        let (first, end) = (at * unit(spec), (at + 1) * unit(spec));
+        let mut any = false;
+        for (span, (_, past)) in self.spans.iter_mut().zip(&self.whole) {
+            let sees = first < *past && blocks.sees(head, past - 1, first);
+            *span = if sees { (first, end.min(*past)) } else { (0, 0) };
+            any |= sees;
+        }
+        any
     }
 
     /// The ALiBi of the vectors from `at` on of the `i`th key head that was taken: slopes, and what the vectors see.

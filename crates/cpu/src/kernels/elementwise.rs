@@ -14,6 +14,8 @@ pub(crate) enum Each {
     Activate(Activation),
     /// `x * by`.
     Scale(f32),
+    /// `min(max(x, -by), by)`.
+    Clip(f32),
     /// `cap * tanh(x / cap)`.
     Softcap(f32),
 }
@@ -59,6 +61,12 @@ impl Kernel for Map<'_> {
             Each::Add => lanes(s, x, Some(y), out, |x, y| x + y),
             Each::Activate(act) => lanes(s, x, None, out, |x, _| activate(act, x)),
             Each::Scale(by) => lanes(s, x, None, out, |x, _| x * x.same(by)),
+            // -x <= by where x >= -by. `max` gives its second argument for NaN.
+            Each::Clip(by) => lanes(s, x, None, out, |x, _| {
+                let low = x.same(-by).max(x);
+                let turned = x.same(-by).max(low * x.same(-1.0));
+                turned * x.same(-1.0)
+            }),
             Each::Softcap(cap) => lanes(s, x, None, out, |x, _| softcap(cap, x)),
         }
     }

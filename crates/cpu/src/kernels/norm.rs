@@ -9,6 +9,7 @@ pub(crate) struct Norm<'a> {
     pub(crate) kind: NormKind,
     pub(crate) eps: f32,
     pub(crate) group: usize,
+    /// For all groups, or for each its own.
     pub(crate) gain: Option<&'a [f32]>,
     pub(crate) shift: Option<&'a [f32]>,
 }
@@ -32,7 +33,8 @@ impl Kernel for Row<'_> {
     fn run<S: Simd>(self, s: S) {
         let g = self.norm.group;
         for (i, (x, out)) in self.x.chunks_exact(g).zip(self.out.chunks_exact_mut(g)).enumerate() {
-            group(s, self.norm, x, self.add.map(|a| &a[i * g..][..g]), out);
+            let gain = self.norm.gain.map(|w| if w.len() > g { &w[i * g..][..g] } else { w });
+            group(s, &Norm { gain, ..*self.norm }, x, self.add.map(|a| &a[i * g..][..g]), out);
         }
     }
 }

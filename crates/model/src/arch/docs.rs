@@ -10,11 +10,17 @@ Made by `quarrel docs-architectures` from the table in `crates/model/src/arch/`;
 
 A family is a row of that table, which says how it differs from Llama; there is one forward pass. What a row proves is a
 golden model: a tiny one with random weights whose logits `transformers` computed in float32, run from safetensors and from
-GGUF, whole and token by token (`crates/conform/goldens`). A model whose family, field or tensor is not understood is refused
+GGUF, whole and token by token (`crates/conform/goldens`); Baichuan 2's and Phi-3-small's, which it does not have, by code that
+repeats what their own computes (`goldens/families.py`). A model whose family, field or tensor is not understood is refused
 with the difference, never run approximately.
 
 Contexts beyond the first training are known as `linear`, `dynamic` (NTK), `llama3`, `yarn` and `longrope`; rotations may be
 of a part of each head. LongRoPE and `dynamic` depend on the context that is served (`--ctx`), and hold for all its tokens.
+
+Attention sees everything before a token, a window, a chunk, or blocks: the token's own and a few before it, the first ones,
+and every so many'th, which differ by head. What is not seen is not read, so a window or a pattern costs what it sees and not
+the context. Attention by blocks runs on the CPU alone and cannot be combined with eviction. Phi-3-small's folder needs a
+`tokenizer.json` (it is published with a tokenizer of its own code; its vocabulary is that of cl100k with added tokens).
 
 | family | GGUF | Hugging Face | what differs from Llama | golden |
 |---|---|---|---|---|
@@ -50,6 +56,8 @@ fn differences(a: &Arch) -> Vec<String> {
         Norms::After => say(true, "norms after the residual sums"),
         Norms::Outputs => say(true, "norms after attention and feed-forward, none before"),
     }
+    say(a.bare_norms, "norms have no gains");
+    say(a.clips, "queries, keys and values are clipped, where set");
     say(a.embed_norm, "the embeddings are normalised");
     say(a.parallel, "attention and feed-forward side by side");
     say(!a.gated, "no gate in the feed-forward block");
@@ -58,6 +66,7 @@ fn differences(a: &Arch) -> Vec<String> {
     say(a.experts.is_some_and(|e| matches!(e.scoring, Scoring::Sparse { .. })), "SparseMixer");
     say(a.latent, "latent attention, absorbed");
     say(a.chunks.is_some(), "attention in chunks");
+    say(a.gate.is_some(), "a gate that is clamped");
     say(a.hybrid == Some(Hybrid::ShortConv), "short convolutions instead of attention in most layers");
     match a.act {
         Activation::Silu => {}
@@ -68,6 +77,9 @@ fn differences(a: &Arch) -> Vec<String> {
     match a.qk_norm {
         QkNorm::None => {}
         QkNorm::PerHead => say(true, "queries and keys are normalised per head"),
+        QkNorm::EachHead => {
+            say(true, "queries and keys are normalised per head with gains of its own, where it has them")
+        }
         QkNorm::Whole => say(true, "queries and keys are normalised over all heads"),
     }
     match a.positions {
@@ -94,7 +106,7 @@ fn differences(a: &Arch) -> Vec<String> {
     say(a.embed_sqrt_dim, "embeddings times the root of the width");
     match a.multipliers {
         Multipliers::None => {}
-        Multipliers::Granite | Multipliers::MiniCpm => {
+        Multipliers::Granite | Multipliers::MiniCpm | Multipliers::Mup => {
             say(true, "factors on embeddings, residuals and logits")
         }
         Multipliers::Logits => say(true, "a factor on logits"),

@@ -87,7 +87,7 @@ pub const OLMOE: Arch = Arch {
     hf: &["OlmoeForCausalLM"],
     title: "OLMoE-1B-7B",
     qk_norm: QkNorm::Whole,
-    hf_only: &[("clip_qkv", Setting::Number(0.0))],
+    clips: true,
     goldens: &["olmoe"],
     ..QWEN2_MOE
 };

@@ -2,7 +2,8 @@
 
 use super::*;
 
-pub(super) const ROWS: &[&Arch] = &[&GPT2, &GPTNEOX, &STARCODER2, &PHI2, &FALCON, &MPT, &BLOOM, &STABLELM];
+pub(super) const ROWS: &[&Arch] =
+    &[&GPT2, &GPTNEO, &GPTNEOX, &STARCODER2, &PHI2, &FALCON, &MPT, &BLOOM, &STABLELM];
 
 /// GPT-2.
 pub const GPT2: Arch = Arch {
@@ -34,6 +35,34 @@ pub const GPT2: Arch = Arch {
     ],
     goldens: &["gpt2"],
     ..LLAMA
+};
+
+/// GPT-Neo.
+pub const GPTNEO: Arch = Arch {
+    gguf: "gptneo",
+    hf: &["GPTNeoForCausalLM"],
+    title: "GPT-Neo 125M, 1.3B, 2.7B (safetensors)",
+    attn_scale: AttnScale::One,
+    hf_transposed: false,
+    names: &[
+        ("token_embd", "transformer.wte"),
+        ("position_embd", "transformer.wpe"),
+        ("output_norm", "transformer.ln_f"),
+        ("blk.{}.attn_norm", "transformer.h.{}.ln_1"),
+        ("blk.{}.attn_q", "transformer.h.{}.attn.attention.q_proj"),
+        ("blk.{}.attn_k", "transformer.h.{}.attn.attention.k_proj"),
+        ("blk.{}.attn_v", "transformer.h.{}.attn.attention.v_proj"),
+        ("blk.{}.attn_output", "transformer.h.{}.attn.attention.out_proj"),
+        ("blk.{}.ffn_norm", "transformer.h.{}.ln_2"),
+        ("blk.{}.ffn_up", "transformer.h.{}.mlp.c_fc"),
+        ("blk.{}.ffn_down", "transformer.h.{}.mlp.c_proj"),
+    ],
+    hf_unused: &["transformer.h.{}.attn.attention.bias", "transformer.h.{}.attn.attention.masked_bias"],
+    hf_defaults: &[("sliding_window", Setting::Number(256.0))],
+    hf_only: &[],
+    goldens: &["gptneo"],
+    notes: "scores are not scaled; a window in the layers that the file calls local",
+    ..GPT2
 };
 
 /// GPT-NeoX and Pythia.
@@ -148,13 +177,13 @@ pub const MPT: Arch = Arch {
     hf_only: &[
         ("attn_config.alibi", Setting::Flag(true)),
         ("attn_config.attn_type", Setting::Text("multihead_attention")),
-        ("attn_config.clip_qkv", Setting::Number(0.0)),
         ("attn_config.prefix_lm", Setting::Flag(false)),
         ("attn_config.qk_ln", Setting::Flag(false)),
         ("attn_config.softmax_scale", Setting::Number(0.0)),
         ("logit_scale", Setting::Number(1.0)),
     ],
-    goldens: &["mpt"],
+    clips: true,
+    goldens: &["mpt", "mpt-clip"],
     ..GPT2
 };
 
@@ -185,15 +214,19 @@ pub const BLOOM: Arch = Arch {
     ..GPTNEOX
 };
 
-/// StableLM 3B, Zephyr and 2 1.6B.
+/// StableLM 3B, Zephyr, 2 1.6B and 2 12B.
 pub const STABLELM: Arch = Arch {
     gguf: "stablelm",
     hf: &["StableLmForCausalLM"],
-    title: "StableLM 3B, StableLM 2 1.6B",
+    title: "StableLM 3B, StableLM 2 1.6B, 12B",
     norm: NormKind::Layer,
     gguf_rope: RopeStyle::Neox,
+    qk_norm: QkNorm::EachHead,
+    names: &[
+        ("blk.{}.attn_q_norm.{}", "model.layers.{}.self_attn.q_layernorm.norms.{}"),
+        ("blk.{}.attn_k_norm.{}", "model.layers.{}.self_attn.k_layernorm.norms.{}"),
+    ],
     hf_defaults: &[("partial_rotary_factor", Setting::Number(0.25))],
-    hf_only: &[("qk_layernorm", Setting::Flag(false))],
-    goldens: &["stablelm"],
+    goldens: &["stablelm", "stablelm-12b"],
     ..LLAMA
 };

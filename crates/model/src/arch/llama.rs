@@ -3,7 +3,7 @@
 use super::*;
 
 pub(super) const ROWS: &[&Arch] = &[
-    &LLAMA, &MISTRAL, &MISTRAL3, &SMOLLM3, &GRANITE, &MINICPM, &INTERNLM2, &BAICHUAN, &EXAONE, &OLMO2,
+    &LLAMA, &MISTRAL, &MISTRAL3, &SMOLLM3, &GRANITE, &MINICPM, &INTERNLM2, &BAICHUAN, &EXAONE, &OLMO, &OLMO2,
     &EXAONE4,
 ];
 
@@ -15,6 +15,8 @@ pub const LLAMA: Arch = Arch {
     norm: NormKind::Rms,
     act: Activation::Silu,
     gated: true,
+    gate: None,
+    hf_gate_pairs: false,
     experts: None,
     latent: false,
     hybrid: None,
@@ -22,6 +24,9 @@ pub const LLAMA: Arch = Arch {
     yarn_truncate: true,
     qk_norm: QkNorm::None,
     norms: Norms::Before,
+    bare_norms: false,
+    clips: false,
+    unit_head: None,
     parallel: false,
     causal: true,
     positions: Positions::Rotated,
@@ -120,14 +125,16 @@ pub const INTERNLM2: Arch = Arch {
     ..LLAMA
 };
 
-/// Baichuan 1.
+/// Baichuan 1 and 2. Version 2 normalises the head's rows whenever it is used, and is told by its vocabulary.
 pub const BAICHUAN: Arch = Arch {
     gguf: "baichuan",
     hf: &["BaichuanForCausalLM", "BaiChuanForCausalLM"],
-    title: "Baichuan 7B, 13B",
+    title: "Baichuan 7B, 13B; Baichuan 2 7B, 13B",
     positions: Positions::RotatedBut { layers: 40 },
     names: &[("blk.{}.attn_qkv", "model.layers.{}.self_attn.W_pack")],
-    goldens: &["baichuan"],
+    unit_head: Some(125_696),
+    goldens: &["baichuan", "baichuan2"],
+    notes: "the rows of Baichuan 2's head are brought to length 1 when they are loaded",
     ..LLAMA
 };
 
@@ -151,6 +158,19 @@ pub const EXAONE: Arch = Arch {
         ("blk.{}.ffn_down", "transformer.h.{}.mlp.c_proj"),
     ],
     goldens: &["exaone"],
+    ..LLAMA
+};
+
+/// OLMo 1.
+pub const OLMO: Arch = Arch {
+    gguf: "olmo",
+    hf: &["OlmoForCausalLM"],
+    title: "OLMo 1B, 7B (0424, 0724)",
+    norm: NormKind::Layer,
+    bare_norms: true,
+    clips: true,
+    hf_defaults: &[("eps", Setting::Number(1e-5))],
+    goldens: &["olmo", "olmo-clip"],
     ..LLAMA
 };
 

@@ -3,7 +3,7 @@
 
 use crate::experts::Experts;
 use crate::hybrid::Hybrid;
-use quarrel_ir::{Activation, Growth, NormKind, RopeStyle};
+use quarrel_ir::{Activation, Gate, Growth, NormKind, RopeStyle};
 
 pub mod docs;
 mod encoders;
@@ -18,12 +18,12 @@ mod qwen;
 pub use encoders::{BERT, NOMIC_BERT};
 pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMOE, QWEN2_MOE, QWEN3_MOE};
 pub use gemma::{GEMMA, GEMMA2, GEMMA3};
-pub use gpt::{BLOOM, FALCON, GPT2, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
+pub use gpt::{BLOOM, FALCON, GPT2, GPTNEO, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
 pub use hybrid::LFM2;
 pub use llama::{
-    BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, MISTRAL3, OLMO2, SMOLLM3,
+    BAICHUAN, EXAONE, EXAONE4, GRANITE, INTERNLM2, LLAMA, MINICPM, MISTRAL, MISTRAL3, OLMO, OLMO2, SMOLLM3,
 };
-pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3};
+pub use pairs::{CHATGLM, COHERE2, COMMAND_R, GLM4, PHI3, PHI3_SMALL};
 pub use qwen::{QWEN2, QWEN3};
 
 /// The rows, by kin. A file of rows is one line here.
@@ -45,6 +45,8 @@ pub enum QkNorm {
     None,
     /// Over each head with one gain of `head_dim`.
     PerHead,
+    /// Over each head with a gain of its own.
+    EachHead,
     /// Over all heads together.
     Whole,
 }
@@ -100,6 +102,8 @@ pub enum Multipliers {
     MiniCpm,
     /// Logits are multiplied (Command-R).
     Logits,
+    /// As Phi-3-small says them; logits are divided.
+    Mup,
 }
 
 /// In what order a Hugging Face file stacks queries, keys and values in one matrix.
@@ -138,6 +142,8 @@ pub enum WindowPattern {
 pub enum AttnScale {
     /// `head_dim^-0.5`.
     HeadDim,
+    /// None.
+    One,
     /// `head_dim^-0.5`, but `(dim / heads)^-0.5` in the checkpoint with this many layers: Gemma 3 27B's
     /// `query_pre_attn_scalar` is 168 and GGUF has no field for it.
     HeadDimBut {
@@ -173,6 +179,10 @@ pub struct Arch {
     pub act: Activation,
     /// Whether it gates a second product.
     pub gated: bool,
+    /// How, where it is not by the nonlinearity alone.
+    pub gate: Option<Gate>,
+    /// Hugging Face stores gate and up row by row in one matrix.
+    pub hf_gate_pairs: bool,
     /// How experts are chosen and used, where a model has them.
     pub experts: Option<Experts>,
     /// Keys and values come from a latent that both share.
@@ -183,6 +193,12 @@ pub struct Arch {
     pub qk_norm: QkNorm,
     /// Where the norms of a block are.
     pub norms: Norms,
+    /// Norms have neither gains nor biases.
+    pub bare_norms: bool,
+    /// Queries, keys and values are clipped, where the file says at what.
+    pub clips: bool,
+    /// The head's rows have length 1 in checkpoints with so many tokens, for which no file has a field.
+    pub unit_head: Option<u32>,
     /// Attention and feed-forward read the same and are added together, unless the file says otherwise.
     pub parallel: bool,
     /// A token sees only what is before it. Without that the model is an encoder: it has no head, and what it gives are the

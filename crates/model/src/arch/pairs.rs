@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) const ROWS: &[&Arch] = &[&PHI3, &CHATGLM, &GLM4, &COMMAND_R, &COHERE2];
+pub(super) const ROWS: &[&Arch] = &[&PHI3, &PHI3_SMALL, &CHATGLM, &GLM4, &COMMAND_R, &COHERE2];
 
 /// Phi-3, 3.5 and 4.
 pub const PHI3: Arch = Arch {
@@ -16,6 +16,35 @@ pub const PHI3: Arch = Arch {
     ],
     goldens: &["phi3", "phi3-long", "phi4-mini"],
     notes: "queries, keys and values in one matrix, gate and up in another",
+    ..LLAMA
+};
+
+/// Phi-3-small, 8k and 128k.
+pub const PHI3_SMALL: Arch = Arch {
+    gguf: "phi3small",
+    hf: &["Phi3SmallForCausalLM"],
+    title: "Phi-3-small (safetensors)",
+    norm: NormKind::Layer,
+    gate: Some(Gate::Clamped { alpha: 1.702, limit: 20.0 }),
+    hf_gate_pairs: true,
+    hf_qkv: Stacked::ByKvHead,
+    multipliers: Multipliers::Mup,
+    names: &[
+        ("output_norm", "model.final_layernorm"),
+        ("blk.{}.attn_qkv", "model.layers.{}.self_attn.query_key_value"),
+        ("blk.{}.attn_output", "model.layers.{}.self_attn.dense"),
+        ("blk.{}.ffn_up", "model.layers.{}.mlp.up_proj"),
+    ],
+    hf_unused: &["lm_head.dummy_token_indices"],
+    hf_only: &[
+        ("hidden_act", Setting::Text("gegelu")),
+        ("gegelu_limit", Setting::Number(20.0)),
+        ("mup_use_scaling", Setting::Flag(true)),
+        ("rope_position_scale", Setting::Number(1.0)),
+    ],
+    goldens: &["phi3-small"],
+    notes: "queries, keys and values in one matrix, gate and up in another, row by row; attention by blocks in all but \
+            every so many'th layer",
     ..LLAMA
 };
 
@@ -51,14 +80,14 @@ pub const GLM4: Arch = Arch {
 pub const COMMAND_R: Arch = Arch {
     gguf: "command-r",
     hf: &["CohereForCausalLM"],
-    title: "Command-R; Aya 23, Aya Expanse",
+    title: "Command-R, Command-R+; Aya 23, Aya Expanse",
     norm: NormKind::Layer,
+    qk_norm: QkNorm::EachHead,
     parallel: true,
     multipliers: Multipliers::Logits,
     hf_rope: RopeStyle::Interleaved,
     hf_defaults: &[("logit_scale", Setting::Number(0.0625))],
-    hf_only: &[("use_qk_norm", Setting::Flag(false))],
-    goldens: &["command-r"],
+    goldens: &["command-r", "command-r-plus"],
     ..LLAMA
 };
 
@@ -67,6 +96,7 @@ pub const COHERE2: Arch = Arch {
     gguf: "cohere2",
     hf: &["Cohere2ForCausalLM"],
     title: "Command-R7B, Command-A",
+    qk_norm: QkNorm::None,
     unrotated: Unrotated::Full,
     windows: WindowPattern::AllButEvery(4),
     goldens: &["cohere2"],
