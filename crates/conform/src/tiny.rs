@@ -1,4 +1,4 @@
-//! Tiny random models of three families as GGUF files, with matrices of any tensor type.
+//! Tiny random models of four families as GGUF files, with matrices of any tensor type.
 
 use crate::random::{Rng, f32_tensor, tensor};
 use quarrel_formats::gguf::{NewTensor, write};
@@ -11,6 +11,9 @@ pub const VOCAB: usize = 64;
 const DIM: usize = 256;
 const LAYERS: usize = 2;
 
+/// Heads of a recurrence, their columns together, and those of a head's state.
+const MAMBA: [usize; 3] = [4, 256, 32];
+
 /// Which model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
@@ -20,6 +23,8 @@ pub enum Family {
     Gemma,
     /// Short convolutions, before and after a layer of attention.
     Lfm2,
+    /// Mamba-2, before and after a layer of attention.
+    Granite,
 }
 
 /// Writes a model of random weights, the same for the same arguments.
@@ -27,9 +32,10 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     let (gemma, lfm2) = (family == Family::Gemma, family == Family::Lfm2);
     let (heads, kv_heads, head_dim, ff) =
         if family == Family::Llama { (6, 2, 128, 256) } else { (4, 1, 64, 256) };
-    let layers = if lfm2 { LAYERS + 1 } else { LAYERS };
+    let granite = family == Family::Granite;
+    let layers = if lfm2 || granite { LAYERS + 1 } else { LAYERS };
     let mut meta = Metadata::new();
-    let arch = ["llama", "gemma3", "lfm2"][family as usize];
+    let arch = ["llama", "gemma3", "lfm2", "granitehybrid"][family as usize];
     meta.insert("general.architecture", Value::String(arch.into()));
     let mut number = |key: &str, n: usize| drop(meta.insert(format!("{arch}.{key}"), Value::U32(n as u32)));
     number("block_count", layers);
@@ -39,7 +45,14 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     number("attention.head_count", heads);
     number("attention.key_length", head_dim);
     number("attention.value_length", head_dim);
-    if lfm2 {
+    if granite {
+        let [heads, inner, state] = MAMBA;
+        number("ssm.conv_kernel", 4);
+        number("ssm.state_size", state);
+        number("ssm.group_count", 1);
+        number("ssm.inner_size", inner);
+        number("ssm.time_step_rank", heads);
+    } else if lfm2 {
         number("shortconv.l_cache", 3);
     } else {
         number("attention.head_count_kv", kv_heads);
@@ -48,7 +61,10 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     if gemma {
         number("attention.sliding_window_pattern", 2);
     }
-    if lfm2 {
+    if granite {
+        meta.insert(format!("{arch}.rope.scaling.finetuned"), Value::Bool(false));
+    }
+    if lfm2 || granite {
         let heads = Array::U32(vec![0, kv_heads as u32, 0]);
         meta.insert(format!("{arch}.attention.head_count_kv"), Value::Array(heads));
     }
@@ -75,7 +91,12 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
             layer("post_attention_norm", &[DIM]);
             layer("post_ffw_norm", &[DIM]);
         }
-        if lfm2 && l != 1 {
+        if granite && l != 1 {
+            let [heads, inner, state] = MAMBA;
+            layer("ssm_in", &[2 * inner + 2 * state + heads, DIM]);
+            layer("ssm_norm", &[inner]);
+            layer("ssm_out", &[DIM, inner]);
+        } else if lfm2 && l != 1 {
             layer("shortconv.in_proj", &[3 * DIM, DIM]);
             layer("shortconv.out_proj", &[DIM, DIM]);
         } else {
@@ -95,6 +116,19 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     add(if lfm2 { "token_embd_norm" } else { "output_norm" }.to_string() + ".weight", &[DIM]);
     if family == Family::Llama {
         add("output.weight".into(), &[VOCAB, DIM]);
+    }
+    for l in (0..layers).filter(|l| granite && *l != 1) {
+        let [heads, inner, state] = MAMBA;
+        let mut add = |name: &str, shape: &[usize], mean: f32, spread: f32| {
+            let numbers: Vec<f32> =
+                (0..shape.iter().product()).map(|_| mean + spread * rng.normal()).collect();
+            tensors.push(f32_tensor(&format!("blk.{l}.{name}"), shape, &numbers));
+        };
+        add("ssm_conv1d.weight", &[inner + 2 * state, 4], 0.0, 0.5);
+        add("ssm_conv1d.bias", &[inner + 2 * state], 0.0, 0.2);
+        add("ssm_a", &[heads, 1], -1.0, 0.2);
+        add("ssm_d", &[heads, 1], 1.0, 0.2);
+        add("ssm_dt.bias", &[heads], -1.0, 0.5);
     }
     for l in (0..layers).filter(|l| lfm2 && *l != 1) {
         let taps: Vec<f32> = (0..3 * DIM).map(|_| 0.6 * rng.normal()).collect();

@@ -139,8 +139,13 @@ impl Tape<'_> {
             Op::Scale { x, by } => self.map(pass, "map_scale", x, x, None, 0, by),
             Op::Softcap { x, cap } => self.map(pass, "map_softcap", x, x, None, 0, cap),
             Op::TopK { out, x } => self.top_k(pass, out, x),
-            Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. } | Op::ShortConv { .. } => {
-                unreachable!("`prepare` refused programs with experts or short convolutions")
+            Op::Route { .. }
+            | Op::MatMulExperts { .. }
+            | Op::Combine { .. }
+            | Op::ShortConv { .. }
+            | Op::Conv { .. }
+            | Op::Scan { .. } => {
+                unreachable!("`prepare` refused programs with experts, short convolutions or recurrences")
             }
             Op::PickRows { out, x } => {
                 let (o, i) = (self.at(out), self.at(x));
