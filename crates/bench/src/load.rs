@@ -101,10 +101,8 @@ impl LoadWork {
 pub struct LoadReport {
     /// The model, as the user knows it.
     pub model: String,
-    /// Threads.
-    pub threads: usize,
-    /// The processor's instructions.
-    pub isa: String,
+    /// Where it ran: threads and the processor's instructions, or the GPU.
+    pub device: String,
     /// Tokens of each prompt and answer.
     pub prompt: usize,
     /// See [`Self::prompt`].
@@ -305,7 +303,7 @@ fn streams(
 pub fn load(
     handle: &Handle,
     work: &LoadWork,
-    (model, isa): (&str, &str),
+    (model, device): (&str, &str),
     rss: fn() -> Option<u64>,
     stop: fn() -> bool,
     progress: Progress,
@@ -313,8 +311,7 @@ pub fn load(
     let prompts = Prompts { next: AtomicU64::new(1), vocab: work.vocab };
     let mut report = LoadReport {
         model: model.into(),
-        threads: handle.info().device.threads,
-        isa: isa.into(),
+        device: device.into(),
         prompt: work.prompt,
         answer: work.answer,
         streams: Vec::new(),
@@ -554,10 +551,8 @@ fn soak(
 
 /// The report as people read it.
 pub fn text(r: &LoadReport) -> String {
-    let mut out = format!(
-        "{} on {} threads with {}: prompts of {} tokens, answers of {}\n\n",
-        r.model, r.threads, r.isa, r.prompt, r.answer
-    );
+    let mut out =
+        format!("{} on {}: prompts of {} tokens, answers of {}\n\n", r.model, r.device, r.prompt, r.answer);
     let ms = |x: f64| format!("{x:.1}");
     let wait = |w: &Waits| [ms(w.ttft_p50_ms), ms(w.ttft_p99_ms), ms(w.itl_p50_ms), ms(w.itl_p99_ms)];
     let head = |first: &str, second: &str, third: &str| {

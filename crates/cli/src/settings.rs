@@ -187,7 +187,7 @@ impl Settings {
         (self.repeat_penalty, self.presence_penalty) = (s.repetition_penalty, s.presence_penalty);
         self.frequency_penalty = s.frequency_penalty;
         if s.dynamic_temperature.is_none() {
-            (self.quality, self.dynatemp.0) = (false, 0.0);
+            self.dynatemp.0 = 0.0;
         }
         let d = Sampling::default();
         self.chain = Sampling {
@@ -205,11 +205,12 @@ impl Settings {
         };
     }
 
-    /// The preset, with its own nucleus; --temp scales its range of temperatures.
+    /// The preset.
     fn set_quality(&mut self, on: bool) {
         let base = if on { Sampling::quality() } else { Settings::default().sampling() };
         (self.temp, self.top_k, self.top_p, self.min_p) =
             (base.temperature, base.top_k, base.top_p, base.min_p);
+        self.chain.dry_multiplier = base.dry_multiplier;
         self.quality = on;
     }
 
@@ -231,15 +232,9 @@ impl Settings {
 
     /// What the engine is told.
     pub(crate) fn sampling(&self) -> Sampling {
-        let scaled = |d: DynamicTemperature| DynamicTemperature {
-            min: d.min * self.temp,
-            max: d.max * self.temp,
-            exponent: d.exponent,
-        };
         let (range, exponent) = self.dynatemp;
         let around =
             DynamicTemperature { min: (self.temp - range).max(0.0), max: self.temp + range, exponent };
-        let quality = Sampling::quality().dynamic_temperature.filter(|_| self.quality).map(scaled);
         let mut s = Sampling {
             temperature: self.temp,
             top_k: self.top_k,
@@ -250,7 +245,7 @@ impl Settings {
             frequency_penalty: self.frequency_penalty,
             penalty_window: self.penalty_window,
             seed: self.seed,
-            dynamic_temperature: if range > 0.0 { Some(around) } else { quality },
+            dynamic_temperature: (range > 0.0).then_some(around),
             ..self.chain.clone()
         };
         // Over no tokens there are no penalties.
@@ -463,15 +458,13 @@ mod tests {
     }
 
     #[test]
-    fn the_preset_follows_entropy_and_temp_scales_it() {
+    fn the_preset_is_the_engines_and_others_may_change_it() {
         let mut s = Settings::default();
-        assert_eq!(s.sampling().dynamic_temperature, None);
+        assert_ne!(s.sampling(), Sampling::quality());
         s.set("quality", "on").unwrap();
         assert_eq!(s.sampling(), Sampling::quality());
         s.set("temp", "0.5").unwrap();
-        let (half, whole) =
-            (s.sampling().dynamic_temperature.unwrap(), Sampling::quality().dynamic_temperature.unwrap());
-        assert_eq!((half.min, half.max), (whole.min / 2.0, whole.max / 2.0));
+        assert_eq!(s.sampling(), Sampling { temperature: 0.5, ..Sampling::quality() });
         s.set("quality", "off").unwrap();
         assert_eq!(s, Settings::default());
     }

@@ -14,11 +14,15 @@ use quarrel_formats::{DType, Source};
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{Device, Error, KvCopy, Limits, Readout, Result, RopeStyle, SeqStep, StepInputs, Stop};
 use quarrel_model::decoder::{Options, decoder};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
+
+/// How the device ends a refusal of a whole family.
+const ELSEWHERE: &str = "(--device cpu)";
 
 /// Poisoned, each value kept.
 const TEST: CudaOptions = CudaOptions {
@@ -296,8 +300,18 @@ fn tiny_file(family: Family, dtype: DType, seed: u64) -> (tempfile::TempDir, Sou
 
 /// Logits of every position of one sequence, in steps of `chunks`.
 fn logits(device: &mut dyn Device, source: &Source, tokens: &[u32], chunks: &[usize]) -> Result<Vec<f32>> {
+    logits_of(device, source, &Options::default(), tokens, chunks)
+}
+
+fn logits_of(
+    device: &mut dyn Device,
+    source: &Source,
+    options: &Options,
+    tokens: &[u32],
+    chunks: &[usize],
+) -> Result<Vec<f32>> {
     let spec = quarrel_model::spec(source).expect("a model of this test");
-    let program = quarrel_ir::fuse::fuse(&decoder(&spec, &Options::default()));
+    let program = quarrel_ir::fuse::fuse(&decoder(&spec, options));
     let weights = quarrel_model::weights::load(source, &spec, &program, device, |_| {})
         .map_err(|e| Error::Step(e.to_string()))?;
     let blocks: Vec<u32> = (0..tokens.len().div_ceil(16) as u32).rev().collect();
@@ -465,6 +479,9 @@ struct Golden {
     safetensors: Vec<String>,
     gguf: Vec<String>,
     prompts: Vec<Vec<u32>>,
+    /// The context of each prompt, where rotations depend on it.
+    #[serde(default)]
+    contexts: Vec<u32>,
 }
 
 fn golden_models(g: &mut Group, root: &Path) {
@@ -474,6 +491,7 @@ fn golden_models(g: &mut Group, root: &Path) {
     if dirs.is_empty() {
         g.check("goldens", Ok(false));
     }
+    let mut refused: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for dir in dirs {
         let text = std::fs::read_to_string(dir.join("golden.json")).expect("a golden's description");
         let golden: Golden = serde_json::from_str(&text).expect("a golden's description");
@@ -484,21 +502,34 @@ fn golden_models(g: &mut Group, root: &Path) {
             _ => dir.join("model.safetensors.index.json"),
         });
         let paths: Vec<_> = hf.into_iter().chain(golden.gguf.first().map(|f| dir.join(f))).collect();
-        for prompt in &golden.prompts {
+        for (i, prompt) in golden.prompts.iter().enumerate() {
+            let options = Options { context: golden.contexts.get(i).copied(), ..Options::default() };
             let want: Vec<f32> = all.by_ref().take(prompt.len() * golden.vocab_size).collect();
             for path in &paths {
                 let source = Source::open(path).expect("a golden model");
                 for chunk in [prompt.len(), 1, 7] {
                     let mut chunks = vec![chunk; prompt.len() / chunk];
                     chunks.extend((prompt.len() % chunk != 0).then_some(prompt.len() % chunk));
-                    let got = Cuda::new(TEST).and_then(|mut c| logits(&mut c, &source, prompt, &chunks));
+                    let got = Cuda::new(TEST)
+                        .and_then(|mut c| logits_of(&mut c, &source, &options, prompt, &chunks));
                     let name = format!("{}, chunks of {chunk}: KL", path.display());
                     match got {
                         Ok(got) => g.note(&name, compare::mean_kl(&want, &got, golden.vocab_size), 1e-3),
+                        // What the device says that it does not do is no failure, and is told.
+                        Err(Error::Device { why, .. }) if why.ends_with(ELSEWHERE) => {
+                            let families = refused.entry(why).or_default();
+                            let family = dir.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                            if families.last() != Some(&family) {
+                                families.push(family);
+                            }
+                        }
                         Err(e) => g.broken(&name, &e),
                     }
                 }
             }
         }
+    }
+    for (why, families) in refused {
+        println!("  refused, {why}: {}", families.join(", "));
     }
 }

@@ -239,6 +239,21 @@ __device__ __forceinline__ void mm_emit(const MmArgs& a, int rt, int row, int r,
     }
 }
 
+// Whether rows rt*16.. of W are whole, and four outputs in a row can be stored, and added to, at once.
+__device__ __forceinline__ bool mm_by_four(const MmArgs& a, int rt) {
+    return a.act < 0 && rt * 16 + 16 <= a.n && !((a.ldo | a.ldadd) & 3) && !(((uint64_t)a.out | (uint64_t)a.add) & 15);
+}
+// Four outputs of token r from row o of W on. What is added was loaded before: a load here would be waited for every time.
+__device__ __forceinline__ void mm_emit4(const MmArgs& a, int o, int r, float4 v, float4 add, float u) {
+    v.x *= u, v.y *= u, v.z *= u, v.w *= u;
+    if (a.bias) v.x += a.bias[o], v.y += a.bias[o + 1], v.z += a.bias[o + 2], v.w += a.bias[o + 3];
+    v.x += add.x, v.y += add.y, v.z += add.z, v.w += add.w;
+    *(float4*)(a.out + r * a.ldo + o) = v;
+}
+__device__ __forceinline__ float4 mm_added(const MmArgs& a, int o, int r) {
+    return a.add && r < a.rows ? *(const float4*)(a.add + r * a.ldadd + o) : make_float4(0, 0, 0, 0);
+}
+
 // SPLIT: not persistent; the blocks of a cluster (its size is the launch's) take slices of K of one tile, whose sums are added
 // in the order of the slices. Otherwise a block takes tiles in turn, all of K.
 template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body(const MmArgs& a) {
@@ -354,6 +369,13 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
                 continue;
             }
             float* stage = (float*)(aring + SA * ABYTES) + warp * 512; // 32 tokens of 16 rows
+            const bool four = mm_by_four(a, rt);
+            const int quad = (lane & 3) * 4, o4 = rt * 16 + quad;
+            float4 add[4];
+            if (four) {
+#pragma unroll
+                for (int i = 0; i < 4; i++) add[i] = mm_added(a, o4, tok * NTOK + i * 8 + (lane >> 2));
+            }
 #pragma unroll
             for (int c = 0; c < NTOK / 32; c++) {
                 __syncwarp();
@@ -366,7 +388,17 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
                 const int t0 = tok * NTOK + c * 32;
                 if (rt >= tiles || t0 >= a.rows) continue;
                 const float undo = t0 + lane < a.rows ? a.rscale[t0 + lane] * G::FIN : 0.f;
-                if (a.act >= 0) {
+                if (four) {
+#pragma unroll
+                    for (int i = 0; i < 4; i++) {
+                        const int token = i * 8 + (lane >> 2), r = t0 + token;
+                        const float4 v = *(const float4*)(stage + token * 16 + (quad ^ (token >> 1 & 3) << 2));
+                        const float u = __shfl_sync(~0u, undo, token);
+                        const float4 now = add[i];
+                        if (c + 1 < NTOK / 32) add[i] = mm_added(a, o4, r + 32); // the next 32 tokens'
+                        if (r < a.rows) mm_emit4(a, o4, r, v, now, u);
+                    }
+                } else if (a.act >= 0) {
 #pragma unroll 1
                     for (int i = 0; i < 32; i += 4) {
                         const int token = i + (lane >> 3), row = lane & 7, x = (token >> 1 & 3) << 2;
@@ -385,7 +417,27 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
     if (SPLIT) {
         asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
         const int tok = first % tokens, base = first / tokens * 8, per = a.act >= 0 ? 64 : 128;
-        for (int e = tid + rank * 384; e < per * NTOK; e += 384 * slices) {
+        const bool four = mm_by_four(a, min(base + 7, tiles - 1));
+        if (four) {
+#pragma unroll 2
+            for (int e = tid + rank * 384; e < 32 * NTOK; e += 384 * slices) {
+                const int i = (e & 31) * 4, token = e >> 5, r = tok * NTOK + token, o = base * 16 + i;
+                if (r >= a.rows || o >= a.n) continue;
+                const float4 add = mm_added(a, o, r);
+                const float u = a.rscale[r] * G::FIN;
+                float4 v = make_float4(0, 0, 0, 0);
+                const u32 at = smem_addr((float*)bring + token * 132 + i);
+                for (u32 c = 0; c < slices; c++) {
+                    float4 x;
+                    u32 there;
+                    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(c));
+                    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w) : "r"(there) : "memory");
+                    v.x += x.x, v.y += x.y, v.z += x.z, v.w += x.w;
+                }
+                mm_emit4(a, o, r, v, add, u);
+            }
+        }
+        for (int e = tid + rank * 384; !four && e < per * NTOK; e += 384 * slices) {
             const int i = e % per, token = e / per, r = tok * NTOK + token;
             const int row = a.act >= 0 ? i & 7 : i & 15, tile = a.act >= 0 ? i >> 3 : i >> 4;
             if (r >= a.rows || base + tile >= tiles) continue;

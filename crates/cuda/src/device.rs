@@ -286,6 +286,11 @@ impl Device for Cuda {
         Ok(())
     }
 
+    fn finish(&mut self) -> Result<()> {
+        self.gpu.bind()?;
+        self.gpu.wait()
+    }
+
     fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()> {
         self.gpu.bind()?;
         let gpu = self.gpu.clone();

@@ -190,10 +190,13 @@ impl Format {
     }
 
     fn mm(&self, kernels: [&'static str; 4], rows: usize, (n, k): (usize, usize), caps: &Caps) -> Mm {
+        // Blocks of 256 rows compute the fastest, but too few of them leave multiprocessors idle.
+        let few = rows.div_ceil(256) * n.div_ceil(128) < caps.multiprocessors as usize;
         let (at, tokens, most, stages) = match rows {
             0..=32 => (0, 32, 8, 5),
             33..=64 => (1, 64, 4, 6),
             65..=128 => (2, 128, 2, 5),
+            129..=512 if few => (2, 128, 2, 5),
             _ => (3, 256, 0, 4),
         };
         let weights = match (self.columns, self.tile) {
@@ -266,7 +269,7 @@ mod tests {
         for f in &FORMATS {
             assert_eq!(f.tile * 16 % 16, 0);
             for (n, k) in [(1, 256), (576, 1536), (4096, 14_336), (28_672, 4096), (128_256, 8192)] {
-                for rows in [1, 2, 8, 9, 33, 64, 65, 128, 129, 512, 4096] {
+                for rows in [1, 2, 8, 9, 33, 64, 65, 128, 129, 300, 512, 4096] {
                     for deterministic in [false, true] {
                         let plan = f.plan(rows, n, k, &h100(), deterministic).unwrap();
                         let (shared, cluster, grid) = match plan {

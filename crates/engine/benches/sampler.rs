@@ -1,7 +1,7 @@
 //! What the sampling chain costs for each token, with Gemma's vocabulary of 262,144.
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use quarrel_engine::{LogitSampler, Sampling};
+use quarrel_engine::{DynamicTemperature, LogitSampler, Sampling};
 use std::hint::black_box;
 
 const VOCAB: usize = 262_144;
@@ -24,6 +24,7 @@ fn row() -> Vec<f32> {
 fn samplers(c: &mut Criterion) {
     let s = Sampling::default;
     let default = || Sampling { temperature: 0.8, top_k: 40, top_p: 0.95, min_p: 0.05, ..s() };
+    let range = Some(DynamicTemperature { min: 0.2, max: 1.5, exponent: 1.0 });
     let prompt: Vec<u32> = (0..2000).map(|i| i * 37 % 1500).collect();
     let cases = [
         ("greedy", Sampling::greedy()),
@@ -32,7 +33,8 @@ fn samplers(c: &mut Criterion) {
         ("default and penalties", Sampling { repetition_penalty: 1.1, frequency_penalty: 0.2, ..default() }),
         ("default, DRY and XTC", Sampling { dry_multiplier: 0.8, xtc_probability: 0.5, ..default() }),
         ("top-p and min-p", Sampling { top_p: 0.95, min_p: 0.05, ..s() }),
-        ("entropy-scaled and top-p", Sampling::quality()),
+        ("entropy-scaled and top-p", Sampling { top_p: 0.9, dynamic_temperature: range, ..s() }),
+        ("quality: min-p and DRY", Sampling::quality()),
         ("top-n-sigma", Sampling { top_n_sigma: 1.0, ..s() }),
         ("typical", Sampling { typical_p: 0.9, ..s() }),
         ("Mirostat 2", Sampling { mirostat: 2, ..s() }),

@@ -781,7 +781,9 @@ impl Worker {
             2 * gone > total || shared.closing.load(Ordering::Acquire)
         };
         let stop = (!self.stopped).then_some(Stop(&unwanted));
-        self.batch.run(&mut *self.device, self.prepared, plan, self.scheduler.ahead(), running, stop)
+        self.batch.run(&mut *self.device, self.prepared, plan, self.scheduler.ahead(), running, stop)?;
+        // Its time is learnt from, and the watchdog looks at it.
+        self.device.finish()
     }
 
     /// Moves blocks as the scheduler wants it before a step, one after the other.

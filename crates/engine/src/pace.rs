@@ -3,13 +3,18 @@
 //!
 //! A Kalman filter over (seconds of a step without rows, seconds of a row, seconds of a position that a row sees): where the
 //! steps say nothing of one of them, as when all have equally many rows, that one keeps its last value and grows uncertain,
-//! instead of taking any.
+//! instead of taking any. A device is no plane: kernels change with the number of rows, and on a GPU the first hundred rows cost
+//! little more than one. So sizes of steps have a factor over the plane each, and a step may grow into sizes not yet known.
 
 use std::time::Duration;
 
 /// Of a step's time when nobody asked for another: as much again, nearly, may go to prompts while others wait for their
 /// next token. Pauses then stay below twice what they are without the prompt, and the prompt takes half of the device.
 const SHARE: f64 = 1.8;
+
+/// Seconds that a step may always take for the sake of many who wait for their first token: 20 tokens a second are faster than
+/// people read.
+const PAUSE: f64 = 0.05;
 
 /// What a step computes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,13 +50,25 @@ pub(crate) struct Pace {
     /// Their covariance, which is symmetric.
     p: [[f64; 3]; 3],
     steps: u64,
-    /// Of steps of few rows, by their number: the time over the plane's. A second row costs more than the plane says, as
-    /// kernels change with it.
-    few: [Option<f64>; FEW],
+    /// By size of a step: its time over the plane's.
+    factors: [Option<f64>; SIZES],
 }
 
-/// Steps of fewer rows are known by themselves.
-const FEW: usize = 17;
+/// Numbers of rows below this are a size each; above it, two sizes are an octave.
+const FEW: usize = 16;
+const SIZES: usize = FEW + 2 * 16;
+
+/// The size that a number of rows belongs to.
+fn size(rows: usize) -> usize {
+    if rows < FEW {
+        return rows;
+    }
+    let octave = rows.ilog2() as usize;
+    (FEW + 2 * (octave - 4) + (rows >> (octave - 1) & 1)).min(SIZES - 1)
+}
+
+/// How fast a factor follows what is measured.
+const FOLLOW: f64 = 0.2;
 
 /// Before anything is known: a position costs this much of a row, and may cost so much more.
 const SEEN: f64 = 1e-4;
@@ -61,7 +78,7 @@ impl Default for Pace {
     fn default() -> Self {
         // Before anything is known: anything from a small model to a large one.
         let p = [[1e-2, 0.0, 0.0], [0.0, 1e-4, 0.0], [0.0, 0.0, 1e-12]];
-        Pace { seconds: [5e-3, 5e-4, 5e-8], p, steps: 0, few: [None; FEW] }
+        Pace { seconds: [5e-3, 5e-4, 5e-8], p, steps: 0, factors: [None; SIZES] }
     }
 }
 
@@ -97,17 +114,16 @@ impl Pace {
         for (s, least) in self.seconds.iter_mut().zip(least) {
             *s = s.max(least);
         }
-        if let Some(factor) = self.few.get_mut(work.rows) {
-            let ratio = ((expected + error) / expected).clamp(0.2, 5.0);
-            *factor = Some(factor.map_or(ratio, |f| f + 0.1 * (ratio - f)));
-        }
+        let ratio = ((expected + error) / expected).clamp(0.2, 5.0);
+        let factor = &mut self.factors[size(work.rows)];
+        *factor = Some(factor.map_or(ratio, |f| f + FOLLOW * (ratio - f)));
         // All drift by some percent a step; what is nearly nothing may still become something.
-        let size = [self.seconds[0], self.seconds[1], self.seconds[2].max(0.1 * SEEN * self.seconds[1])];
+        let scale = [self.seconds[0], self.seconds[1], self.seconds[2].max(0.1 * SEEN * self.seconds[1])];
         for i in 0..3 {
             for j in 0..3 {
                 self.p[i][j] -= gain[i] * g[j];
             }
-            self.p[i][i] += (0.03 * size[i]).powi(2);
+            self.p[i][i] += (0.03 * scale[i]).powi(2);
         }
     }
 
@@ -116,10 +132,19 @@ impl Pace {
         base + row * work.rows as f64 + seen * work.seen as f64
     }
 
+    /// The factor of a number of rows: that of its size, else of the next smaller one that is known, else of the next larger.
+    fn factor(&self, rows: usize) -> f64 {
+        let (below, above) = self.factors.split_at(size(rows) + 1);
+        below.iter().rev().chain(above).find_map(|f| *f).unwrap_or(1.0)
+    }
+
+    fn expected(&self, work: Work) -> f64 {
+        self.plane(work) * self.factor(work.rows)
+    }
+
     /// Expected time of a step.
     pub(crate) fn predict(&self, work: Work) -> Duration {
-        let factor = self.few.get(work.rows).copied().flatten().unwrap_or(1.0);
-        Duration::from_secs_f64((self.plane(work) * factor).min(1e6))
+        Duration::from_secs_f64(self.expected(work).min(1e6))
     }
 
     /// Expected time of one row more that sees little.
@@ -127,30 +152,41 @@ impl Pace {
         Duration::from_secs_f64(self.seconds[1].min(1e6))
     }
 
-    /// Seconds that a step has for prompts beside `decodes`, the rows of sequences that wait for their next token: until it
-    /// takes `target`, or [`SHARE`] times what it takes without.
-    pub(crate) fn spare(&self, decodes: Work, target: Option<Duration>) -> f64 {
+    /// Seconds that a step may take: `alone`, what it takes with `decodes` only, the rows of sequences that wait for their next
+    /// token, and `whole`, with the prompts beside them, of which so many wait for their first. That is `target`; by default
+    /// [`SHARE`] times `alone`, or while it stays below [`PAUSE`] what makes all wait alike: each second of a prompt holds up every
+    /// decoding sequence, each second without holds up every prompt.
+    pub(crate) fn allowed(&self, decodes: Work, prompts: usize, target: Option<Duration>) -> Allowed {
         if decodes.rows == 0 {
-            return f64::INFINITY;
+            return Allowed { alone: 0.0, whole: f64::INFINITY };
         }
-        let alone = self.plane(decodes);
-        target.map_or(SHARE * alone, |t| t.as_secs_f64()) - alone
+        let alone = self.expected(decodes);
+        let fair = alone * (1.0 + prompts as f64 / decodes.rows as f64);
+        let whole = target.map_or_else(|| fair.min(PAUSE).max(SHARE * alone), |t| t.as_secs_f64());
+        Allowed { alone, whole }
     }
 
-    /// What `work` adds to a step, in seconds.
-    pub(crate) fn adds(&self, work: Work) -> f64 {
-        self.plane(work) - self.seconds[0]
+    /// How many rows from position `start` on fit beside `planned` into a step of so many seconds, of `most` at most.
+    pub(crate) fn rows_beside(&self, planned: Work, start: usize, seconds: f64, most: usize) -> usize {
+        let fits = |rows| self.expected(planned.and(Work::rows_from(start, rows))) <= seconds;
+        if fits(most) {
+            return most;
+        }
+        // Times grow with rows but for a size whose factor is stale, which the next steps mend.
+        let (mut fit, mut over) = (0, most);
+        while over - fit > 1 {
+            let middle = fit + (over - fit) / 2;
+            *(if fits(middle) { &mut fit } else { &mut over }) = middle;
+        }
+        fit
     }
+}
 
-    /// How many rows from position `start` on add no more than `seconds` to a step.
-    pub(crate) fn rows_in(&self, start: usize, seconds: f64) -> usize {
-        // row n + seen (n start + n^2 / 2) = seconds, solved for n in the form that does not cancel.
-        let [_, row, seen] = self.seconds;
-        let linear = row + seen * start as f64;
-        let root = (linear * linear + 2.0 * seen * seconds.max(0.0)).sqrt();
-        let rows = 2.0 * seconds.max(0.0) / (linear + root);
-        if rows.is_finite() { rows as usize } else { usize::MAX }
-    }
+/// See [`Pace::allowed`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Allowed {
+    pub(crate) alone: f64,
+    pub(crate) whole: f64,
 }
 
 #[cfg(test)]
@@ -215,13 +251,51 @@ mod tests {
     fn prompts_get_what_the_target_leaves() {
         let mut p = Pace::default();
         feed(&mut p, 0.004, 0.0005, (0..200).map(|i| [4, 20, 1][i % 3]));
-        assert_eq!(p.spare(Work::default(), None), f64::INFINITY, "nobody waits for a token");
-        assert_eq!(p.rows_in(0, f64::INFINITY), usize::MAX);
-        let auto = p.rows_in(0, p.spare(near(4), None));
+        let rows = |prompts, target| {
+            let allowed = p.allowed(near(4), prompts, target);
+            p.rows_beside(near(4), 0, allowed.whole, 4096)
+        };
+        assert_eq!(p.allowed(Work::default(), 1, None).whole, f64::INFINITY, "nobody waits for a token");
+        assert_eq!(p.rows_beside(near(0), 0, f64::INFINITY, 4096), 4096);
+        let (auto, many) = (rows(1, None), rows(400, None));
         assert!((7..13).contains(&auto), "{auto} rows of 0.5 ms beside a step of 6 ms");
-        let target = p.rows_in(0, p.spare(near(4), Some(Duration::from_millis(50))));
+        assert!((60..105).contains(&many), "{many} rows for 400 that wait, until it takes 50 ms");
+        let target = rows(1, Some(Duration::from_millis(50)));
         assert!((60..105).contains(&target), "{target}");
-        assert_eq!(p.rows_in(0, p.spare(near(4), Some(Duration::from_millis(1)))), 0);
+        assert_eq!(rows(400, Some(Duration::from_millis(1))), 0);
+    }
+
+    /// A GPU: one row and a hundred take about as long, eight a little more than sixteen, and then it grows with the rows.
+    #[test]
+    fn steps_grow_to_what_a_gpu_can_take() {
+        let time = |rows: usize| {
+            1e-3 * match rows {
+                0..=1 => 5.7,
+                2..=15 => 7.6,
+                _ => 7.0 + 0.031 * rows as f64,
+            }
+        };
+        let took = |work: Work| Duration::from_secs_f64(time(work.rows) + 1e-9 * work.seen as f64);
+        for decodes in [1, 4, 8, 32] {
+            let mut p = Pace::default();
+            // A slow first step, as kernels are loaded, and a phase of decoding.
+            p.observe(Work::rows_from(0, 256), Duration::from_millis(90));
+            for i in 0..100 {
+                let n = 1 + i % 8;
+                let step = Work { rows: n, seen: n * 300 };
+                p.observe(step, took(step));
+            }
+            let n = Work { rows: decodes, seen: decodes * 300 };
+            let mut share = 0.0;
+            for i in 0..60 {
+                let rows = p.rows_beside(n, 100, p.allowed(n, 4 * decodes, None).whole, 4096).max(2);
+                let step = n.and(Work::rows_from(100, rows));
+                share = took(step).as_secs_f64() / (5.0 * time(decodes)).min(PAUSE);
+                let step = if i % 3 == 2 { n } else { step };
+                p.observe(step, took(step));
+            }
+            assert!((0.75..1.25).contains(&share), "{decodes} decode: a step takes {share} of what it may");
+        }
     }
 
     #[test]
@@ -236,7 +310,7 @@ mod tests {
         }
         let (mut start, mut worst) = (0, 0f64);
         while start < 16_384 {
-            let rows = p.rows_in(start, p.spare(decodes, None)).max(2);
+            let rows = p.rows_beside(decodes, start, p.allowed(decodes, 1, None).whole, 4096).max(2);
             let step = decodes.and(Work::rows_from(start, rows));
             let noise = 1.0 + 0.1 * (start as f64 * 0.7).sin();
             p.observe(step, Duration::from_secs_f64(time(step) * noise));

@@ -5,12 +5,15 @@ mod common;
 
 use common::{Answer, VOCAB, collect, load_salted, program, prompt, run, start};
 use quarrel_engine::{
-    Beams, Constraint, ConstraintBox, DraftConfig, DraftModel, Engine, EngineConfig, Error, Event,
-    FinishReason, Handle, Request, Sampling, Speculate,
+    Beams, Constraint, ConstraintBox, DraftConfig, DraftModel, DynamicTemperature, Engine, EngineConfig,
+    Error, Event, FinishReason, Handle, Request, Sampling, Speculate,
 };
 use quarrel_ir::reference::Reference;
 use std::collections::HashMap;
 use std::sync::Arc;
+
+/// Temperatures by entropy.
+const RANGE: Option<DynamicTemperature> = Some(DynamicTemperature { min: 0.2, max: 1.5, exponent: 1.0 });
 
 /// What a rule says of the next token after those of the answer; `None` forbids nothing.
 type Rule = Arc<dyn Fn(&[u32]) -> Result<Option<Vec<u32>>, String> + Send + Sync>;
@@ -77,7 +80,7 @@ fn samplings() -> Vec<Sampling> {
             logit_bias: vec![(40, 3.0), (9, f32::NEG_INFINITY), (0, -1.0)],
             ..sampled.clone()
         },
-        Sampling { dynamic_temperature: Sampling::quality().dynamic_temperature, ..sampled.clone() },
+        Sampling { dynamic_temperature: RANGE, ..sampled.clone() },
         Sampling { dry_multiplier: 0.5, typical_p: 0.8, xtc_probability: 0.5, ..sampled.clone() },
         Sampling { mirostat: 2, mirostat_tau: 3.0, ..sampled.clone() },
         Sampling { adaptive: 1.0, top_n_sigma: 1.0, edt_theta: 0.3, ..sampled },

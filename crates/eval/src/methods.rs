@@ -1,6 +1,8 @@
 //! The settings that a study compares. The first is what the others' costs are compared with.
 
-use quarrel_engine::{Amateur, Beams, BestBy, Confidence, ContrastiveSearch, Dola, Request, Sampling};
+use quarrel_engine::{
+    Amateur, Beams, BestBy, Confidence, ContrastiveSearch, Dola, DynamicTemperature, Request, Sampling,
+};
 use quarrel_runtime::{CoherenceOptions, GuideOptions};
 
 /// One way to choose tokens.
@@ -30,6 +32,12 @@ impl std::fmt::Debug for Method {
 /// Changes the sampling of a request.
 fn sampling(r: &mut Request, change: impl FnOnce(&mut Sampling)) {
     change(&mut r.sampling);
+}
+
+/// Nearly greedy where the model is sure, free where it is not.
+fn by_entropy(s: &mut Sampling) {
+    s.top_p = 0.9;
+    s.dynamic_temperature = Some(DynamicTemperature { min: 0.2, max: 1.5, exponent: 1.0 });
 }
 
 impl Method {
@@ -86,8 +94,8 @@ impl Method {
         },
         Method {
             name: "min-p dry",
-            about: "min-p 0.1, DRY 0.8",
-            set: |r, _, _| sampling(r, |s| (s.min_p, s.dry_multiplier) = (0.1, 0.8)),
+            about: "min-p 0.1, DRY 0.8: the --quality preset",
+            set: |r, _, _| r.sampling = Sampling::quality(),
         },
         Method {
             name: "sigma dry",
@@ -98,7 +106,7 @@ impl Method {
             name: "entropy dry",
             about: "temperature 0.2 to 1.5 by entropy, top-p 0.9, DRY 0.8",
             set: |r, _, _| {
-                r.sampling = Sampling::quality();
+                sampling(r, by_entropy);
                 r.sampling.dry_multiplier = 0.8;
             },
         },
@@ -130,8 +138,8 @@ impl Method {
         },
         Method {
             name: "entropy",
-            about: "the --quality preset",
-            set: |r, _, _| r.sampling = Sampling::quality(),
+            about: "temperature 0.2 to 1.5 by entropy, top-p 0.9",
+            set: |r, _, _| sampling(r, by_entropy),
         },
         Method {
             name: "best-of",

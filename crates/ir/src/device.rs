@@ -359,6 +359,11 @@ pub trait Device: Send {
     /// Runs one step; may return before it is done.
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()>;
 
+    /// Waits for the last step: what follows is not its time. Devices whose [`Self::run`] does have nothing to do.
+    fn finish(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// Waits for the last step and copies a result into `out`, whose length must be the result's.
     fn read(&mut self, prepared: Prepared, what: Readout, out: &mut [f32]) -> Result<()>;
 

@@ -176,7 +176,7 @@ impl Part {
 }
 
 /// Tokens of a step on a GPU: its products want many rows at once.
-const GPU_STEP_TOKENS: usize = 2048;
+pub const GPU_STEP_TOKENS: usize = 2048;
 
 /// The sizes and the options of the device.
 pub type Sizes = Fitted<KvType>;
@@ -216,7 +216,7 @@ pub fn sizes(
     if let Some(note) = &planner.note {
         (talk.note)(note);
     }
-    config.step_tokens = config.step_tokens.min(context).max(usage.batch + 1);
+    config.step_tokens = config.step_tokens.min(context.saturating_mul(usage.batch)).max(usage.batch + 1);
     // An encoder's texts are whole in a step; short ones share it.
     config.whole = planner.program.looks_ahead();
     if config.whole {

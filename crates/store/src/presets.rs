@@ -264,9 +264,9 @@ fn built_in() -> [Preset; 5] {
         // The engine's own `Sampling::quality`.
         Preset {
             temperature: Some(1.0),
-            dynamic_temperature: Some(DynamicTemperature { min: 0.2, max: 1.5, exponent: 1.0 }),
-            top_p: Some(0.9),
-            ..preset("quality", "nearly greedy where the model is sure, free where it is not")
+            min_p: Some(0.1),
+            dry_multiplier: Some(0.8),
+            ..preset("quality", "likely tokens only, and no text twice: the measured compromise")
         },
         Preset {
             temperature: Some(0.2),

@@ -32,10 +32,10 @@ pub(crate) struct Bench {
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "What to measure")]
     pub(crate) threads: Option<u16>,
     /// Where to compute: cpu, cuda or cuda:N; on a GPU what fresh processes tell is left out
-    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, conflicts_with_all = ["kv", "serve", "speculate", "against"], help_heading = "What to measure")]
+    #[arg(long, value_name = "DEVICE", default_value_t = Place::Cpu, conflicts_with_all = ["kv", "speculate", "against"], help_heading = "What to measure")]
     pub(crate) device: Place,
     /// On a GPU: the mode in which the bytes do not depend on the load
-    #[arg(long, conflicts_with_all = ["kv", "serve", "speculate", "against"], help_heading = "What to measure")]
+    #[arg(long, conflicts_with_all = ["kv", "speculate", "against"], help_heading = "What to measure")]
     pub(crate) deterministic: bool,
     /// The processor's instructions: avx512, avx2 or portable [default: the fastest, measured once on this machine]
     #[arg(long, value_name = "NAME", value_parser = instructions::parse, help_heading = "What to measure")]
@@ -152,7 +152,7 @@ pub(crate) struct ServeLoad {
     /// Short requests on eight streams, with the memory before and after
     #[arg(long, value_name = "N", requires = "serve", default_value_t = 0, help_heading = "With --serve")]
     pub(crate) soak: u32,
-    /// How long a step may take while somebody waits for its next token [default: 1.8 times what it takes without prompts]
+    /// How long a step may take while somebody waits for its next token [default: 1.8 times what it takes without prompts, and up to 50 ms where many prompts wait]
     #[arg(long, value_name = "MS", requires = "serve", value_parser = above_zero, help_heading = "With --serve")]
     pub(crate) target_itl_ms: Option<f32>,
     /// Seed of the arrivals
@@ -184,8 +184,8 @@ fn batch_sizes(text: &str) -> Result<BatchSizes, String> {
         return Ok(BatchSizes(Vec::new()));
     }
     let one = |part: &str| match part.trim().parse::<usize>() {
-        Ok(n) if (1..=128).contains(&n) => Ok(n),
-        _ => Err(format!("{part:?} is not a number from 1 to 128; give a list such as 1,8, or none")),
+        Ok(n) if (1..=512).contains(&n) => Ok(n),
+        _ => Err(format!("{part:?} is not a number from 1 to 512; give a list such as 1,8, or none")),
     };
     text.split(',').map(one).collect::<Result<_, _>>().map(BatchSizes)
 }

@@ -22,6 +22,7 @@ use quarrel_ir::{BLOCK_TOKENS, Device};
 use quarrel_model::ModelSpec;
 
 use quarrel_runtime::devices::{Chosen, Place};
+use quarrel_runtime::memory::GPU_STEP_TOKENS;
 use quarrel_runtime::process;
 use quarrel_runtime::prompt as chat_format;
 
@@ -128,23 +129,37 @@ fn serve(args: &Bench) -> Result<()> {
         seed: l.seed,
         vocab: spec.vocab as usize,
     };
-    let (isa, _) = instructions::choose(args.isa, args.fresh);
-    let options = CpuOptions { threads: Some(threads(args)?), isa: Some(isa), ..CpuOptions::default() };
-    let device = Box::new(Cpu::new(options).context("cannot start the CPU device")?);
+    let name = shown(&local.name);
+    let model = ModelInfo::new(&name, &source, &spec);
+    let (chosen, note) = Chosen::new(args.device, model.weight_bytes as usize, args.deterministic)?;
+    note.iter().for_each(render::note);
+    let (isa, place) = match &chosen {
+        Chosen::Cpu => {
+            let (isa, _) = instructions::choose(args.isa, args.fresh);
+            (isa, format!("{} threads with {isa}", threads(args)?))
+        }
+        Chosen::Cuda { caps, .. } => (Isa::PORTABLE, caps.name.clone()),
+    };
+    let cpu = CpuOptions { threads: Some(threads(args)?), isa: Some(isa), ..CpuOptions::default() };
+    let device = chosen.start(cpu, KvType::default())?;
     let load = LoadOptions { context: Some(work.longest()), ..LoadOptions::default() };
     let most = work.most_streams();
     let configure = |c: &mut EngineConfig| {
         (c.max_running, c.step_outputs) = (most, most.max(c.step_outputs));
+        c.max_queue = c.max_queue.max(most);
         c.kv_blocks = Some(work.cache_tokens().div_ceil(BLOCK_TOKENS) + 2 * most);
         c.target_itl = l.target_itl_ms.map(|ms| Duration::from_secs_f32(ms / 1e3));
+        if chosen != Chosen::Cpu {
+            c.step_tokens = c.step_tokens.max(GPU_STEP_TOKENS);
+        }
+        c.step_tokens = c.step_tokens.max(most + 1);
     };
     let loaded = Engine::load(&source, device, &load, configure, |_| ())?;
     let bar = render::steps(work.parts() as u64, "starting");
-    let name = shown(&local.name);
     let mut report = load::load(
         &loaded.handle,
         &work,
-        (&name, &isa.to_string()),
+        (&name, &place),
         process::rss_bytes,
         interrupt::stopped,
         &mut |what| {
@@ -294,7 +309,8 @@ impl Prepared {
             phases.push(ops::profile(&mut session, case, &self.machine.peaks, &mut progress)?);
         }
         if args.ops {
-            report.ops = phases.iter().filter(|p| p.sequences.is_none()).cloned().collect();
+            let shown = |p: &&ops::Phase| p.sequences.is_none() || args.batch.is_some();
+            report.ops = phases.iter().filter(shown).cloned().collect();
         }
         if let Some(path) = &args.plot {
             let drawn = plot::svg(&report, &phases);
@@ -337,7 +353,8 @@ fn is_profiled(case: Case, args: &Bench) -> bool {
     match case {
         Case::Prompt(_) | Case::Decode { depth: 0, .. } => args.ops || args.plot.is_some(),
         Case::Decode { .. } => false,
-        Case::Batch { .. } => args.plot.is_some(),
+        // All of them are many; those that were asked for are few.
+        Case::Batch { .. } => args.plot.is_some() || (args.ops && args.batch.is_some()),
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) use ahead::Ahead;
 
 use crate::block_manager::{BlockManager, Digest};
 use crate::evict::Evicted;
-use crate::pace::{Pace, Work};
+use crate::pace::{Allowed, Pace, Work};
 use crate::sequence::Sequence;
 use crate::{Error, Result};
 use quarrel_ir::{BLOCK_TOKENS, Keep, Mass};
@@ -302,37 +302,49 @@ impl Scheduler {
             self.plan_chunk(id, 1, &mut left, below);
         }
         let decodes = self.planned();
-        let spare = self.pace.spare(decodes, self.limits.target);
-        let more = self.pace.rows_in(decodes.of_rows(1).seen, spare).max(2 * PROMPT_LEAST);
-        self.budget = decodes.rows + more.min(left.rows);
+        let Allowed { alone, whole } = self.pace.allowed(decodes, self.prompts(), self.limits.target);
+        let more = self.pace.rows_beside(decodes, decodes.of_rows(1).seen, whole, left.rows);
+        self.budget = decodes.rows + more.max(2 * PROMPT_LEAST).min(left.rows);
         let mut prompts = ids(self, &|left| left > 1);
         // The senior one has its quarter; who is short is soon done.
         let senior = prompts.iter().filter_map(|id| self.index(*id)).min_by_key(|i| self.rank(*i));
         let senior = senior.map(|i| self.running[i].id);
         if let Some(id) = senior {
-            self.plan_prompt(id, (spare / 4.0, PROMPT_LEAST, left.rows.div_ceil(4)), &mut left, below);
+            let until = alone + (whole - alone) / 4.0;
+            self.plan_prompt(id, (until, PROMPT_LEAST, left.rows.div_ceil(4)), &mut left, below);
         }
         prompts.sort_by_key(|id| self.index(*id).map(|i| (self.running[i].level, self.running[i].left())));
         for (at, id) in prompts.into_iter().enumerate() {
-            let spent = self.pace.adds(self.planned()) - self.pace.adds(decodes);
+            if left.rows == 0 {
+                break;
+            }
             let least = if at == 0 && senior != Some(id) { PROMPT_LEAST } else { 0 };
-            self.plan_prompt(id, (spare - spent, least, usize::MAX), &mut left, below);
+            self.plan_prompt(id, (whole, least, usize::MAX), &mut left, below);
         }
     }
 
-    /// Plans as many rows more of a prompt as take `spare` seconds, from `least` to `most`.
+    /// Sequences that wait for their first token and are as urgent as any that decodes.
+    fn prompts(&self) -> usize {
+        let decoding = self.running.iter().filter(|s| s.left() == 1).map(|s| s.level).min();
+        let urgency = decoding.unwrap_or(u8::MAX);
+        let prompts = self.running.iter().filter(|s| s.left() > 1);
+        let waiting = self.waiting.iter().filter(|s| s.standing.class as u8 <= urgency);
+        prompts.filter(|s| s.level <= urgency).count() + waiting.count()
+    }
+
+    /// Plans as many rows more of a prompt as let the step take `until`, from `least` to `most`.
     fn plan_prompt(
         &mut self,
         id: u64,
-        (spare, least, most): (f64, usize, usize),
+        (until, least, most): (f64, usize, usize),
         left: &mut Budget,
         below: &dyn Below,
     ) {
         let Some(i) = self.index(id) else { return };
         let s = &self.running[i];
         let planned = self.plan.iter().find(|c| c.running == i).map_or(0, |c| c.rows.len());
-        let rows = self.pace.rows_in(s.held() + planned, spare).clamp(least, most.max(least));
-        self.plan_chunk(id, rows, left, below);
+        let fit = self.pace.rows_beside(self.planned(), s.held() + planned, until, s.left().min(left.rows));
+        self.plan_chunk(id, fit.clamp(least, most.max(least)), left, below);
     }
 
     /// What the planned step computes, guesses aside.

@@ -1,12 +1,13 @@
 //! A token costs no allocation once the buffers have grown, whatever stages are on.
 
 use allocation_counter::measure;
-use quarrel_engine::{BriefBias, LogitSampler, Sampling};
+use quarrel_engine::{BriefBias, DynamicTemperature, LogitSampler, Sampling};
 
 #[test]
 fn a_step_allocates_nothing() {
     const VOCAB: usize = 5000;
     let s = || Sampling { temperature: 0.9, seed: Some(7), ..Sampling::default() };
+    let range = Some(DynamicTemperature { min: 0.2, max: 1.5, exponent: 1.0 });
     let everything = Sampling {
         logit_bias: vec![(3, -1.0)],
         brief_bias: vec![BriefBias { id: 4, bias: 1.0, tokens: 1000 }],
@@ -27,7 +28,8 @@ fn a_step_allocates_nothing() {
     let cases = [
         s(),
         Sampling { top_k: 40, top_p: 0.95, min_p: 0.05, ..s() },
-        Sampling { top_p: 0.9, min_p: 0.02, ..Sampling::quality() },
+        Sampling { top_p: 0.9, min_p: 0.02, dynamic_temperature: range, ..s() },
+        Sampling::quality(),
         everything,
         Sampling { mirostat: 1, ..s() },
         Sampling { mirostat: 2, ..s() },
