@@ -11,8 +11,8 @@ use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 use quarrel_conform::tiny::{Family, VOCAB, write_gguf};
 use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_engine::{
-    Beams, Confidence, DraftModel, Engine, EngineConfig, EngineStats, Event, Eviction, FinishReason, Guide, Handle,
-    LoadOptions, Request, Sampling, Speculate, Stream,
+    Beams, Confidence, DraftModel, Engine, EngineConfig, EngineStats, Event, Eviction, FinishReason, Guide,
+    Handle, LoadOptions, Request, Sampling, Speculate, Stream,
 };
 use quarrel_formats::{DType, Source};
 use quarrel_ir::{

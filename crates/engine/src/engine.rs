@@ -221,8 +221,7 @@ impl Engine {
         spec: Option<ModelSpec>,
     ) -> Result<Handle> {
         let states = !program.states.is_empty();
-        let guesses = if states { 0 } else { config.guesses };
-        let config = EngineConfig { whole: program.looks_ahead(), states, guesses, ..config };
+        let config = EngineConfig { whole: program.looks_ahead(), states, ..config };
         let limits = config.check()?;
         if program.positions().is_some_and(|most| config.context > most) {
             let (value, range) =
