@@ -87,6 +87,7 @@ pub fn compare(
     }
     progress("loading");
     let program = decoder(spec, &Options::default());
+    crate::session::check_states(&program)?;
     let mut cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() })?;
     let ids = weights::load(source, spec, &program, &mut cpu, |_| ())?;
     let limits = Limits { rows: STEP, outputs: ROWS, kv_blocks: longest.div_ceil(BLOCK_TOKENS) };

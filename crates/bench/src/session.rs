@@ -68,6 +68,15 @@ pub struct Session {
     step: usize,
 }
 
+/// Refuses models whose steps cannot be measured behind a cache that nobody computed.
+pub(crate) fn check_states(program: &Program) -> Result<()> {
+    if program.states.is_empty() {
+        return Ok(());
+    }
+    let why = "the layers of this model have states, which only the tokens before a step can give; measure it with --serve";
+    Err(crate::Error::Work(why.into()))
+}
+
 impl Session {
     /// Loads the weights into `device` and makes room for `work`. Every block of the cache is written once: the first touch of memory
     /// is slow, and would be measured otherwise.
@@ -81,6 +90,7 @@ impl Session {
         mut device: Box<dyn Device>,
     ) -> Result<Session> {
         let mut program = decoder(spec, &Options::default());
+        check_states(&program)?;
         program.choose(COUNT);
         let ids = weights::load(source, spec, &program, &mut *device, |_| ())?;
         let limits = Limits { rows: work.rows(), outputs: work.sequences(), kv_blocks: work.kv_blocks() };

@@ -117,6 +117,10 @@ def gguf_tensors(spec, conf, state):
             data = data.squeeze(1)
         if "query_key_value" in hf:
             data = by_kv_head(data, heads, spec.get("kv_heads", kv), conf.hidden_size // heads)
+        changed = spec["convert"](hf, data) if "convert" in spec else None
+        if changed is not None:
+            yield from changed
+            continue
         name = next(filter(None, (names.get_name(n, (".weight", ".bias")) for n in (hf, hf.removeprefix("transformer.")))), None)
         assert name, hf
         yield name, np.ascontiguousarray(data)
@@ -180,7 +184,10 @@ def write_gguf(path: Path, name: str, spec, conf, state, f32: bool):
     w.add_bos_token_id(1)
     w.add_eos_token_id(2)
     for name, data in gguf_tensors(spec, conf, state):
-        plain = f32 or data.ndim == 1 or "norm" in name or ".conv." in name or "conv1d" in name
+        plain = (
+            f32 or data.ndim == 1 or "norm" in name or ".conv." in name or name.endswith(("conv1d.weight", "ssm_a", "ssm_d", "ssm_norm.weight"))
+        )
+        data = np.ascontiguousarray(data)
         kind = gguf.GGMLQuantizationType.F32 if plain else gguf.GGMLQuantizationType.BF16
         w.add_tensor(name, data if plain else gguf.quants.quantize(data, kind), raw_dtype=kind)
     w.write_header_to_file()

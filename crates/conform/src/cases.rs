@@ -5,7 +5,7 @@ use crate::{Tensors, compare, input_program, prepare, run_chunks};
 use quarrel_formats::DType;
 use quarrel_ir::{
     Activation, AttendSpec, Device, ExpertGroups, Gate, KvLayer, Limits, NormKind, NormSpec, Op, Program,
-    Result, RopeStyle, RopeTable, RouteSpec, Rows, Scoring, View, WeightPart,
+    Result, RopeStyle, RopeTable, RouteSpec, Rows, ScanSpec, Scoring, View, WeightPart,
 };
 
 /// Rows of the input tables.
@@ -531,6 +531,46 @@ pub fn short_convs(rng: &mut Rng) -> Vec<Case> {
             rows,
             Measure::Rms,
         ));
+    }
+    cases
+}
+
+/// Convolutions and recurrences with states, of `rows` tokens of one sequence.
+pub fn recurrences(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (heads, head_dim, state_dim, taps, rows) in
+        [(1, 1, 1, 2, 5), (3, 16, 16, 4, 1), (2, 7, 20, 3, 40), (5, 24, 33, 4, 70), (4, 64, 128, 16, 50)]
+    {
+        let inner = heads * head_dim;
+        let (mut p, x, mut t) = with_input(inner + 2 * state_dim + heads, rng);
+        let mut number = |name: &str, shape: &[usize], spread: f32| {
+            t.insert(name.into(), tensor(name, DType::F32, shape, spread, rng));
+        };
+        let convolved = inner + 2 * state_dim;
+        number("taps", &[convolved as usize, taps as usize], 0.5);
+        number("bias", &[convolved as usize], 0.3);
+        ["skip", "step"].into_iter().for_each(|name| number(name, &[heads as usize], 0.5));
+        let slow: Vec<f32> = (0..heads).map(|h| -0.3 - 0.4 * h as f32).collect();
+        t.insert("a".into(), f32_tensor("a", &[heads as usize], &slow));
+        let (weight, bias) = (p.weight("taps", convolved, taps), p.weight("bias", 1, convolved));
+        let u = p.conv(x.slice(0, convolved), weight, Some(bias));
+        let spec = ScanSpec {
+            heads,
+            head_dim,
+            state_dim,
+            a: p.weight("a", heads, 1),
+            skip: p.weight("skip", heads, 1),
+            dt_bias: p.weight("step", 1, heads),
+        };
+        let parts = [
+            u.slice(0, inner),
+            u.slice(inner, state_dim),
+            u.slice(inner + state_dim, state_dim),
+            x.slice(convolved, heads),
+        ];
+        p.logits = Some(p.scan(parts, spec));
+        let name = format!("{heads} heads of {head_dim}, states of {state_dim}, {taps} taps, {rows} tokens");
+        cases.push(Case::new(name, p, t, rows, Measure::Rms));
     }
     cases
 }

@@ -1,4 +1,4 @@
-//! Tiny random models of five families as GGUF files, with matrices of any tensor type.
+//! Tiny random models of six families as GGUF files, with matrices of any tensor type.
 
 use crate::random::{Rng, f32_tensor, tensor};
 use quarrel_formats::gguf::{NewTensor, write};
@@ -10,6 +10,9 @@ pub const VOCAB: usize = 64;
 
 const DIM: usize = 256;
 const LAYERS: usize = 2;
+
+/// Heads of a recurrence, their columns together, and those of a head's state.
+const MAMBA: [usize; 3] = [4, 256, 32];
 
 /// Which model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,6 +27,8 @@ pub enum Family {
     Latent,
     /// Short convolutions, before and after a layer of attention.
     Lfm2,
+    /// Mamba-2, before and after a layer of attention.
+    Granite,
 }
 
 impl Family {
@@ -34,6 +39,7 @@ impl Family {
             Family::Experts => "qwen3moe",
             Family::Latent => "deepseek2",
             Family::Lfm2 => "lfm2",
+            Family::Granite => "granitehybrid",
         }
     }
 
@@ -41,7 +47,7 @@ impl Family {
     fn heads(self) -> [usize; 4] {
         match self {
             Family::Llama => [6, 2, 128, 128],
-            Family::Gemma | Family::Experts | Family::Lfm2 => [4, 1, 64, 64],
+            Family::Gemma | Family::Experts | Family::Lfm2 | Family::Granite => [4, 1, 64, 64],
             Family::Latent => [4, 1, RANK + ROTATED, RANK],
         }
     }
@@ -60,8 +66,8 @@ const EXPERTS: usize = 4;
 pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     let [heads, kv_heads, head_dim, v_dim] = family.heads();
     let (arch, ff) = (family.name(), 256);
-    let lfm2 = family == Family::Lfm2;
-    let layers = if lfm2 { LAYERS + 1 } else { LAYERS };
+    let (lfm2, granite) = (family == Family::Lfm2, family == Family::Granite);
+    let layers = if lfm2 || granite { LAYERS + 1 } else { LAYERS };
     let mut meta = Metadata::new();
     meta.insert("general.architecture", Value::String(arch.into()));
     let mut number = |key: &str, n: usize| drop(meta.insert(format!("{arch}.{key}"), Value::U32(n as u32)));
@@ -72,11 +78,19 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     number("attention.head_count", heads);
     number("attention.key_length", head_dim);
     number("attention.value_length", v_dim);
-    if !lfm2 {
+    if !lfm2 && !granite {
         number("attention.head_count_kv", kv_heads);
     }
     match family {
         Family::Lfm2 => number("shortconv.l_cache", 3),
+        Family::Granite => {
+            let [heads, inner, state] = MAMBA;
+            number("ssm.conv_kernel", 4);
+            number("ssm.state_size", state);
+            number("ssm.group_count", 1);
+            number("ssm.inner_size", inner);
+            number("ssm.time_step_rank", heads);
+        }
         Family::Llama => number("attention.sliding_window", 150),
         Family::Gemma => {
             number("attention.sliding_window", 50);
@@ -98,7 +112,10 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         number("expert_used_count", 2);
         meta.insert(format!("{arch}.expert_weights_norm"), Value::Bool(true));
     }
-    if lfm2 {
+    if granite {
+        meta.insert(format!("{arch}.rope.scaling.finetuned"), Value::Bool(false));
+    }
+    if lfm2 || granite {
         let heads = Array::U32(vec![0, kv_heads as u32, 0]);
         meta.insert(format!("{arch}.attention.head_count_kv"), Value::Array(heads));
     }
@@ -129,6 +146,12 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
                 layer("attn_k_b", &[heads, RANK, PLAIN]);
                 layer("attn_v_b", &[heads, VALUE, RANK]);
                 layer("attn_output", &[DIM, heads * VALUE]);
+            }
+            Family::Granite if l != 1 => {
+                let [heads, inner, state] = MAMBA;
+                layer("ssm_in", &[2 * inner + 2 * state + heads, DIM]);
+                layer("ssm_norm", &[inner]);
+                layer("ssm_out", &[DIM, inner]);
             }
             Family::Lfm2 if l != 1 => {
                 layer("shortconv.in_proj", &[3 * DIM, DIM]);
@@ -166,8 +189,21 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         }
     }
     add(if lfm2 { "token_embd_norm" } else { "output_norm" }.to_string() + ".weight", &[DIM]);
-    if !matches!(family, Family::Gemma | Family::Lfm2) {
+    if !matches!(family, Family::Gemma | Family::Lfm2 | Family::Granite) {
         add("output.weight".into(), &[VOCAB, DIM]);
+    }
+    for l in (0..layers).filter(|l| granite && *l != 1) {
+        let [heads, inner, state] = MAMBA;
+        let mut add = |name: &str, shape: &[usize], mean: f32, spread: f32| {
+            let numbers: Vec<f32> =
+                (0..shape.iter().product()).map(|_| mean + spread * rng.normal()).collect();
+            tensors.push(f32_tensor(&format!("blk.{l}.{name}"), shape, &numbers));
+        };
+        add("ssm_conv1d.weight", &[inner + 2 * state, 4], 0.0, 0.5);
+        add("ssm_conv1d.bias", &[inner + 2 * state], 0.0, 0.2);
+        add("ssm_a", &[heads, 1], -1.0, 0.2);
+        add("ssm_d", &[heads, 1], 1.0, 0.2);
+        add("ssm_dt.bias", &[heads], -1.0, 0.5);
     }
     for l in (0..layers).filter(|l| lfm2 && *l != 1) {
         let taps: Vec<f32> = (0..3 * DIM).map(|_| 0.6 * rng.normal()).collect();

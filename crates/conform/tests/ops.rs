@@ -5,6 +5,7 @@ use quarrel_conform::random::Rng;
 use quarrel_cpu::{Cpu, CpuOptions, KvType};
 use quarrel_formats::DType;
 use quarrel_ir::reference::Reference;
+use quarrel_ir::{Device, Limits, Readout, SeqStep, StepInputs};
 
 fn cpu(threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
@@ -123,6 +124,61 @@ fn short_convolutions_at_odd_shapes() {
         for kv in [KvType::Q8_0, KvType::Q4_0] {
             assert!(same_bits(&whole, &with(kv)), "{}, {}", case.name, kv.name());
         }
+    }
+}
+
+#[test]
+fn recurrences_at_odd_shapes() {
+    for case in cases::recurrences(&mut Rng(11)) {
+        let whole = check(&case, 1e-5);
+        let rows = case.rows;
+        for (threads, chunks) in [(2, vec![1; rows]), (3, vec![rows.div_ceil(3), rows - rows.div_ceil(3)])] {
+            let chunks: Vec<usize> = chunks.into_iter().filter(|n| *n > 0).collect();
+            let other = case.run(&mut cpu(threads), &chunks).unwrap();
+            assert!(same_bits(&whole, &other), "{}: chunks {chunks:?} change the bits", case.name);
+        }
+    }
+}
+
+/// Sequences beside each other, forks, and states that are not what a step needs.
+#[test]
+fn states_belong_to_sequences() {
+    let case = cases::recurrences(&mut Rng(12)).swap_remove(2);
+    let devices: [Box<dyn Device>; 2] = [Box::new(cpu(2)), Box::new(Reference::default())];
+    for mut device in devices {
+        let limits = Limits { rows: 16, outputs: 16, kv_blocks: 4 };
+        let prepared = quarrel_conform::prepare(&mut *device, &case.program, &case.tensors, limits).unwrap();
+        let view = case.program.logits.unwrap();
+        // Rows of sequences (state, first token, start, rows), and the bits of what they give.
+        let step = |device: &mut dyn Device, seqs: &[(u32, u32, usize, usize)]| {
+            let tokens: Vec<u32> = seqs.iter().flat_map(|s| (0..s.3 as u32).map(move |r| s.1 + r)).collect();
+            let blocks = [[0], [1], [2]];
+            let seqs: Vec<SeqStep> = seqs
+                .iter()
+                .zip(&blocks)
+                .map(|(s, b)| SeqStep { state: s.0, ..SeqStep::new(s.3, s.2, b) })
+                .collect();
+            device.run(prepared, &StepInputs::new(&tokens, &seqs, &[0]))?;
+            let mut out = vec![0.0; tokens.len() * view.cols as usize];
+            device.read(prepared, Readout::View(view), &mut out)?;
+            Ok::<_, quarrel_ir::Error>(out.into_iter().map(f32::to_bits).collect::<Vec<u32>>())
+        };
+        let cols = view.cols as usize;
+        let alone = step(&mut *device, &[(5, 3, 0, 6)]).unwrap();
+        let first = step(&mut *device, &[(5, 3, 0, 4), (6, 40, 0, 2)]).unwrap();
+        assert_eq!(first[..4 * cols], alone[..4 * cols]);
+        device.copy_state(prepared, 5, 9).unwrap();
+        // The fork and the sequence go on alike; the third began with another token.
+        let both = step(&mut *device, &[(9, 7, 4, 2), (6, 42, 2, 1), (5, 7, 4, 2)]).unwrap();
+        assert_eq!(both[..2 * cols], alone[4 * cols..]);
+        assert_eq!(both[3 * cols..], alone[4 * cols..]);
+        // One that begins again forgets; what is not the state of the tokens before is refused.
+        assert_eq!(step(&mut *device, &[(9, 3, 0, 6)]).unwrap(), alone);
+        let refused = |e: quarrel_ir::Error| e.to_string();
+        assert!(refused(step(&mut *device, &[(5, 3, 4, 1)]).unwrap_err()).contains("has seen Some(6)"));
+        assert!(refused(step(&mut *device, &[(5, 3, 0, 1), (5, 3, 0, 1)]).unwrap_err()).contains("two"));
+        device.drop_state(prepared, 6).unwrap();
+        assert!(refused(step(&mut *device, &[(6, 3, 3, 1)]).unwrap_err()).contains("has seen None"));
     }
 }
 

@@ -9,6 +9,7 @@ use crate::lora::Adapters;
 use crate::plan;
 use crate::pool::{Pool, physical_cores};
 use crate::simd::Isa;
+use crate::states::States;
 use crate::weights::Held;
 use memmap2::MmapMut;
 use quarrel_ir::arena::{ALIGN, Arena, Slot};
@@ -77,6 +78,7 @@ struct Ready {
     rows: usize,
     /// Attention received, by slot.
     mass: HashMap<u32, Sums>,
+    states: States,
 }
 
 /// The sums of one slot.
@@ -116,14 +118,15 @@ impl Cpu {
             f.working_memory(&r.program, &kinds, &r.limits, &self.options, self.info.threads);
             f.tables += r.tables.iter().map(|t| self.held[*t].table_bytes()).sum::<usize>();
             f.kv += r.kv.resident();
+            f.kv += r.states.bytes();
             f.kv += 4 * r.mass.values().map(|m| m.sums.len()).sum::<usize>();
         }
         f
     }
 
     /// What the cache holds of one token of a layer: keys `[kv_heads * head_dim]` and values `[kv_heads * v_dim]`, after the
-    /// rotations of their positions, in the cache's precision. Panics if there is no such layer, block or token, or the lengths
-    /// are others.
+    /// rotations of their positions, in the cache's precision. Panics if there is no such layer, block or token, the layer
+    /// holds inputs of a convolution, or the lengths are others.
     pub fn read_token(
         &self,
         prepared: Prepared,
@@ -269,6 +272,7 @@ impl Device for Cpu {
             outputs: 0,
             rows: 0,
             mass: HashMap::new(),
+            states: States::new(&program),
             program,
         });
         Ok(Prepared(self.ready.len() as u32 - 1))
@@ -280,6 +284,9 @@ impl Device for Cpu {
         check_positions(&r.program, step)?;
         let heads = r.heads();
         let lora = r.adapters.step(step.seqs)?;
+        let states = r.states.begin(step)?;
+        // A state cannot be computed twice from where the step began.
+        let step = &StepInputs { stop: step.stop.filter(|_| r.states.is_empty()), ..*step };
         (r.rows, r.outputs) = (step.tokens.len(), step.outputs.len());
         r.places.clear();
         r.places.extend(step.places());
@@ -315,6 +322,8 @@ impl Device for Cpu {
             arena: Memory(r.arena.as_mut_ptr().cast()),
             angles: &r.angles,
             kv: r.kv.share(),
+            states: &states,
+            state_places: &r.states.places,
             step,
             places: &r.places,
             tiles: &r.tiles,
@@ -335,6 +344,7 @@ impl Device for Cpu {
             r.mass.extend(before);
             return Err(Error::Stopped);
         }
+        r.states.end(step);
         // Each row of a mapped table brings its neighbourhood in; over a long time that would be the table.
         r.looked_up += r.rows;
         if r.looked_up >= TABLE_TOKENS {
@@ -390,6 +400,16 @@ impl Device for Cpu {
             device: self.info.name.clone(),
             why: format!("shortening a sequence failed: {why}; this is a bug, please report it"),
         })
+    }
+
+    fn copy_state(&mut self, prepared: Prepared, from: u32, to: u32) -> Result<()> {
+        self.ready[prepared.0 as usize].states.copy(from, to);
+        Ok(())
+    }
+
+    fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {
+        self.ready[prepared.0 as usize].states.forget(state);
+        Ok(())
     }
 
     fn take_mass(&mut self, prepared: Prepared, slot: u32) -> Result<Mass> {

@@ -9,7 +9,7 @@ use crate::kernels::elementwise::{Each, map};
 use crate::kernels::norm::{Norm, norm};
 use crate::kernels::observe::{self, Observed, ReadKeys, Sums};
 use crate::kernels::top_k::{self, TopK};
-use crate::kernels::{combine::combine, embed::embed, rope::rope, short_conv};
+use crate::kernels::{combine::combine, embed::embed, recurrent, rope::rope, short_conv};
 use crate::kv::{Bf16, KvHead, KvShare, KvType, Stored, by_type};
 use crate::linear::{self, Lines};
 use crate::lora;
@@ -178,6 +178,9 @@ pub(crate) struct Run<'a> {
     /// By rope table: cosines and sines of each row.
     pub(crate) angles: &'a [Slot],
     pub(crate) kv: KvShare<'a>,
+    /// The states of each sequence of the step, if the program has any, and where each begins.
+    pub(crate) states: &'a [Memory],
+    pub(crate) state_places: &'a [usize],
     pub(crate) step: &'a StepInputs<'a>,
     /// Sequence and position of each row.
     pub(crate) places: &'a [(usize, usize)],
@@ -359,6 +362,7 @@ impl Run<'_> {
                 };
                 run(self, team, &mut scratch.convolved, op);
             }
+            Op::Conv { .. } | Op::Scan { .. } => recurrent::recur(self, team, op),
             Op::Glu { out, gate, up, act } => self.each(team, op, Each::Glu(act), out, Some(gate), Some(up)),
             Op::Activate { out, x, act } => self.each(team, op, Each::Activate(act), out, Some(x), None),
             Op::Add { out, a, b } => self.each(team, op, Each::Add, out, Some(a), Some(b)),

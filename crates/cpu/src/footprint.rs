@@ -42,7 +42,7 @@ pub struct Footprint {
     /// What threads need for themselves and for attention over a full cache.
     pub scratch: usize,
     /// The KV cache: all blocks when computed ahead, those that were written when reported by a device, with the
-    /// attention that is added up over them.
+    /// attention that is added up over them and the states of sequences, which are [`state_bytes`](crate::state_bytes) each.
     pub kv: usize,
 }
 

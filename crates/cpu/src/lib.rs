@@ -18,6 +18,7 @@ mod peaks;
 mod plan;
 mod pool;
 pub mod simd;
+mod states;
 pub mod tune;
 mod weights;
 
@@ -27,3 +28,4 @@ pub use kv::KvType;
 pub use pack::memory::trim_heap;
 pub use peaks::Peaks;
 pub use simd::Isa;
+pub use states::state_bytes;

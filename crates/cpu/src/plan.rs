@@ -61,7 +61,11 @@ pub(crate) fn by_rows(op: &Op) -> bool {
         | Op::Combine { .. }
         | Op::TopK { .. }
         | Op::PickRows { .. } => true,
-        Op::MatMul { .. } | Op::MatMulExperts { .. } | Op::Attend { .. } => false,
+        Op::MatMul { .. }
+        | Op::MatMulExperts { .. }
+        | Op::Attend { .. }
+        | Op::Conv { .. }
+        | Op::Scan { .. } => false,
         Op::Glu { out, .. } | Op::Activate { out, .. } | Op::Add { out, .. } => out.cols < WIDE,
         Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => x.cols < WIDE,
     }

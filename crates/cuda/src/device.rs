@@ -155,8 +155,8 @@ impl Device for Cuda {
             let why = "has no attention with ALiBi or sinks; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
-        if program.ops.iter().any(|n| matches!(n.op, Op::ShortConv { .. })) {
-            let why = "has no short convolutions; the CPU has (--device cpu)".into();
+        if !program.states.is_empty() || program.ops.iter().any(|n| matches!(n.op, Op::ShortConv { .. })) {
+            let why = "has no short convolutions and no recurrences; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
         let bent = program.ropes.iter().any(|t| t.first > 0 || t.growth.is_some());

@@ -143,8 +143,10 @@ impl Tape<'_> {
             | Op::MatMulExperts { .. }
             | Op::Combine { .. }
             | Op::Clip { .. }
-            | Op::ShortConv { .. } => {
-                unreachable!("`prepare` refused programs with experts, clipping or short convolutions")
+            | Op::ShortConv { .. }
+            | Op::Conv { .. }
+            | Op::Scan { .. } => {
+                unreachable!("`prepare` refused programs with experts, clipping, convolutions or recurrences")
             }
             Op::PickRows { out, x } => {
                 let (o, i) = (self.at(out), self.at(x));

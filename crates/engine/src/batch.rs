@@ -48,7 +48,8 @@ impl Batch {
                 let (rows, start) = (chunk.rows.len(), chunk.rows.start - s.dropped);
                 let observed = s.evictor.as_ref().map_or(0, |e| e.observe(start, rows));
                 let observe = (observed > 0).then_some(Observe { slot: s.slot(), rows: observed });
-                seqs.push(SeqStep { observe, adapter, ..SeqStep::new(rows, start, &s.blocks) });
+                let step = SeqStep::new(rows, start, &s.blocks);
+                seqs.push(SeqStep { observe, adapter, state: s.slot(), ..step });
                 continue;
             };
             let copy = |(row, branch): &(usize, usize)| KvCopy {

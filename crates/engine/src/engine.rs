@@ -81,6 +81,9 @@ pub struct EngineConfig {
     pub identity: Option<[u8; 32]>,
     /// Every sequence has all its rows in one step: an encoder's, whose engine sees to it by itself.
     pub whole: bool,
+    /// Sequences have a state beside their KV blocks, which knows its last token alone: no prefix is shared and nothing is guessed
+    /// ahead. The engine sees to it by itself.
+    pub states: bool,
     /// Exits that the Program was built with ([`quarrel_model::decoder::Options::exits`]), for [`crate::Dola`].
     pub exits: usize,
 }
@@ -105,6 +108,7 @@ impl EngineConfig {
             disk_cache: None,
             identity: None,
             whole: false,
+            states: false,
             exits: 0,
         }
     }
@@ -145,9 +149,10 @@ impl EngineConfig {
             waiting: self.max_queue + self.max_running,
             blocks,
             // What an encoder computes of a text depends on its end.
-            prefix_cache: self.prefix_cache && !self.whole,
+            prefix_cache: self.prefix_cache && !self.whole && !self.states,
             target: self.target_itl,
             whole: self.whole,
+            states: self.states,
         })
     }
 }
@@ -215,7 +220,8 @@ impl Engine {
         draft: Option<DraftModel>,
         spec: Option<ModelSpec>,
     ) -> Result<Handle> {
-        let config = EngineConfig { whole: program.looks_ahead(), ..config };
+        let states = !program.states.is_empty();
+        let config = EngineConfig { whole: program.looks_ahead(), states, ..config };
         let limits = config.check()?;
         if program.positions().is_some_and(|most| config.context > most) {
             let (value, range) =
@@ -786,6 +792,8 @@ impl Worker {
             let began = Instant::now();
             match op {
                 BlockOp::Forget { slot } => drop(self.device.take_mass(self.prepared, slot)?),
+                BlockOp::Leave { state } => self.device.drop_state(self.prepared, state)?,
+                BlockOp::Branch { from, to } => self.device.copy_state(self.prepared, from, to)?,
                 BlockOp::Copy { from, to } => self.device.copy_blocks(self.prepared, &[(from, to)])?,
                 BlockOp::Save { block, digest } => {
                     let tier = self.tier.as_ref().ok_or_else(missing)?;

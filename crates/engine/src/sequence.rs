@@ -133,7 +133,7 @@ impl Sequence {
         self.evictor.as_ref().map_or(first, |e| first.min(e.first_observed()))
     }
 
-    /// Where the device adds up the attention of its rows.
+    /// Where the device adds up the attention of its rows and keeps its state.
     pub(crate) fn slot(&self) -> u32 {
         self.id as u32
     }

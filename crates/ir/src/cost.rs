@@ -33,6 +33,11 @@ impl StepShape<'_> {
         self.seqs.iter().map(|(_, rows)| rows).sum()
     }
 
+    /// Sequences whose states are read and written.
+    fn states(&self) -> u64 {
+        self.seqs.iter().filter(|(_, rows)| *rows > 0).count() as u64
+    }
+
     /// Cached positions that are read, each once for its sequence however many rows look at it.
     fn read(&self, window: Option<u32>) -> u64 {
         let one = |(start, rows): &(u64, u64)| {
@@ -116,6 +121,16 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
             let position = u64::from(x.cols) * step.kv_element_bytes;
             c.kv_bytes = (step.rows() + step.read(Some(taps))) * position;
             c.flops = 2 * rows(*x) * u64::from(x.cols) * u64::from(taps + 1);
+        }
+        Op::Conv { x, weight, state, .. } => {
+            let taps = program.weights[weight.0 as usize].cols;
+            c.kv_bytes = step.states() * 8 * u64::from(program.states[*state as usize]);
+            c.flops = rows(*x) * u64::from(x.cols) * u64::from(2 * taps + 4);
+        }
+        Op::Scan { x, state, .. } => {
+            let numbers = u64::from(program.states[*state as usize]);
+            c.kv_bytes = step.states() * 8 * numbers;
+            c.flops = 5 * rows(*x) * numbers;
         }
         Op::Norm { x, .. } => c.flops = 4 * rows(*x) * u64::from(x.cols),
         Op::Rope { x, .. } => c.flops = 3 * rows(*x) * u64::from(x.cols),

@@ -157,12 +157,15 @@ pub struct SeqStep<'a> {
     pub observe: Option<Observe>,
     /// What is added to the products of its rows.
     pub adapter: Option<Adapter>,
+    /// Where its state is kept, in programs that have [`Program::states`]: any number of the caller's, another for each sequence.
+    /// From position 0 it begins with zeros, whatever was there; else it must be that of exactly `start` tokens.
+    pub state: u32,
 }
 
 impl<'a> SeqStep<'a> {
     /// `rows` rows from position `start` on, in `blocks`, without an adapter.
     pub fn new(rows: usize, start: usize, blocks: &'a [u32]) -> SeqStep<'a> {
-        SeqStep { rows, start, blocks, observe: None, adapter: None }
+        SeqStep { rows, start, blocks, observe: None, adapter: None, state: 0 }
     }
 }
 
@@ -300,6 +303,23 @@ pub fn check_positions(program: &Program, step: &StepInputs) -> Result<()> {
     }
 }
 
+/// Checks the sequences of a step against the states that a device has: `seen` tells how many tokens a state has seen.
+pub fn check_states(step: &StepInputs, seen: impl Fn(u32) -> Option<usize>) -> Result<()> {
+    if !step.copies.is_empty() {
+        return Err(Error::Step("rows of a tree do not fit a model with states".into()));
+    }
+    for (i, s) in step.seqs.iter().enumerate() {
+        if step.seqs[..i].iter().any(|other| other.state == s.state) {
+            return Err(Error::Step(format!("two sequences have state {}", s.state)));
+        }
+        if s.start > 0 && seen(s.state) != Some(s.start) {
+            let why = format!("state {} has seen {:?} tokens and not {}", s.state, seen(s.state), s.start);
+            return Err(Error::Step(why));
+        }
+    }
+    Ok(())
+}
+
 /// What to bring back to the host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readout {
@@ -407,6 +427,22 @@ pub trait Device: Send {
     /// Why [`Device::save_block`] is refused by default.
     fn no_saving(&self) -> Error {
         let why = "this device does not save blocks of its cache".to_string();
+        Error::Device { device: self.info().name.clone(), why }
+    }
+
+    /// Gives a sequence the state of another, as it is; nothing where that has none.
+    fn copy_state(&mut self, _prepared: Prepared, _from: u32, _to: u32) -> Result<()> {
+        Err(self.no_states())
+    }
+
+    /// Forgets the state of a sequence, if it has one.
+    fn drop_state(&mut self, _prepared: Prepared, _state: u32) -> Result<()> {
+        Err(self.no_states())
+    }
+
+    /// Why states are refused by default.
+    fn no_states(&self) -> Error {
+        let why = "this device keeps no states of sequences; the CPU does (--device cpu)".to_string();
         Error::Device { device: self.info().name.clone(), why }
     }
 

@@ -101,6 +101,21 @@ impl Program {
                 let weight = self.weight_text(*weight);
                 format!("{} = {after} * short_conv kv {kv_layer} {before} * {x} {weight}{bias}", v(out))
             }
+            Op::Conv { out, x, weight, bias, state } => {
+                let bias = bias.map(|b| format!(" bias {}", self.weight_text(b))).unwrap_or_default();
+                format!("{} = conv state {state} {} {}{bias}", v(out), v(x), self.weight_text(*weight))
+            }
+            Op::Scan { out, x, b, c, dt, spec: s, state } => format!(
+                "{} = scan state {state} {} by {} {} {} heads {} dim {}/{}",
+                v(out),
+                v(x),
+                v(b),
+                v(c),
+                v(dt),
+                s.heads,
+                s.head_dim,
+                s.state_dim
+            ),
             Op::Glu { out, gate, up, act } => format!("{} = glu {act:?} {} {}", v(out), v(gate), v(up)),
             Op::Activate { out, x, act } => format!("{} = {act:?} {}", v(out), v(x)),
             Op::Route { out, logits, bias, spec: s } => {

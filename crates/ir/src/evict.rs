@@ -134,6 +134,10 @@ pub fn key_rotations(program: &Program) -> Result<Vec<Option<KeyRotation>>> {
         let why = "attention is by blocks of positions, in which tokens cannot be moved";
         return Err(Error::Shape { at: "the cache".into(), why: why.into() });
     }
+    if !program.states.is_empty() {
+        let why = "a state has seen all tokens, and none can be taken out of it";
+        return Err(Error::Shape { at: "the states".into(), why: why.into() });
+    }
     if program.kv.iter().any(KvLayer::holds_inputs) {
         let why = "short convolutions read neighbours, and tokens that were none would become such";
         return Err(Error::Shape { at: "the cache".into(), why: why.into() });

@@ -184,7 +184,8 @@ fn add_epilogues(p: &mut Program) {
 
 /// Drops values and weights that no op uses, renumbering the rest in order of first use.
 fn compact(p: &Program) -> Program {
-    let mut out = Program { ropes: p.ropes.clone(), kv: p.kv.clone(), ..Program::default() };
+    let mut out =
+        Program { ropes: p.ropes.clone(), kv: p.kv.clone(), states: p.states.clone(), ..Program::default() };
     let mut values: HashMap<ValueId, ValueId> = HashMap::new();
     let mut weights: HashMap<WeightId, WeightId> = HashMap::new();
     let mut nodes: Vec<Node> = p.ops.clone();

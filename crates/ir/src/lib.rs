@@ -23,11 +23,12 @@ mod uses;
 pub use candidates::Candidates;
 pub use device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
-    RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, check_positions, no_adapter,
+    RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, check_positions, check_states,
+    no_adapter,
 };
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
 pub use experts::{ExpertGroups, Gate, RouteSpec, Scoring};
-pub use op::{Activation, AttendSpec, Blocks, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
+pub use op::{Activation, AttendSpec, Blocks, Lookup, NormKind, NormSpec, Op, ScanSpec, View, alibi_slope};
 pub use program::{KvLayer, Node, Program, Rows, TAPS_MAX, ValueId, WeightDecl, WeightId, WeightPart};
 pub use rope::{Growth, RopeId, RopeStyle, RopeTable};
 pub use uses::{Uses, check_overlap, uses};

@@ -151,6 +151,23 @@ pub fn alibi_slope(max: f32, heads: u32, head: u32) -> f32 {
     (-f64::from(max) * steps / f64::from(n)).exp2() as f32
 }
 
+/// The heads of a recurrence, and a number of each, `[heads, 1]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ScanSpec {
+    /// Heads.
+    pub heads: u32,
+    /// Columns of a head.
+    pub head_dim: u32,
+    /// Columns of a head's state.
+    pub state_dim: u32,
+    /// How fast it forgets, negative.
+    pub a: WeightId,
+    /// How much of the input passes by.
+    pub skip: WeightId,
+    /// Added to its step, `[1, heads]`.
+    pub dt_bias: WeightId,
+}
+
 /// One operation. Shapes are `[rows, cols]`; `rows` is the step's.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Op {
@@ -242,6 +259,38 @@ pub enum Op {
         bias: Option<WeightId>,
         /// Index into the Program's KV layers, of one that has no keys: see [`crate::KvLayer::inputs`].
         kv_layer: u32,
+    },
+    /// A causal convolution of each column whose last inputs are in the sequence's state: `out = silu(sum_j weight[.., j] *
+    /// x[row - taps + 1 + j] + bias)`, where rows before the step come from the state and are 0 before the sequence.
+    Conv {
+        /// As wide as `x`.
+        out: View,
+        /// Convolved.
+        x: View,
+        /// `[cols, taps]`, the newest token's last.
+        weight: WeightId,
+        /// `[1, cols]`.
+        bias: Option<WeightId>,
+        /// Index into [`crate::Program::states`]: `[taps - 1, cols]`, the oldest first.
+        state: u32,
+    },
+    /// The recurrence of Mamba-2 (Dao & Gu 2024), row after row: with `d = softplus(dt + dt_bias)` of a head, its state
+    /// `S = exp(d a) S + (d x) b^T` and `out = S c + skip x`.
+    Scan {
+        /// `[rows, heads * head_dim]`.
+        out: View,
+        /// `[rows, heads * head_dim]`.
+        x: View,
+        /// What goes into the state, `[rows, state_dim]`, the same for all heads.
+        b: View,
+        /// What is read of it.
+        c: View,
+        /// `[rows, heads]`.
+        dt: View,
+        /// The heads and their weights.
+        spec: ScanSpec,
+        /// Index into [`crate::Program::states`]: `[heads, head_dim, state_dim]`.
+        state: u32,
     },
     /// `out = act(gate) * up`.
     Glu {
@@ -374,6 +423,8 @@ impl Op {
             Op::StoreKv { .. } => "store_kv",
             Op::Attend { .. } => "attend",
             Op::ShortConv { .. } => "short_conv",
+            Op::Conv { .. } => "conv",
+            Op::Scan { .. } => "scan",
             Op::Glu { .. } => "glu",
             Op::Activate { .. } => "activate",
             Op::Route { .. } => "route",
@@ -396,6 +447,8 @@ impl Op {
             | Op::MatMul { out, .. }
             | Op::Attend { out, .. }
             | Op::ShortConv { out, .. }
+            | Op::Conv { out, .. }
+            | Op::Scan { out, .. }
             | Op::Glu { out, .. }
             | Op::Activate { out, .. }
             | Op::Route { out, .. }
@@ -461,7 +514,14 @@ impl Op {
                 f(up, true);
                 f(out, false);
             }
-            Op::Activate { out, x, .. } | Op::PickRows { out, x } | Op::TopK { out, x } => {
+            Op::Scan { out, x, b, c, dt, .. } => {
+                [x, b, c, dt].into_iter().for_each(|v| f(v, true));
+                f(out, false);
+            }
+            Op::Activate { out, x, .. }
+            | Op::Conv { out, x, .. }
+            | Op::PickRows { out, x }
+            | Op::TopK { out, x } => {
                 f(x, true);
                 f(out, false);
             }
@@ -510,11 +570,13 @@ impl Op {
         match self {
             Op::MatMul { weight, bias, .. }
             | Op::MatMulExperts { weight, bias, .. }
-            | Op::ShortConv { weight, bias, .. } => {
+            | Op::ShortConv { weight, bias, .. }
+            | Op::Conv { weight, bias, .. } => {
                 f(weight);
                 bias.iter_mut().for_each(f);
             }
             Op::Route { bias, .. } => bias.iter_mut().for_each(f),
+            Op::Scan { spec, .. } => [&mut spec.a, &mut spec.skip, &mut spec.dt_bias].into_iter().for_each(f),
             Op::Embed { table, .. } => f(table),
             Op::Attend { spec, .. } => spec.sinks.iter_mut().for_each(f),
             _ => {}

@@ -2,7 +2,7 @@
 
 use crate::candidates;
 use crate::experts::{Gate, RouteSpec};
-use crate::op::{Activation, AttendSpec, Lookup, NormSpec, Op, View};
+use crate::op::{Activation, AttendSpec, Lookup, NormSpec, Op, ScanSpec, View};
 use crate::rope::{RopeId, RopeTable};
 use crate::{Error, Result};
 
@@ -107,6 +107,8 @@ pub struct Program {
     pub ropes: Vec<RopeTable>,
     /// Attention caches, by `kv_layer`.
     pub kv: Vec<KvLayer>,
+    /// Numbers of each of the states that a sequence has; they change with every token. See [`crate::SeqStep::state`].
+    pub states: Vec<u32>,
     /// The tape.
     pub ops: Vec<Node>,
     /// `[outputs, vocab]`, once the tape is complete; an encoder has none.
@@ -247,6 +249,23 @@ impl Program {
     ) -> View {
         let out = self.value("conv", self.rows_of(x), x.cols);
         self.push(Op::ShortConv { out, x, before, after, weight, bias, kv_layer });
+        out
+    }
+
+    /// A convolution whose last inputs are a state, as a new value.
+    pub fn conv(&mut self, x: View, weight: WeightId, bias: Option<WeightId>) -> View {
+        let out = self.value("conv", self.rows_of(x), x.cols);
+        self.states.push(self.weights[weight.0 as usize].cols.saturating_sub(1) * x.cols);
+        let state = self.states.len() as u32 - 1;
+        self.push(Op::Conv { out, x, weight, bias, state });
+        out
+    }
+
+    /// A recurrence as a new value; the views are its inputs, `b`, `c` and the steps.
+    pub fn scan(&mut self, [x, b, c, dt]: [View; 4], spec: ScanSpec) -> View {
+        let out = self.value("scan", self.rows_of(x), x.cols);
+        self.states.push(spec.heads * spec.head_dim * spec.state_dim);
+        self.push(Op::Scan { out, x, b, c, dt, spec, state: self.states.len() as u32 - 1 });
         out
     }
 
@@ -423,6 +442,30 @@ impl Program {
                     .then(|| format!("{taps} taps on {} columns do not fit cache {kv_layer}", x.cols))
                     .or_else(|| [before, after, out].into_iter().find_map(|v| same(*v, *x)))
             }
+            Op::Conv { out, x, weight, bias, state } => {
+                let taps = w(*weight).cols;
+                let fits = (2..=TAPS_MAX).contains(&taps)
+                    && w(*weight).rows() == x.cols
+                    && bias.is_none_or(|b| (w(b).rows(), w(b).cols) == (1, x.cols))
+                    && self.has_state(*state, u64::from(taps - 1) * u64::from(x.cols))
+                    && self.rows_of(*x) == Rows::Tokens;
+                (!fits)
+                    .then(|| format!("{taps} taps on {} columns do not fit state {state}", x.cols))
+                    .or_else(|| same(*out, *x))
+            }
+            Op::Scan { out, x, b, c, dt, spec: s, state } => {
+                let of_head = |id: WeightId| w(id).rows() * w(id).cols == s.heads;
+                let inner = u64::from(s.heads) * u64::from(s.head_dim);
+                let fits = inner == u64::from(x.cols)
+                    && [b, c].iter().all(|v| v.cols == s.state_dim)
+                    && dt.cols == s.heads
+                    && [s.a, s.skip, s.dt_bias].into_iter().all(of_head)
+                    && self.has_state(*state, inner * u64::from(s.state_dim))
+                    && [x, b, c, dt].iter().all(|v| self.rows_of(**v) == Rows::Tokens);
+                (!fits)
+                    .then(|| format!("{} heads of {} do not fit state {state}", s.heads, s.head_dim))
+                    .or_else(|| same(*out, *x))
+            }
             Op::Glu { out, gate, up, .. } => same(*out, *gate).or_else(|| same(*out, *up)),
             Op::Activate { out, x, .. } => same(*out, *x),
             Op::Route { out, logits, bias, spec } => {
@@ -457,6 +500,15 @@ impl Program {
                 (!fits).then(|| format!("{} columns do not hold the best of {}", out.cols, x.cols))
             }
         }
+    }
+
+    /// Whether a state has so many numbers and one op alone.
+    fn has_state(&self, state: u32, numbers: u64) -> bool {
+        let users = self
+            .ops
+            .iter()
+            .filter(|n| matches!(n.op, Op::Conv { state: s, .. } | Op::Scan { state: s, .. } if s == state));
+        self.states.get(state as usize).is_some_and(|n| u64::from(*n) == numbers) && users.count() == 1
     }
 
     fn experts_problem(&self, op: &Op) -> Option<String> {

@@ -4,7 +4,7 @@
 use crate::candidates;
 use crate::device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
-    StepInputs, Weight, check_adapter, check_positions, no_adapter,
+    StepInputs, Weight, check_adapter, check_positions, check_states, no_adapter,
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
 use crate::experts::route;
@@ -145,6 +145,13 @@ impl Cache {
     }
 }
 
+/// What a sequence keeps beside its cache: how many tokens it has seen, and the numbers of each state.
+#[derive(Clone)]
+struct State {
+    seen: usize,
+    numbers: Vec<Vec<f32>>,
+}
+
 /// A prepared Program: values as plain vectors, caches in f32.
 struct Ready {
     program: Program,
@@ -153,6 +160,7 @@ struct Ready {
     values: Vec<Vec<f32>>,
     caches: Vec<Cache>,
     mass: HashMap<u32, Observed>,
+    states: HashMap<u32, State>,
     /// By handle; the places of unloaded ones stay empty.
     adapters: Vec<Option<Vec<AdapterPart>>>,
     rows: usize,
@@ -452,6 +460,15 @@ impl Ready {
                     self.write_row(out, r, &y);
                 }
             }
+            Op::Conv { .. } | Op::Scan { .. } => {
+                // Rows of a sequence follow each other, so each finds the state that the row before has left.
+                for (r, (s, _)) in places.iter().enumerate() {
+                    let slot = step.seqs[*s].state;
+                    let mut state = self.states.remove(&slot).expect("made before the step");
+                    self.recur(all, op, r, &mut state.numbers);
+                    self.states.insert(slot, state);
+                }
+            }
             Op::Activate { out, x, act } => self.map_rows(out, x, |v| activate(act, f64::from(v)) as f32),
             Op::Route { out, logits, bias, ref spec } => {
                 let (bias, mut scratch) = (bias.map(|b| self.weight(all, b)), Vec::new());
@@ -541,6 +558,49 @@ impl Ready {
         }
     }
 
+    /// One row of an op that changes a state.
+    fn recur(&mut self, all: &[Vec<f32>], op: &Op, r: usize, states: &mut [Vec<f32>]) {
+        match *op {
+            Op::Conv { out, x, weight, bias, state } => {
+                let (w, bias) = (self.weight(all, weight), bias.map(|b| self.weight(all, b)));
+                let (cols, taps) = (x.cols as usize, self.program.weights[weight.0 as usize].cols as usize);
+                let (last, now) = (&mut states[state as usize], self.read_row(x, r));
+                let y: Vec<f32> = (0..cols)
+                    .map(|c| {
+                        let inputs = (0..taps - 1).map(|j| last[j * cols + c]).chain([now[c]]);
+                        let sum: f64 =
+                            w[c * taps..].iter().zip(inputs).map(|(w, x)| f64::from(*w) * f64::from(x)).sum();
+                        let sum = (sum + bias.map_or(0.0, |b| f64::from(b[c]))) as f32;
+                        activate(Activation::Silu, f64::from(sum)) as f32
+                    })
+                    .collect();
+                last.drain(..cols);
+                last.extend_from_slice(&now);
+                self.write_row(out, r, &y);
+            }
+            Op::Scan { out, x, b, c, dt, spec, state } => {
+                let [a, skip, bias] = [spec.a, spec.skip, spec.dt_bias].map(|w| self.weight(all, w));
+                let [x, b, c, dt] = [x, b, c, dt].map(|v| self.read_row(v, r));
+                let (hd, n) = (spec.head_dim as usize, spec.state_dim as usize);
+                let y: Vec<f32> = (0..x.len())
+                    .map(|i| {
+                        let h = i / hd;
+                        let step = f64::from(dt[h]) + f64::from(bias[h]);
+                        let step = step.max(0.0) + (-step.abs()).exp().ln_1p();
+                        let (keep, add) = ((step * f64::from(a[h])).exp(), step * f64::from(x[i]));
+                        let row = &mut states[state as usize][i * n..(i + 1) * n];
+                        row.iter_mut().zip(&b).for_each(|(s, b)| {
+                            *s = (f64::from(*s) * keep + add * f64::from(*b)) as f32;
+                        });
+                        (dot(row, &c) + f64::from(skip[h]) * f64::from(x[i])) as f32
+                    })
+                    .collect();
+                self.write_row(out, r, &y);
+            }
+            _ => {}
+        }
+    }
+
     fn map_rows(&mut self, out: View, x: View, f: impl Fn(f32) -> f32) {
         for r in 0..self.row_count(out) {
             let y: Vec<f32> = self.read_row(x, r).into_iter().map(&f).collect();
@@ -593,6 +653,7 @@ impl Device for Reference {
             .collect();
         self.ready.push(Ready {
             mass: HashMap::new(),
+            states: HashMap::new(),
             program,
             weights: weights.to_vec(),
             limits,
@@ -613,6 +674,14 @@ impl Device for Reference {
         if let Some(a) = step.seqs.iter().filter_map(|s| s.adapter).find(|a| !loaded(a)) {
             return Err(no_adapter(a));
         }
+        let has_states = !ready.program.states.is_empty();
+        if has_states {
+            check_states(step, |s| ready.states.get(&s).map(|s| s.seen))?;
+            let zeros = || ready.program.states.iter().map(|n| vec![0.0; *n as usize]).collect();
+            for s in step.seqs.iter().filter(|s| s.start == 0) {
+                ready.states.insert(s.state, State { seen: 0, numbers: zeros() });
+            }
+        }
         (ready.rows, ready.outputs) = (step.tokens.len(), step.outputs.len());
         let before = ready.mass.clone();
         for (seq, o) in step.seqs.iter().filter_map(|s| Some((s, s.observe.filter(|o| o.rows > 0)?))) {
@@ -623,11 +692,15 @@ impl Device for Reference {
             mass.sums.iter_mut().for_each(|s| s.resize(mass.tokens, 0.0));
         }
         for node in ready.program.ops.clone() {
-            if matches!(node.op, Op::Attend { .. }) && step.stop.is_some_and(|s| s.0()) {
+            // A state cannot be computed twice from where the step began.
+            if matches!(node.op, Op::Attend { .. }) && !has_states && step.stop.is_some_and(|s| s.0()) {
                 ready.mass = before;
                 return Err(Error::Stopped);
             }
             ready.run_op(&self.weights, &node.op, step);
+        }
+        for s in step.seqs.iter().filter(|_| has_states) {
+            ready.states.entry(s.state).and_modify(|state| state.seen = s.start + s.rows);
         }
         Ok(())
     }
@@ -721,6 +794,19 @@ impl Device for Reference {
     fn load_block(&mut self, prepared: Prepared, block: u32, data: &[u8]) -> Result<()> {
         let numbers = data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]));
         self.block(prepared, block, data.len())?.zip(numbers).for_each(|(x, y)| *x = y);
+        Ok(())
+    }
+
+    fn copy_state(&mut self, prepared: Prepared, from: u32, to: u32) -> Result<()> {
+        let states = &mut self.ready[prepared.0 as usize].states;
+        if let Some(state) = states.get(&from).cloned() {
+            states.insert(to, state);
+        }
+        Ok(())
+    }
+
+    fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {
+        self.ready[prepared.0 as usize].states.remove(&state);
         Ok(())
     }
 

@@ -40,7 +40,10 @@ pub fn uses(program: &Program) -> Vec<Uses> {
                 [*bias, None, None]
             }
             Op::Attend { spec, .. } => [spec.sinks, None, None],
-            Op::ShortConv { weight, bias, .. } => [Some(*weight), *bias, None],
+            Op::Scan { spec, .. } => [spec.a, spec.skip, spec.dt_bias].map(Some),
+            Op::ShortConv { weight, bias, .. } | Op::Conv { weight, bias, .. } => {
+                [Some(*weight), *bias, None]
+            }
             _ => [None; 3],
         };
         vectors.into_iter().flatten().for_each(|w| all[w.0 as usize].vector = true);

@@ -35,14 +35,14 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
         .layers
         .iter()
         .enumerate()
-        .map(|(i, l)| {
+        .filter_map(|(i, l)| {
             let attention = KvLayer {
                 kv_heads: spec.kv_heads,
                 head_dim: spec.head_dim,
                 v_dim: spec.v_dim,
                 window: l.window,
             };
-            spec.mixer(i).cache(spec.dim).unwrap_or(attention)
+            spec.mixer(i).cache(spec.dim, attention)
         })
         .collect();
     let context = options.context.unwrap_or(spec.context);
@@ -170,6 +170,7 @@ impl Builder<'_> {
         let h = self.before(l, "attn_norm", x);
         let a = match (s.mixer(l as usize), s.latent) {
             (Mixer::ShortConv { taps, bias }, _) => self.short_conv(h, l, taps, bias),
+            (Mixer::Mamba2(m), _) => self.mamba2(h, l, &m),
             (Mixer::Attention, Some(latent)) => self.latent_attention(h, l, rope, &latent),
             (Mixer::Attention, None) => self.attention(h, l, window, rope),
         };
@@ -220,18 +221,25 @@ impl Builder<'_> {
                 self.p.push(Op::Rope { x, head_dim: s.head_dim, table });
             }
         }
-        self.p.push(Op::StoreKv { k, v, kv_layer: l });
+        let kv_layer = self.kv_layer(l);
+        self.p.push(Op::StoreKv { k, v, kv_layer });
         let spec = self.attend_spec(l, window);
         let a = self.p.attend(q, spec);
         let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
         self.scaled(y)
     }
 
+    /// Where a layer's keys and values, or inputs, are: layers with a state alone have no such place.
+    pub(crate) fn kv_layer(&self, l: u32) -> u32 {
+        let stateful = |i: &u32| matches!(self.s.mixer(*i as usize), Mixer::Mamba2(_));
+        l - (0..l).filter(stateful).count() as u32
+    }
+
     pub(crate) fn attend_spec(&mut self, l: u32, window: Option<u32>) -> AttendSpec {
         let s = self.s;
         let sinks = s.sinks.then(|| self.p.weight(format!("blk.{l}.attn_sinks.weight"), 1, s.heads));
         AttendSpec {
-            kv_layer: l,
+            kv_layer: self.kv_layer(l),
             heads: s.heads,
             kv_heads: s.kv_heads,
             head_dim: s.head_dim,

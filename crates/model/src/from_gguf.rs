@@ -4,7 +4,7 @@
 use crate::arch::{self, Arch, Multipliers, Norms, Positions, QkNorm};
 use crate::decoder::{Options, decoder};
 use crate::experts::{ExpertSpec, Said};
-use crate::hybrid::{Hybrid, Mixer};
+use crate::hybrid::{Hybrid, Mamba2, Mixer};
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
@@ -65,6 +65,10 @@ const UNDERSTOOD: &[&str] = &[
 
 /// Keys of factors, which mean something only in families that have them.
 const FACTORS: &[&str] = &["embedding_scale", "residual_scale", "logit_scale"];
+
+/// Keys of recurrent layers.
+const SSM: &[&str] =
+    &["ssm.conv_kernel", "ssm.group_count", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank"];
 
 /// Keys that are harmless when they have this value.
 const NEUTRAL: &[(&str, i128)] = &[
@@ -151,7 +155,7 @@ impl Reader<'_> {
         let head_dim = latent.map_or(head_dim, |m| m.head());
         let positions = spec::positions(self.arch, count);
         let ropes = match positions {
-            Positions::Rotated => self.ropes(head_dim)?,
+            Positions::Rotated if self.rotates()? => self.ropes(head_dim)?,
             _ => Vec::new(),
         };
         let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
@@ -311,6 +315,29 @@ impl Reader<'_> {
         rules.read(said, layers, |name| names::find(self.source, self.arch, name))
     }
 
+    /// Whether queries and keys are rotated. llama.cpp says that of Granite 4 with a key that means something else elsewhere.
+    fn rotates(&self) -> Result<bool> {
+        Ok(self.arch.hybrid != Some(Hybrid::Mamba2) || self.flag("rope.scaling.finetuned")?.unwrap_or(true))
+    }
+
+    /// The sizes of a recurrent layer.
+    fn mamba2(&self, l: usize) -> Result<Mamba2> {
+        if let Some(groups) = self.opt_u32("ssm.group_count")?.filter(|n| *n != 1) {
+            return Err(field_error(
+                self.key("ssm.group_count"),
+                format!("is {groups}; only 1 is supported"),
+            ));
+        }
+        let (heads, inner) = (self.u32("ssm.time_step_rank")?, self.u32("ssm.inner_size")?);
+        if heads == 0 || !inner.is_multiple_of(heads) {
+            return Err(field_error(self.key("ssm.inner_size"), format!("is {inner} for {heads} heads")));
+        }
+        let has = |name: &str| weights::has(self.source, self.arch, &format!("blk.{l}.{name}"));
+        let (state_dim, taps) = (self.u32("ssm.state_size")?, self.u32("ssm.conv_kernel")?);
+        let (conv_bias, bias) = (has("ssm_conv1d.bias"), has("ssm_in.bias"));
+        Mamba2 { heads, head_dim: inner / heads, state_dim, taps, conv_bias, bias }.check()
+    }
+
     /// What each layer has for attention, where the family has something else, and the key heads: none marks the others.
     fn mixers(&self, count: u32) -> Result<(Vec<Mixer>, Option<u32>)> {
         let key = self.key("attention.head_count_kv");
@@ -329,6 +356,7 @@ impl Reader<'_> {
         }
         let has = |name: String| weights::has(self.source, self.arch, &name);
         let mixer = |(l, n): (usize, &u32)| match (n, hybrid) {
+            (0, Hybrid::Mamba2) => self.mamba2(l).map(Mixer::Mamba2),
             (0, Hybrid::ShortConv) => Ok(Mixer::ShortConv {
                 taps: self.u32("shortconv.l_cache")?,
                 bias: has(format!("blk.{l}.shortconv.conv.bias")),
@@ -482,6 +510,7 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
             Multipliers::Logits => k == "logit_scale",
             Multipliers::Granite | Multipliers::MiniCpm => true,
         },
+        (Some(a), k) if k.starts_with("ssm.") => a.hybrid == Some(Hybrid::Mamba2) && SSM.contains(&k),
         (Some(a), "shortconv.l_cache") => a.hybrid == Some(Hybrid::ShortConv),
         (Some(a), "attention.temperature_scale") => a.growing,
         (Some(a), "rope.scaling.yarn_log_multiplier") => a.growing || a.latent,

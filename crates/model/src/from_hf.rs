@@ -4,7 +4,7 @@
 use crate::arch::{self, Arch, Multipliers, Positions, QkNorm, Setting, WindowPattern};
 use crate::experts::{ExpertSpec, Said};
 use crate::from_gguf::shorten;
-use crate::hybrid::{Hybrid, Mixer};
+use crate::hybrid::{Hybrid, Mamba2, Mixer};
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
@@ -207,6 +207,13 @@ impl Reader<'_> {
         let head_dim = latent.map_or(head_dim, |m| m.head());
         let positions = spec::positions(self.arch, count);
         let ropes = match positions {
+            // Granite 4 says where it does.
+            Positions::Rotated
+                if self.arch.hybrid == Some(Hybrid::Mamba2)
+                    && self.config["position_embedding_type"] != "rope" =>
+            {
+                Vec::new()
+            }
             Positions::Rotated => self.ropes(latent.map_or(head_dim, |m| m.rotated))?,
             _ => Vec::new(),
         };
@@ -389,6 +396,11 @@ impl Reader<'_> {
         if let Some(n) = self.opt_u32("intermediate_size_mlp")? {
             return Ok(n);
         }
+        // Granite 4 without experts has the shared one alone.
+        let alone = self.arch.hybrid.is_some() && self.opt_u32("num_local_experts")?.unwrap_or(0) == 0;
+        if let Some(n) = self.opt_u32("shared_intermediate_size")?.filter(|_| alone) {
+            return Ok(n);
+        }
         // What LFM2 says there is a number that the width is computed from.
         let computed = !self.config["block_multiple_of"].is_null();
         if let Some(n) = self.opt_u32("intermediate_size")?.filter(|_| !computed) {
@@ -475,19 +487,41 @@ impl Reader<'_> {
         Ok(local)
     }
 
+    /// The sizes of a recurrent layer.
+    fn mamba2(&self, l: usize) -> Result<Mamba2> {
+        let heads = self.u32("mamba_n_heads")?;
+        let inner = self.u32("hidden_size")?.saturating_mul(self.opt_u32("mamba_expand")?.unwrap_or(2));
+        if heads == 0 || !inner.is_multiple_of(heads) {
+            return Err(field_error("mamba_n_heads", format!("is {heads} for {inner} columns")));
+        }
+        let limits = self.config["time_step_limit"].as_array().filter(|l| {
+            l.first().and_then(Value::as_f64) != Some(0.0)
+                || l.get(1).and_then(Value::as_f64).is_some_and(f64::is_finite)
+        });
+        if let Some(limits) = limits {
+            return Err(field_error("time_step_limit", format!("is {limits:?}; only none is supported")));
+        }
+        let has = |name: &str| self.has(&format!("blk.{l}.{name}"));
+        let (state_dim, taps) = (self.u32("mamba_d_state")?, self.u32("mamba_d_conv")?);
+        let (conv_bias, bias) = (has("ssm_conv1d.bias"), has("ssm_in.bias"));
+        Mamba2 { heads, head_dim: inner / heads, state_dim, taps, conv_bias, bias }.check()
+    }
+
     /// What each layer has for attention, where the family has something else.
     fn mixers(&self, count: u32) -> Result<Vec<Mixer>> {
         let Some(hybrid) = self.arch.hybrid else { return Ok(Vec::new()) };
         let count = count.min(1 << 16); // `check` refuses such counts; until then they must not cost memory
-        let word = match hybrid {
-            Hybrid::ShortConv => "conv",
+        let word: [&str; 2] = match hybrid {
+            Hybrid::ShortConv => ["conv"; 2],
+            // The second is what later versions of transformers write.
+            Hybrid::Mamba2 => ["mamba", "linear_attention"],
         };
         let attends: Option<Vec<bool>> = match (&self.config["layer_types"], &self.config["full_attn_idxs"]) {
             (Value::Array(types), _) => types
                 .iter()
                 .map(|t| match t.as_str()? {
                     "attention" | "full_attention" => Some(true),
-                    other => (other == word).then_some(false),
+                    other => word.contains(&other).then_some(false),
                 })
                 .collect(),
             (_, Value::Array(layers)) => {
@@ -497,10 +531,11 @@ impl Reader<'_> {
             _ => Some(vec![true; count as usize]),
         };
         let attends = attends.filter(|a| a.len() == count as usize).ok_or_else(|| {
-            field_error("layer_types", format!("must list {count} times full_attention or {word}"))
+            field_error("layer_types", format!("must list {count} times full_attention or {}", word[0]))
         })?;
         let mixer = |(l, attends): (usize, bool)| match (attends, hybrid) {
             (true, _) => Ok(Mixer::Attention),
+            (false, Hybrid::Mamba2) => self.mamba2(l).map(Mixer::Mamba2),
             (false, Hybrid::ShortConv) => Ok(Mixer::ShortConv {
                 taps: self.u32("conv_L_cache")?,
                 bias: self.has(&format!("blk.{l}.shortconv.conv.bias")),

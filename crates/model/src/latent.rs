@@ -96,7 +96,8 @@ impl Builder<'_> {
         }
         let absorbed = self.by_head(l, "attn_k_b", m.rank, m.plain);
         let q = self.p.matmul_experts("attn_q", (q, None), s.heads, (absorbed, None), None);
-        self.p.push(Op::StoreKv { k, v: k.slice(0, m.rank), kv_layer: l });
+        let kv_layer = self.kv_layer(l);
+        self.p.push(Op::StoreKv { k, v: k.slice(0, m.rank), kv_layer });
         let spec: AttendSpec = self.attend_spec(l, None);
         let a = self.p.attend(q, spec);
         let values = self.by_head(l, "attn_v_b", m.v_dim, m.rank);

@@ -85,7 +85,10 @@ pub(crate) fn find<'a>(source: &'a Source, arch: &Arch, canonical: &str) -> Opti
             let other = arch.gguf_names.iter().filter(|_| renamed).find(|(c, _)| *c == pattern);
             match other {
                 Some((_, name)) => source.tensor(&format!("{}.{kind}", fill(name, numbers))),
-                None => source.tensor(canonical),
+                // A few tensors have no kind in their names.
+                None => {
+                    source.tensor(canonical).or_else(|| source.tensor(canonical.strip_suffix(".weight")?))
+                }
             }
         }
         Source::Hf(_) => all(arch, canonical).find_map(|name| {

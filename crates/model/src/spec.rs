@@ -6,7 +6,7 @@ use crate::hybrid::Mixer;
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
-use quarrel_ir::{Blocks, Growth, NormKind, TAPS_MAX};
+use quarrel_ir::{Blocks, Growth, KvLayer, NormKind, TAPS_MAX};
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -163,9 +163,10 @@ impl ModelSpec {
 
     /// Bytes of KV cache per token with elements of `element_bytes`.
     pub fn kv_bytes_per_token(&self, element_bytes: usize) -> usize {
-        let attention = self.kv_heads as usize * (self.head_dim + self.v_dim) as usize;
-        let of = |l: usize| self.mixer(l).cache(self.dim).map_or(attention, |c| c.v_dim as usize);
-        (0..self.layers.len()).map(of).sum::<usize>() * element_bytes
+        let attention =
+            KvLayer { kv_heads: self.kv_heads, head_dim: self.head_dim, v_dim: self.v_dim, window: None };
+        let cached = (0..self.layers.len()).filter_map(|l| self.mixer(l).cache(self.dim, attention));
+        cached.map(|c| c.kv_heads as usize * (c.head_dim + c.v_dim) as usize).sum::<usize>() * element_bytes
     }
 
     /// What a layer has for attention.

@@ -50,10 +50,12 @@ pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tens
         Take::Half(index) => half(&tensor, canonical, index)?,
         Take::Cut(part) => Tensor { name: canonical.into(), ..stacks::cut(source, spec, found, part)? },
     };
-    if unit_rows(spec, canonical) {
-        return unit(tensor);
+    match () {
+        () if unit_rows(spec, canonical) => unit(tensor),
+        () if minus_one(source, spec, canonical) => mapped(tensor, |g| g + 1.0),
+        () if logarithm(source, canonical) => mapped(tensor, |g| -g.exp()),
+        () => Ok(tensor),
     }
-    if minus_one(source, spec, canonical) { add_one(tensor) } else { Ok(tensor) }
 }
 
 /// Type, bytes and whether they stay in the file, of each part of each weight of `program`: what [`load`] will give the
@@ -68,7 +70,7 @@ pub fn headers(
             return Ok((DType::F32, 4 * spec.vocab as usize, false));
         }
         let (t, take) = locate(source, spec.arch, canonical)?;
-        if minus_one(source, spec, canonical) {
+        if minus_one(source, spec, canonical) || logarithm(source, canonical) {
             return Ok((DType::F32, 4 * t.len(), false));
         }
         if unit_rows(spec, canonical) {
@@ -255,11 +257,16 @@ fn unit(tensor: Tensor) -> Result<Tensor> {
     Ok(Tensor { dtype, data: Bytes::from(data), ..tensor })
 }
 
-/// A norm gain stored as its difference from 1.
-fn add_one(tensor: Tensor) -> Result<Tensor> {
+/// Whether the file has the logarithm of how fast a recurrence forgets.
+fn logarithm(source: &Source, canonical: &str) -> bool {
+    matches!(source, Source::Hf(_)) && canonical.ends_with(".ssm_a.weight")
+}
+
+/// A vector of which the file has other numbers.
+fn mapped(tensor: Tensor, number: impl Fn(f32) -> f32) -> Result<Tensor> {
     let n: usize = tensor.shape.iter().product();
-    let mut gain = vec![0.0f32; n];
-    quant::dequantize(tensor.dtype, &tensor.data, &mut gain)?;
-    let bytes: Vec<u8> = gain.iter().flat_map(|g| (g + 1.0).to_le_bytes()).collect();
+    let mut stored = vec![0.0f32; n];
+    quant::dequantize(tensor.dtype, &tensor.data, &mut stored)?;
+    let bytes: Vec<u8> = stored.iter().flat_map(|x| number(*x).to_le_bytes()).collect();
     Ok(Tensor { dtype: DType::F32, data: Bytes::from(bytes), ..tensor })
 }

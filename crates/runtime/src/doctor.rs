@@ -113,7 +113,11 @@ fn vocabulary(spec: &ModelSpec, tokenizer: &Tokenizer) -> Finding {
 
 fn rotations(spec: &ModelSpec) -> Finding {
     let Some(rope) = spec.ropes.first() else {
-        let how = if spec.alibi.is_some() { "ALiBi" } else { "a table" };
+        let how = match spec.alibi {
+            Some(_) => "ALiBi",
+            None if spec.positions == 0 => "the order in which recurrent layers see tokens",
+            None => "a table",
+        };
         return finding("rope", Grade::Good, format!("positions are known by {how}"));
     };
     let part = if rope.dims == spec.head_dim { String::new() } else { format!(" of {}", spec.head_dim) };

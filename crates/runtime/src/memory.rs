@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use quarrel_cpu::{CpuOptions, KvType, Stored, footprint};
+use quarrel_cpu::{CpuOptions, KvType, Stored, footprint, state_bytes};
 use quarrel_engine::memory::{Fitted, Need, fit};
 use quarrel_engine::{CONTEXT_DEFAULT_MAX, EngineConfig};
 use quarrel_hub::human_bytes;
@@ -102,7 +102,7 @@ impl Planner {
         };
         let Chosen::Cuda { caps, deterministic, .. } = &self.chosen else {
             let f = footprint(&self.program, &self.stored, &limits, &CpuOptions { kv, ..self.options })?;
-            return Ok(vec![
+            let mut parts = vec![
                 Part::new(Kind::Weights, "weights_packed", "weights, packed", f.packed),
                 Part::new(Kind::Weights, "weights_mapped", "weights, mapped", f.mapped),
                 Part::new(Kind::Weights, "weights_f32", "vectors, as f32", f.vectors),
@@ -112,7 +112,12 @@ impl Planner {
                 Part::new(Kind::Working, "logits", "logits", f.logits),
                 Part::new(Kind::Working, "prepared", "prepared activations", f.prepared),
                 Part::new(Kind::Working, "scratch", "scratch of the threads", f.scratch),
-            ]);
+            ];
+            let states = state_bytes(&self.program).saturating_mul(config.max_running);
+            if states > 0 {
+                parts.push(Part::new(Kind::Working, "states", "states of the sequences", states));
+            }
+            return Ok(parts);
         };
         let types: Vec<Vec<_>> = self.stored.iter().map(|w| w.iter().map(|s| s.dtype).collect()).collect();
         let kv = cuda_kv(kv).unwrap_or_default(); // others were refused before

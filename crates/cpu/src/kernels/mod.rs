@@ -9,6 +9,7 @@ pub(crate) mod elementwise;
 pub(crate) mod embed;
 pub(crate) mod norm;
 pub(crate) mod observe;
+pub(crate) mod recurrent;
 pub(crate) mod rope;
 pub(crate) mod short_conv;
 pub(crate) mod top_k;

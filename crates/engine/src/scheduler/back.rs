@@ -15,7 +15,8 @@ impl Scheduler {
         debug_assert!(back < s.tokens.len() && s.dropped == 0, "{back} of {}", s.tokens.len());
         s.tokens.truncate(s.tokens.len().saturating_sub(back).max(1));
         s.digests.truncate(s.tokens.len() / BLOCK_TOKENS);
-        s.computed = s.computed.min(s.tokens.len() - 1);
+        // A state knows no token before its last: it begins anew.
+        s.computed = if self.limits.states { 0 } else { s.computed.min(s.tokens.len() - 1) };
         s.published = s.published.min(s.computed / BLOCK_TOKENS);
         let rest = s.blocks.split_off(s.computed.div_ceil(BLOCK_TOKENS).min(s.blocks.len()));
         self.blocks.release(&rest);
@@ -55,6 +56,7 @@ mod tests {
             prefix_cache: true,
             target: None,
             whole: false,
+            states: false,
         })
     }
 

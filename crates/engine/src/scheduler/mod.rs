@@ -41,6 +41,8 @@ pub(crate) struct Limits {
     pub(crate) target: Option<Duration>,
     /// Whether a sequence has all its rows in one step; then `rows` are enough for the longest.
     pub(crate) whole: bool,
+    /// Whether a sequence has a state beside its blocks, which knows its last computed token alone.
+    pub(crate) states: bool,
 }
 
 /// Least rows of a step for the prompt that is there longest, and for the shortest if that is another: slowly, but on.
@@ -68,6 +70,10 @@ pub(crate) enum BlockOp {
     Copy { from: u32, to: u32 },
     /// Forget the attention that was added up for a sequence that has left its blocks.
     Forget { slot: u32 },
+    /// Forget the state of a sequence that has left its blocks.
+    Leave { state: u32 },
+    /// Give a fork the state of its sequence.
+    Branch { from: u32, to: u32 },
 }
 
 /// A sequence that is to be shortened in the cache before the next step.
@@ -414,6 +420,9 @@ impl Scheduler {
         self.shares.enter(&s.standing.key);
         if self.running.len() < self.limits.running && !s.blocks.is_empty() {
             s.blocks.iter().for_each(|b| self.blocks.share(*b));
+            if self.limits.states {
+                self.ops.push(BlockOp::Branch { from: from as u32, to: s.slot() });
+            }
             self.running.push(s);
         } else {
             s.restart();
@@ -491,7 +500,8 @@ impl Scheduler {
     pub(crate) fn clear(&mut self) {
         self.plan.clear();
         self.drop_ahead();
-        self.ops.clear();
+        // What is held for sequences beside their blocks still has to go.
+        self.ops.retain(|op| matches!(op, BlockOp::Leave { .. }));
         self.waiting.clear();
         for mut s in std::mem::take(&mut self.running) {
             self.release(&mut s);
@@ -708,6 +718,9 @@ impl Scheduler {
 
     fn release(&mut self, s: &mut Sequence) {
         self.blocks.release(&s.blocks);
+        if self.limits.states {
+            self.ops.push(BlockOp::Leave { state: s.slot() });
+        }
         if s.evictor.is_some() {
             self.ops.push(BlockOp::Forget { slot: s.slot() });
         }

@@ -60,6 +60,8 @@ impl Below for Cellar {
 #[derive(Default)]
 struct Model {
     blocks: HashMap<u32, Content>,
+    /// How many tokens each sequence's state has seen, and their hash; where sequences have states.
+    states: HashMap<u32, (usize, u64)>,
     /// Virtual time.
     now: Duration,
 }
@@ -72,6 +74,11 @@ impl Model {
                 BlockOp::Save { block, digest } => drop(below.held.insert(digest, self.blocks[&block])),
                 BlockOp::Load { block, digest } => drop(self.blocks.insert(block, below.held[&digest])),
                 BlockOp::Forget { .. } => {}
+                BlockOp::Leave { state } => drop(self.states.remove(&state)),
+                BlockOp::Branch { from, to } => {
+                    let state = self.states.get(&from).copied();
+                    state.map(|s| self.states.insert(to, s));
+                }
             }
         }
     }
@@ -103,6 +110,17 @@ impl Model {
             seen.push(content);
         }
         Ok(seen[seen.len() - 1])
+    }
+
+    /// Changes the state of a sequence by rows; it must be that of the tokens before them.
+    fn recur(&mut self, s: &Sequence, rows: Range<usize>) -> Checked<()> {
+        let hash = |n: usize| s.tokens[..n].iter().fold(9, |h, t| mix(h, u64::from(*t)));
+        if rows.start > 0 {
+            let want = (rows.start, hash(rows.start));
+            prop_assert_eq!(self.states.get(&s.slot()), Some(&want), "the state of sequence {}", s.id);
+        }
+        self.states.insert(s.slot(), (rows.end, hash(rows.end)));
+        Ok(())
     }
 
     /// Computes guesses behind a sequence; gives what each node saw.
@@ -351,6 +369,9 @@ impl Simulation<'_> {
         for c in self.s.plan().to_vec() {
             let q = &self.s.running()[c.running];
             rows.insert(q.id, self.device.run(q, c.rows.clone())?);
+            if self.limits.states {
+                self.device.recur(q, c.rows.clone())?;
+            }
         }
         let mut ahead_rows = HashMap::new();
         for a in self.s.ahead() {
@@ -537,6 +558,9 @@ fn simulate(
     };
     sim.run(faults, stops)?;
     prop_assert_eq!((sim.s.blocks().0, sim.wants.len()), (0, 0));
+    let ops = sim.s.take_ops();
+    sim.device.apply(&ops, &mut sim.cellar);
+    prop_assert!(sim.device.states.is_empty() || !faults.is_empty(), "states are left");
     for (r, j) in jobs.iter().enumerate() {
         let of: Vec<_> = sim.answers.iter().filter(|a| a.0 == r).collect();
         let want = if j.scored { 1 } else { 1 + j.forks as usize };
@@ -559,8 +583,21 @@ proptest! {
         below in 0usize..3, faults in prop::collection::vec(0usize..400, 0..3),
         stops in prop::collection::vec(0usize..200, 0..6),
     ) {
-        let limits = Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache, target: None, whole: false };
+        let limits = Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache, target: None, whole: false, states: false };
         simulate(&jobs, limits, below, &faults, &stops)?;
+    }
+
+    /// The same where sequences have states, which see every token once and in order: no prefix is shared, nothing is guessed and
+    /// nothing dropped.
+    #[test]
+    fn states_see_each_token_once(
+        jobs in jobs(), rows in 5usize..20, outputs in 4usize..12, blocks in 6usize..14,
+        faults in prop::collection::vec(0usize..400, 0..3), stops in prop::collection::vec(0usize..200, 0..6),
+    ) {
+        let jobs: Vec<Job> = jobs.into_iter().map(|j| Job { guesses: 0, evicted: None, ..j }).collect();
+        let limits =
+            Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache: false, target: None, whole: false, states: true };
+        simulate(&jobs, limits, 0, &faults, &stops)?;
     }
 }
 
@@ -592,6 +629,7 @@ fn guesses_come_true_and_long_sequences_are_shortened() {
         prefix_cache: true,
         target: None,
         whole: false,
+        states: false,
     };
     let (accepted, evictions) = simulate(&[job, short], limits, 0, &[], &[]).unwrap();
     assert!(accepted > 5 && evictions > 3, "{accepted} guesses, {evictions} evictions");
@@ -608,6 +646,7 @@ fn what_is_forgotten_comes_back_from_below() {
         prefix_cache: true,
         target: None,
         whole: false,
+        states: false,
     };
     let mut s = Scheduler::new(limits);
     let mut cellar = Cellar { wanted: true, ..Cellar::default() };

@@ -16,6 +16,7 @@ fn limits() -> Limits {
         prefix_cache: true,
         target: None,
         whole: false,
+        states: false,
     }
 }
 

@@ -63,6 +63,10 @@ impl DraftModel {
                 return Err(Error::Config { field, value, least, why });
             }
         }
+        if !program.states.is_empty() {
+            let why = "has states that know their last token alone, and a draft takes tokens back; choose another model";
+            return Err(Error::Unsuited { what: "a draft model", why });
+        }
         let vocab = program.logits.map_or(0, |l| l.cols as usize);
         let limits = Limits { rows: config.step_tokens, outputs: config.max_running, kv_blocks: blocks };
         let prepared = device.prepare(program, weights, limits)?;

@@ -67,6 +67,7 @@ fn differences(a: &Arch) -> Vec<String> {
     say(a.latent, "latent attention, absorbed");
     say(a.chunks.is_some(), "attention in chunks");
     say(a.gate.is_some(), "a gate that is clamped");
+    say(a.hybrid == Some(Hybrid::Mamba2), "Mamba-2 instead of attention in most layers");
     say(a.hybrid == Some(Hybrid::ShortConv), "short convolutions instead of attention in most layers");
     match a.act {
         Activation::Silu => {}

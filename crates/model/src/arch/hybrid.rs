@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) const ROWS: &[&Arch] = &[&LFM2];
+pub(super) const ROWS: &[&Arch] = &[&LFM2, &GRANITE_HYBRID];
 
 /// LFM 2: most layers are short convolutions.
 pub const LFM2: Arch = Arch {
@@ -32,4 +32,36 @@ pub const LFM2: Arch = Arch {
     hf_only: &[("block_use_swiglu", Setting::Flag(true))],
     goldens: &["lfm2"],
     ..LLAMA
+};
+
+/// Granite 4: most layers are Mamba-2, and the others know no positions; experts beside a shared one, or that one alone.
+pub const GRANITE_HYBRID: Arch = Arch {
+    gguf: "granitehybrid",
+    hf: &["GraniteMoeHybridForCausalLM"],
+    title: "Granite 4.0 H (and 4.0 from safetensors)",
+    hybrid: Some(Hybrid::Mamba2),
+    names: &[
+        ("blk.{}.ssm_in", "model.layers.{}.mamba.in_proj"),
+        ("blk.{}.ssm_conv1d", "model.layers.{}.mamba.conv1d"),
+        ("blk.{}.ssm_dt.bias", "model.layers.{}.mamba.dt_bias"),
+        ("blk.{}.ssm_a.weight", "model.layers.{}.mamba.A_log"),
+        ("blk.{}.ssm_d.weight", "model.layers.{}.mamba.D"),
+        ("blk.{}.ssm_norm", "model.layers.{}.mamba.norm"),
+        ("blk.{}.ssm_out", "model.layers.{}.mamba.out_proj"),
+        ("blk.{}.ffn_gate_inp", "model.layers.{}.block_sparse_moe.router.layer"),
+        ("blk.{}.ffn_gate_up_exps", "model.layers.{}.block_sparse_moe.input_linear"),
+        ("blk.{}.ffn_down_exps", "model.layers.{}.block_sparse_moe.output_linear"),
+        ("blk.{}.ffn_gate_up_shexp", "model.layers.{}.shared_mlp.input_linear"),
+        ("blk.{}.ffn_down_shexp", "model.layers.{}.shared_mlp.output_linear"),
+        ("blk.{}.ffn_up", "model.layers.{}.shared_mlp.input_linear"),
+        ("blk.{}.ffn_down", "model.layers.{}.shared_mlp.output_linear"),
+    ],
+    hf_defaults: &[("mamba_n_groups", Setting::Number(1.0)), ("mamba_d_conv", Setting::Number(4.0))],
+    hf_only: &[
+        ("mamba_n_groups", Setting::Number(1.0)),
+        ("normalization_function", Setting::Text("rmsnorm")),
+    ],
+    goldens: &["granitehybrid", "granitehybrid-moe"],
+    notes: "no positions, where set",
+    ..GRANITE_MOE
 };
