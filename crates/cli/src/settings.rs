@@ -211,6 +211,8 @@ impl Settings {
         (self.temp, self.top_k, self.top_p, self.min_p) =
             (base.temperature, base.top_k, base.top_p, base.min_p);
         self.chain.dry_multiplier = base.dry_multiplier;
+        // As it was measured: repeats that go over line ends are repeats.
+        self.breakers = on.then(Vec::new);
         self.quality = on;
     }
 

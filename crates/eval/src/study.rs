@@ -176,9 +176,6 @@ fn submit(model: Party, plan: &Plan, method: &Method, text: &str, at: usize) -> 
         // Each would be the same, so one stands for all.
         request.n = 1;
     }
-    if request.sampling.dry_multiplier > 0.0 {
-        request.sampling.dry_breakers = quarrel_runtime::breakers(tokenizer, None)?;
-    }
     request.guide = options.guide(tokenizer)?;
     // Every method sees the same random numbers.
     request.sampling.seed = Some(plan.seed + 1000 * at as u64);

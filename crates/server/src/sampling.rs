@@ -120,6 +120,8 @@ impl Fields {
             penalty_half_life dry_multiplier dry_base dry_allowed_length max_tokens
         }
         self.samplers = self.samplers.take().or_else(|| p.samplers.clone().map(OneOrMany::Many));
+        self.dry_sequence_breakers =
+            self.dry_sequence_breakers.take().or_else(|| p.dry_sequence_breakers.clone());
         self.seed = self.seed.or(p.seed.map(|s| s as i64));
         Ok(Some(p))
     }

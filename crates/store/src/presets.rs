@@ -113,6 +113,9 @@ pub struct Preset {
     /// ... from repeats of this length on.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dry_allowed_length: Option<u32>,
+    /// Texts that repeats do not go over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dry_sequence_breakers: Option<Vec<String>>,
     /// The stages of the sampling chain in their order.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub samplers: Option<Vec<String>>,
@@ -266,6 +269,7 @@ fn built_in() -> [Preset; 5] {
             temperature: Some(1.0),
             min_p: Some(0.1),
             dry_multiplier: Some(0.8),
+            dry_sequence_breakers: Some(Vec::new()),
             ..preset("quality", "likely tokens only, and no text twice: the measured compromise")
         },
         Preset {
