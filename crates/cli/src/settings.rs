@@ -113,6 +113,9 @@ impl Default for Settings {
     }
 }
 
+/// The value of `dry-breakers` for none at all.
+const NO_BREAKERS: &str = "none";
+
 impl Settings {
     /// What `run` begins with: one question gets the same answer each time, unless a flag asks for sampling. The best token
     /// alone makes small models repeat themselves without end; a light penalty prevents most of that.
@@ -328,7 +331,11 @@ impl Settings {
             }
             "dry-window" => new.chain.dry_window = window(value)?,
             "dry-breakers" => {
-                new.breakers = if unset { None } else { Some(value.split(' ').map(str::to_owned).collect()) };
+                new.breakers = match value {
+                    _ if unset => None,
+                    NO_BREAKERS => Some(Vec::new()),
+                    texts => Some(texts.split(' ').map(str::to_owned).collect()),
+                };
             }
             "penalty-window" | "repeat-last-n" => new.penalty_window = window(value)?,
             "penalty-half-life" => {
@@ -396,7 +403,14 @@ impl Settings {
             ("mirostat", json!(chain.mirostat), json!(0)),
             ("dry-allowed-length", json!(chain.dry_allowed_length), json!(default.dry_allowed_length)),
             ("dry-window", json!(chain.dry_window), Value::Null),
-            ("dry-breakers", json!(self.breakers.as_ref().map(|b| b.join(" "))), Value::Null),
+            (
+                "dry-breakers",
+                json!(self.breakers.as_ref().map(|b| match b.is_empty() {
+                    true => NO_BREAKERS.to_owned(),
+                    false => b.join(" "),
+                })),
+                Value::Null,
+            ),
             ("penalty-window", json!(self.penalty_window), Value::Null),
             ("penalty-half-life", json!(chain.penalty_half_life), Value::Null),
             ("dynatemp-range", f(self.dynatemp.0), f(usual.dynatemp.0)),

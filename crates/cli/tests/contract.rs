@@ -491,7 +491,7 @@ fn bench_prints_its_frame_and_checks_against_it() {
     assert!(v["machine"]["peaks"]["read_gb_per_s"].as_f64().unwrap() > 0.0);
     assert_eq!(
         (v["machine"]["threads"].clone(), list("ops", "name")),
-        (1.into(), vec!["prompt 32".into(), "decode 4".into()])
+        (1.into(), ["prompt 32", "decode 4", "batch 1", "batch 3"].map(Into::into).to_vec())
     );
     assert!(fs::read_to_string(&plot).unwrap().starts_with("<svg"));
 

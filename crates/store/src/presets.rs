@@ -296,7 +296,9 @@ mod tests {
             assert!(p.temperature.is_some() && p.model.is_none() && p.seed.is_none(), "{}", p.name);
         }
         assert_eq!(presets.find("precise").unwrap().temperature, Some(0.0));
-        assert_eq!(presets.find("quality").unwrap().dynamic_temperature.unwrap().max, 1.5);
+        let quality = presets.find("quality").unwrap();
+        assert_eq!((quality.min_p, quality.dry_multiplier), (Some(0.1), Some(0.8)));
+        assert_eq!(quality.dry_sequence_breakers.as_deref(), Some(&[][..]));
     }
 
     #[test]
