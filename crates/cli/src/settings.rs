@@ -113,8 +113,8 @@ impl Default for Settings {
     }
 }
 
-/// The value of `dry-breakers` for none at all.
-const NO_BREAKERS: &str = "none";
+/// The value of `dry-breakers` that lets repeats go over everything; `none` is the default ones.
+const NO_BREAKERS: &str = "nothing";
 
 impl Settings {
     /// What `run` begins with: one question gets the same answer each time, unless a flag asks for sampling. The best token
@@ -518,7 +518,8 @@ mod tests {
         let mut back = Settings::default();
         back.take_values(&s.values()).unwrap();
         assert_eq!(back, s);
-        assert_eq!(s.values().keys().collect::<Vec<_>>(), NAMES[..11]);
+        let of_preset = ["dry-multiplier", "dry-breakers"];
+        assert_eq!(s.values().keys().collect::<Vec<_>>(), [&NAMES[..11], &of_preset].concat());
         for (name, value) in [
             ("samplers", "dry;top_k;xtc;temperature"),
             ("xtc-probability", "0.25"),
