@@ -83,7 +83,8 @@ await test("opens: models, presets, focus in the message field, nothing fetched 
 await test("asks and answers: Enter sends, the answer streams, figures and signals are shown", async (page) => {
   await ready(page);
   await sendText(page, "Why is the sky blue?");
-  await page.waitForSelector(`${LAST}.busy .confidence`);
+  // A model may be done before anybody looks; the mock takes its time.
+  await page.waitForSelector(`${LAST}${real ? "" : ".busy"} .confidence`);
   ok(/tokens\/s|first/.test(await text(page, `${LAST} .figures`)), "no live figures");
   await answered(page);
   ok((await answer(page)).length > 10, "the answer is empty");
