@@ -3,10 +3,10 @@
 
 mod common;
 
-use common::{Hooked, collect, element, program, prompt, run, start, start_on};
+use common::{Hooked, collect, element, gated, program, prompt, run, start, start_on};
 use quarrel_engine::{AdapterLimits, EngineConfig, Error, Event, Handle, Request, Sampling, ScoreRequest};
 use quarrel_ir::{AdapterPart, Op, WeightId};
-use std::{sync::mpsc::channel, time::Duration};
+use std::sync::mpsc::channel;
 
 const RANK: usize = 3;
 
@@ -62,17 +62,13 @@ fn requests_with_different_adapters_share_steps_and_each_is_as_alone() {
     let request = |i: usize| greedy(prompt(9 + 5 * i, i as u32), 20, names[i % 4]);
     let alone = start(EngineConfig { prefix_cache: false, ..config() });
     // Few blocks, so that some are sent back and computed again.
-    // Steps are so long that all are there at once.
-    let slow = Hooked::new(|_| {
-        std::thread::sleep(Duration::from_micros(300));
-        Ok(())
-    });
-    let together = start_on(slow, EngineConfig { kv_blocks: Some(9), ..config() });
+    let (together, gate) = gated(EngineConfig { kv_blocks: Some(9), ..config() });
     for handle in [&alone, &together] {
         ["a", "b", "c"].iter().for_each(|n| load(handle, n, n));
     }
     let want: Vec<_> = (0..8).map(|i| answer(&alone, request(i))).collect();
     let streams: Vec<_> = (0..8).map(|i| together.submit(request(i)).unwrap()).collect();
+    gate.open(); // all are there before the first step
     for (i, stream) in streams.into_iter().enumerate() {
         let got = collect(stream).unwrap();
         let bits: Vec<u32> = got.logprobs.iter().map(|l| l.to_bits()).collect();

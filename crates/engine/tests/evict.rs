@@ -2,14 +2,13 @@
 
 mod common;
 
-use common::{Hooked, collect, program, prompt, run, start, start_on, start_program};
+use common::{collect, gated, program, prompt, run, start, start_program};
 use quarrel_engine::{
     EngineConfig, Error, Event, Eviction, EvictionStats, FinishReason, Request, Retention, Sampling,
     ScoreRequest,
 };
 use quarrel_ir::reference::Reference;
 use quarrel_model::decoder;
-use std::time::Duration;
 
 const SNAP: Eviction = Eviction::SnapKv { window: 8, kernel: 5 };
 const POLICIES: [Eviction; 3] = [Eviction::SLIDE, Eviction::H2O, SNAP];
@@ -118,14 +117,11 @@ fn chunks_company_preemption_and_the_prefix_cache_change_no_bytes() {
         .map(|r| run(&start(EngineConfig { prefix_cache: false, ..config(100) }), r.clone()))
         .collect();
     let crowded = EngineConfig { kv_blocks: Some(9), step_tokens: 21, ..config(100) };
-    // Steps so long that all requests of a round are there at once.
-    let slow = Hooked::new(|_| {
-        std::thread::sleep(Duration::from_micros(200));
-        Ok(())
-    });
-    let handle = start_on(slow, crowded);
+    let (handle, gate) = gated(crowded);
     for round in 0..2 {
+        gate.close();
         let streams: Vec<_> = requests.iter().map(|r| handle.submit(r.clone()).unwrap()).collect();
+        gate.open(); // all of a round are there before its first step
         for (i, (stream, want)) in streams.into_iter().zip(&alone).enumerate() {
             let got = collect(stream).unwrap();
             assert_eq!(

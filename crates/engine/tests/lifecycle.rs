@@ -2,13 +2,10 @@
 
 mod common;
 
-use common::{Hooked, collect, prompt, run, start, start_on};
-use quarrel_engine::{EngineConfig, Error, Event, FinishReason, Handle, Request, Sampling};
+use common::{Gate, Hooked, collect, gated, prompt, run, start, start_on};
+use quarrel_engine::{EngineConfig, Error, Event, FinishReason, Request, Sampling};
 use std::{
-    sync::{
-        Arc,
-        mpsc::{Sender, channel},
-    },
+    sync::Arc,
     task::{Context, Poll, Wake, Waker},
     thread::{self, Thread},
 };
@@ -21,27 +18,16 @@ fn config() -> EngineConfig {
     EngineConfig { step_tokens: 8, step_outputs: 4, max_running: 2, max_queue: 3, ..EngineConfig::new(96) }
 }
 
-/// An engine that makes one step for each message sent, and any number once the sender is dropped.
-fn gated(config: EngineConfig) -> (Handle, Sender<()>) {
-    let (open, gate) = channel();
-    let device = Hooked::new(move |_| {
-        let _ = gate.recv();
-        Ok(())
-    });
-    (start_on(device, config), open)
-}
-
 #[test]
 fn a_dropped_stream_frees_its_blocks_in_the_middle_of_its_prompt() {
-    let (handle, open) = gated(config());
+    let (handle, gate) = gated(config());
     let mut stream = handle.submit(greedy(prompt(80, 1), 5)).unwrap();
-    open.send(()).unwrap();
-    open.send(()).unwrap();
+    gate.allow(2);
     let progress = |e| matches!(e, Some(Event::Prefill { done: 8 | 16, total: 80 }));
     assert!(progress(stream.next()) && progress(stream.next()));
     assert!(handle.stats().blocks_used > 0);
     drop(stream);
-    drop(open);
+    gate.open();
     // The engine is at most one step further when it sees this one; then the other is gone.
     assert_eq!(run(&handle, greedy(prompt(3, 2), 2)).tokens.len(), 2);
     let stats = handle.stats();
@@ -52,13 +38,13 @@ fn a_dropped_stream_frees_its_blocks_in_the_middle_of_its_prompt() {
 
 #[test]
 fn cancel_ends_a_stream_with_its_figures() {
-    let (handle, open) = gated(config());
+    let (handle, gate) = gated(config());
     let mut stream = handle.submit(greedy(prompt(8, 1), 50)).unwrap();
-    open.send(()).unwrap();
+    gate.allow(1);
     assert!(matches!(stream.next(), Some(Event::Prefill { done: 8, total: 8 })));
     assert!(matches!(stream.next(), Some(Event::Token { .. })));
     handle.cancel(stream.id());
-    drop(open);
+    gate.open();
     let mut events: Vec<Event> = stream.collect();
     match events.pop() {
         Some(Event::Done { reason: FinishReason::Aborted, stats }) => {
@@ -73,15 +59,15 @@ fn cancel_ends_a_stream_with_its_figures() {
 
 #[test]
 fn a_full_queue_refuses_at_once_and_has_room_again_later() {
-    let (handle, open) = gated(EngineConfig { max_running: 1, ..config() });
+    let (handle, gate) = gated(EngineConfig { max_running: 1, ..config() });
     let mut first = handle.submit(greedy(prompt(9, 1), 3)).unwrap();
-    open.send(()).unwrap();
+    gate.allow(1);
     // One step has run, so this one is admitted and not in the queue.
     assert!(matches!(first.next(), Some(Event::Prefill { done: 8, total: 9 })));
     let waiting: Vec<_> = (0..3).map(|i| handle.submit(greedy(prompt(5, i), 2)).unwrap()).collect();
     assert!(matches!(handle.submit(greedy(prompt(5, 9), 2)), Err(Error::QueueFull { limit: 3, .. })));
     assert!(matches!(handle.logits(prompt(5, 9)), Err(Error::QueueFull { limit: 3, .. })));
-    drop(open);
+    gate.open();
     assert_eq!(collect(first).unwrap().tokens.len(), 3);
     for stream in waiting {
         assert_eq!(collect(stream).unwrap().tokens.len(), 2);
@@ -92,10 +78,10 @@ fn a_full_queue_refuses_at_once_and_has_room_again_later() {
 #[test]
 fn running_out_of_blocks_preempts_and_recovers() {
     let roomy = start(EngineConfig { kv_blocks: Some(64), ..config() });
-    let (tight, open) = gated(EngineConfig { kv_blocks: Some(6), ..config() });
+    let (tight, gate) = gated(EngineConfig { kv_blocks: Some(6), ..config() });
     let request = |salt| greedy(prompt(20, salt), 60);
     let streams: Vec<_> = (0..3).map(|salt| tight.submit(request(salt)).unwrap()).collect();
-    drop(open); // all are there before the first step
+    gate.open(); // all are there before the first step
     for (salt, stream) in (0..).zip(streams) {
         let got = collect(stream).unwrap();
         assert_eq!(got.tokens, run(&roomy, request(salt)).tokens);
@@ -125,15 +111,15 @@ fn a_device_error_fails_what_runs_and_the_engine_goes_on() {
 
 #[test]
 fn a_panic_in_the_device_is_an_error_for_everyone_and_never_a_hang() {
-    let (open, gate) = channel::<()>();
+    let (gate, mut pass) = Gate::new();
     let device = Hooked::new(move |step| {
-        let _ = gate.recv();
+        pass();
         assert!(step < 2, "index out of range in a kernel");
         Ok(())
     });
     let handle = start_on(device, config());
     let streams: Vec<_> = (0..3).map(|i| handle.submit(greedy(prompt(30, i), 5)).unwrap()).collect();
-    drop(open);
+    gate.open();
     for stream in streams {
         let error = collect(stream).unwrap_err();
         assert!(error.to_string().contains("index out of range in a kernel"), "{error}");
@@ -147,12 +133,12 @@ fn a_panic_in_the_device_is_an_error_for_everyone_and_never_a_hang() {
 
 #[test]
 fn dropping_the_last_handle_aborts_what_runs() {
-    let (handle, open) = gated(config());
+    let (handle, gate) = gated(config());
     let stream = handle.submit(greedy(prompt(20, 1), 40)).unwrap();
     let clone = handle.clone();
     drop(handle);
     assert!(clone.submit(greedy(prompt(5, 1), 5)).is_ok());
-    drop(open);
+    gate.open();
     drop(clone);
     let events: Vec<Event> = stream.collect();
     assert!(

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Answer, Hooked, collect, load, program, prompt, run, start, start_on};
+use common::{Answer, Gate, Hooked, collect, gated, load, program, prompt, run, start, start_on};
 use quarrel_engine::{
     Beams, Class, DiskCache, Engine, EngineConfig, Error, Event, FinishReason, Handle, Request, Retention,
     Sampling,
@@ -120,13 +120,13 @@ fn beams_find_likelier_answers_than_greed_and_the_same_in_company() {
 #[test]
 fn deadlines_are_kept_or_refused_early() {
     let device = Hooked::new(|_| {
-        std::thread::sleep(Duration::from_millis(3));
+        std::thread::sleep(Duration::from_millis(10));
         Ok(())
     });
     let handle =
         start_on(device, EngineConfig { max_running: 1, step_outputs: 1, step_tokens: 2, ..config() });
     let deadline = |ms| Some(Duration::from_millis(ms));
-    let late = Request { deadline: deadline(60), ..greedy(prompt(3, 1), 80) };
+    let late = Request { deadline: deadline(400), ..greedy(prompt(3, 1), 80) };
     let got = collect(handle.submit(late).unwrap()).unwrap();
     assert!(got.reason == FinishReason::Deadline && (1..80).contains(&got.tokens.len()), "{got:?}");
     // One that never comes to its turn fails.
@@ -135,9 +135,9 @@ fn deadlines_are_kept_or_refused_early() {
     let never = handle.submit(Request { deadline: deadline(30), ..greedy(prompt(3, 3), 5) }).unwrap();
     let error = collect(never).unwrap_err();
     assert!(matches!(error, Error::Deadline(_)) && error.to_string().contains("30 ms"), "{error}");
-    // A backlog of some 80 steps of 3 ms.
+    // A backlog of some 80 steps of 10 ms.
     let queue: Vec<_> = (0..2).map(|i| handle.submit(greedy(prompt(80, i), 1)).unwrap()).collect();
-    std::thread::sleep(Duration::from_millis(30));
+    std::thread::sleep(Duration::from_millis(30)); // they are in the queue
     let error = handle.submit(Request { deadline: deadline(20), ..greedy(prompt(3, 3), 5) }).err().unwrap();
     assert!(
         matches!(error, Error::Busy { retry_after, .. } if retry_after > Duration::from_millis(20)),
@@ -150,21 +150,10 @@ fn deadlines_are_kept_or_refused_early() {
 
 #[test]
 fn the_queue_keeps_room_for_the_urgent() {
-    let (open, gate) = channel::<()>();
-    let device = Hooked::new(move |_| {
-        let _ = gate.recv();
-        Ok(())
-    });
-    let handle = start_on(device, EngineConfig { max_running: 1, step_outputs: 1, max_queue: 8, ..config() });
+    let (handle, gate) = gated(EngineConfig { max_running: 1, step_outputs: 1, max_queue: 8, ..config() });
     let request = |class| Request { class, ..greedy(prompt(3, 1), 2) };
     let mut streams = vec![handle.submit(request(Class::Interactive)).unwrap()];
-    while handle.stats().running == 0 && handle.stats().requests[0] == 0 {
-        // The first step begins when the first request is taken.
-        std::thread::sleep(Duration::from_millis(1));
-        if handle.stats().steps == 0 {
-            break;
-        }
-    }
+    gate.wait(); // it has been taken, and its first step begins
     let mut fill = |class, most: usize| {
         let before = streams.len();
         loop {
@@ -183,7 +172,7 @@ fn the_queue_keeps_room_for_the_urgent() {
     assert!((3..=5).contains(&background), "half of the queue");
     assert!((1..=2).contains(&fill(Class::Batch, 3)), "three quarters");
     assert!((1..=2).contains(&fill(Class::Interactive, 3)), "all of it");
-    drop(open);
+    gate.open();
     for stream in streams {
         assert_eq!(collect(stream).unwrap().tokens.len(), 2);
     }
@@ -233,7 +222,7 @@ fn a_device_that_hangs_is_noticed_and_welcome_again() {
         }
         Ok(())
     });
-    let handle = start_on(device, EngineConfig { step_limit: Duration::from_millis(50), ..config() });
+    let handle = start_on(device, EngineConfig { step_limit: Duration::from_millis(700), ..config() });
     let stream = handle.submit(greedy(prompt(5, 1), 9)).unwrap();
     let error = collect(stream).unwrap_err();
     assert!(matches!(error, Error::Stuck(_)), "{error}");
@@ -269,15 +258,16 @@ fn same(a: &Answer, b: &Answer) {
 fn preempted_sequences_spill_and_come_back_with_the_same_bytes() {
     let roomy = start(EngineConfig { kv_blocks: Some(64), prefix_cache: false, ..config() });
     // Computing a block takes longer than moving one.
-    let slow = || {
-        Hooked::new(|_| {
-            std::thread::sleep(Duration::from_millis(2));
-            Ok(())
-        })
-    };
-    let tight = start_on(slow(), EngineConfig { kv_blocks: Some(9), host_cache: 10 << 20, ..config() });
+    let (gate, mut pass) = Gate::new();
+    let slow = Hooked::new(move |_| {
+        pass();
+        std::thread::sleep(Duration::from_millis(2));
+        Ok(())
+    });
+    let tight = start_on(slow, EngineConfig { kv_blocks: Some(9), host_cache: 10 << 20, ..config() });
     let request = |salt| greedy(prompt(40, salt), 50);
     let streams: Vec<_> = (0..4).map(|salt| tight.submit(request(salt)).unwrap()).collect();
+    gate.open(); // all are there before the first step
     for (salt, stream) in (0..).zip(streams) {
         same(&collect(stream).unwrap(), &run(&roomy, request(salt)));
     }

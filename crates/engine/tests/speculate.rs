@@ -3,12 +3,12 @@
 
 mod common;
 
-use common::{Answer, VOCAB, collect, load_salted, program, prompt, start};
+use common::{Answer, Gate, Hooked, VOCAB, collect, load_salted, program, prompt, start};
 use quarrel_engine::{
     BriefBias, DraftConfig, DraftModel, Engine, EngineConfig, Error, Handle, Request, Sampling, Speculate,
     Stage,
 };
-use quarrel_ir::reference::Reference;
+use quarrel_ir::{Device, reference::Reference};
 use std::time::{Duration, Instant};
 
 /// Every guess is taken, as if rows cost nothing.
@@ -24,7 +24,11 @@ fn draft(salt: u32, config: DraftConfig) -> DraftModel {
 }
 
 fn with_draft(config: EngineConfig, draft: DraftModel) -> Handle {
-    let (mut device, program) = (Reference::default(), program());
+    drafted_on(Reference::default(), config, draft)
+}
+
+fn drafted_on(mut device: impl Device + 'static, config: EngineConfig, draft: DraftModel) -> Handle {
+    let program = program();
     let weights = load_salted(&mut device, &program, 0);
     Engine::start_with_draft(Box::new(device), program, &weights, config, Some(draft)).unwrap()
 }
@@ -151,10 +155,18 @@ fn many_at_once_with_few_blocks_and_cancellations_answer_the_same_and_lose_nothi
     };
     let drafting =
         DraftConfig { kv_blocks: Some(9), step_tokens: 16, max_running: 3, ..DraftConfig::new(128) };
-    let handle = with_draft(config, draft(1, drafting));
+    let (gate, mut pass) = Gate::new();
+    let device = Hooked::new(move |_| {
+        pass();
+        Ok(())
+    });
+    let handle = drafted_on(device, config, draft(1, drafting));
     let plain = start(EngineConfig::new(128));
     let modes = Speculate::ALL;
-    for round in 0..3u32 {
+    // What is dropped is then in the queue, in its prompt, or anywhere in its answer.
+    for (round, steps) in [0, 9, 30].into_iter().enumerate() {
+        let round = round as u32;
+        gate.close();
         let requests: Vec<Request> = (0..10u32)
             .map(|i| {
                 let n = 9 + 11 * (i as usize % 5);
@@ -166,18 +178,16 @@ fn many_at_once_with_few_blocks_and_cancellations_answer_the_same_and_lose_nothi
                 }
             })
             .collect();
-        let streams: Vec<_> = requests.iter().map(|r| handle.submit(r.clone()).unwrap()).collect();
-        for (i, (stream, request)) in streams.into_iter().zip(&requests).enumerate() {
-            if i % 4 == 3 {
-                // Dropped somewhere in the middle.
-                let mut stream = stream;
-                stream.by_ref().take(12 * i).for_each(drop);
-                continue;
-            }
+        let mut streams: Vec<_> = requests.iter().map(|r| Some(handle.submit(r.clone()).unwrap())).collect();
+        gate.allow(steps);
+        gate.wait();
+        streams.iter_mut().skip(3).step_by(4).for_each(|stream| drop(stream.take()));
+        gate.open();
+        for (stream, request) in streams.into_iter().zip(&requests) {
+            let Some(stream) = stream else { continue };
             let unguessed = Request { speculate: Speculate::Off, ..request.clone() };
-            if request.n == 1 {
-                is_same(&collect(stream).unwrap(), &common::run(&plain, unguessed));
-            }
+            assert_eq!(request.n, 1, "those with several answers are dropped");
+            is_same(&collect(stream).unwrap(), &common::run(&plain, unguessed));
         }
         settle(&handle);
     }

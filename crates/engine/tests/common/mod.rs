@@ -12,6 +12,8 @@ use quarrel_ir::{
 };
 use quarrel_model::rope::Rotary;
 use quarrel_model::{LayerSpec, ModelSpec, arch, decoder};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 pub const VOCAB: u32 = 61;
 
@@ -225,4 +227,76 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
     fn memory(&self) -> usize {
         self.inner.memory()
     }
+}
+
+/// Lets a device make only the steps that a test allows, so that what must meet does meet on any machine.
+/// Dropped, it is open.
+pub struct Gate(Arc<(Mutex<Allowed>, Condvar)>);
+
+#[derive(Default)]
+struct Allowed {
+    steps: u64,
+    open: bool,
+    /// The device waits for more.
+    waits: bool,
+}
+
+impl Gate {
+    /// A closed gate, and what stands before it until the next step is allowed.
+    pub fn new() -> (Gate, impl FnMut() + Send + 'static) {
+        let gate = Arc::new((Mutex::new(Allowed::default()), Condvar::new()));
+        let inner = gate.clone();
+        let pass = move || {
+            let mut allowed = inner.0.lock().unwrap();
+            while !allowed.open && allowed.steps == 0 {
+                allowed.waits = true;
+                inner.1.notify_all();
+                allowed = inner.1.wait(allowed).unwrap();
+            }
+            allowed.waits = false;
+            allowed.steps = allowed.steps.saturating_sub(1);
+        };
+        (Gate(gate), pass)
+    }
+
+    /// Allows this many steps more.
+    pub fn allow(&self, steps: u64) {
+        self.0.0.lock().unwrap().steps += steps;
+        self.0.1.notify_all();
+    }
+
+    /// Allows any number of steps.
+    pub fn open(&self) {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner).open = true;
+        self.0.1.notify_all();
+    }
+
+    /// Holds the next step back.
+    pub fn close(&self) {
+        *self.0.0.lock().unwrap() = Allowed::default();
+    }
+
+    /// Waits until the device has made all that it may and stands before another step.
+    pub fn wait(&self) {
+        let allowed = self.0.0.lock().unwrap();
+        let limit = Duration::from_secs(60);
+        let (allowed, _) = self.0.1.wait_timeout_while(allowed, limit, |a| a.steps > 0 || !a.waits).unwrap();
+        assert!(allowed.waits, "the engine makes no step");
+    }
+}
+
+impl Drop for Gate {
+    fn drop(&mut self) {
+        self.open();
+    }
+}
+
+/// An engine whose steps are counted out by a gate.
+pub fn gated(config: EngineConfig) -> (Handle, Gate) {
+    let (gate, mut pass) = Gate::new();
+    let device = Hooked::new(move |_| {
+        pass();
+        Ok(())
+    });
+    (start_on(device, config), gate)
 }
