@@ -2,7 +2,7 @@
 
 use crate::adapters::{AdapterInfo, NewAdapter, Registry, Use};
 use crate::embed::{EmbedRequest, Embedded, Embedding, Pooling, STATES_BYTES_MAX};
-use crate::engine::EngineInfo;
+use crate::config::EngineInfo;
 use crate::events::Event;
 use crate::evict::{Eviction, EvictionStats, Evictor};
 use crate::guide::STATES_MAX;
