@@ -146,6 +146,8 @@ pub struct EngineInfo {
     pub evicts: bool,
     /// Whether there is a draft model.
     pub draft: bool,
+    /// Whether tokens can be guessed ahead: not where sequences have states, out of which a wrong guess cannot be taken.
+    pub speculates: bool,
     /// Bytes that the device holds, and that of a draft model: weights, activations, KV.
     pub device_bytes: usize,
 }

@@ -118,6 +118,7 @@ impl Engine {
             exits: exits.len(),
             evicts,
             draft: draft.is_some(),
+            speculates: !states,
             device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
         };
         // Waiting requests bound the channel; the slack is for cancellations.

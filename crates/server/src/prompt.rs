@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use quarrel_engine::{LogprobsOf, Meaning, Request};
+use quarrel_engine::{LogprobsOf, Meaning, Request, Speculate};
 use quarrel_runtime::prompt::{
     encode_prompt, message, quote, quote_all, quote_answer, quote_answers, render,
 };
@@ -299,6 +299,10 @@ pub(crate) fn request(
         return Err(ApiError::bad("the prompt is empty, and this model has no token to begin with"));
     }
     let mut request = fields.request(prompt.ids, &sampling::base(live), &caller.key)?;
+    // Who has not asked for guesses does not have to know that this model takes none.
+    if fields.speculate.is_none() && !live.handle().info().speculates {
+        request.speculate = Speculate::Auto;
+    }
     fields.resolve_breakers(live.tokenizer(), &mut request.sampling)?;
     request.logprobs = logprobs;
     if logprobs.is_none() {
