@@ -3,14 +3,20 @@
 mod common;
 
 use common::{hybrid, prompt, run, start_program};
-use quarrel_engine::{EngineConfig, Request, Speculate};
+use quarrel_engine::{EngineConfig, Request, Sampling, Speculate};
 use quarrel_ir::reference::Reference;
 
 #[test]
 fn guesses_that_are_asked_for_are_refused_and_others_are_not_made() {
     let engine = start_program(Reference::default(), hybrid(), EngineConfig::new(128));
     assert!(!engine.info().speculates);
-    let ask = |speculate| Request { speculate, max_tokens: Some(12), ..Request::new(prompt(20, 1)) };
+    let sampling = Sampling { seed: Some(5), ..Sampling::default() };
+    let ask = |speculate| Request {
+        speculate,
+        sampling: sampling.clone(),
+        max_tokens: Some(12),
+        ..Request::new(prompt(20, 1))
+    };
     let plain = run(&engine, ask(Speculate::Off));
     let auto = run(&engine, ask(Speculate::Auto));
     assert_eq!((auto.tokens, auto.stats.drafted_tokens), (plain.tokens, 0));
