@@ -232,6 +232,10 @@ impl Device for Staged {
         self.0.copy_state(prepared, from, to)
     }
 
+    fn state_bytes(&self, prepared: Prepared) -> usize {
+        self.0.state_bytes(prepared)
+    }
+
     fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {
         self.0.drop_state(prepared, state)
     }

@@ -466,6 +466,12 @@ impl Ready {
                     let slot = step.seqs[*s].state;
                     let mut state = self.states.remove(&slot).expect("made before the step");
                     self.recur(all, op, r, &mut state.numbers);
+                    if let (Op::Conv { state: n, .. } | Op::Scan { state: n, .. }, Some(c)) =
+                        (op, step.snapshots.iter().find(|c| c.row as usize == r))
+                    {
+                        let to = self.states.get_mut(&c.state).expect("made before the step");
+                        to.numbers[*n as usize].clone_from(&state.numbers[*n as usize]);
+                    }
                     self.states.insert(slot, state);
                 }
             }
@@ -681,6 +687,9 @@ impl Device for Reference {
             for s in step.seqs.iter().filter(|s| s.start == 0) {
                 ready.states.insert(s.state, State { seen: 0, numbers: zeros() });
             }
+            for c in step.snapshots {
+                ready.states.insert(c.state, State { seen: usize::MAX, numbers: zeros() });
+            }
         }
         (ready.rows, ready.outputs) = (step.tokens.len(), step.outputs.len());
         let before = ready.mass.clone();
@@ -701,6 +710,10 @@ impl Device for Reference {
         }
         for s in step.seqs.iter().filter(|_| has_states) {
             ready.states.entry(s.state).and_modify(|state| state.seen = s.start + s.rows);
+        }
+        let places: Vec<_> = step.places().filter(|_| !step.snapshots.is_empty()).collect();
+        for c in step.snapshots {
+            ready.states.entry(c.state).and_modify(|state| state.seen = places[c.row as usize].1 + 1);
         }
         Ok(())
     }
@@ -803,6 +816,10 @@ impl Device for Reference {
             states.insert(to, state);
         }
         Ok(())
+    }
+
+    fn state_bytes(&self, prepared: Prepared) -> usize {
+        4 * self.ready[prepared.0 as usize].program.states.iter().map(|n| *n as usize).sum::<usize>()
     }
 
     fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {

@@ -11,12 +11,16 @@ impl Scheduler {
     /// are wanted once more. Blocks that it filled may still be found by others, who have these tokens; it writes to copies.
     /// Between steps only; the sequence was never shortened in the cache.
     pub(crate) fn rewind(&mut self, id: u64, back: usize) {
+        let (running, states) = (self.index(id), self.limits.states.is_some());
         let Some(s) = self.running.iter_mut().chain(&mut self.waiting).find(|s| s.id == id) else { return };
         debug_assert!(back < s.tokens.len() && s.dropped == 0, "{back} of {}", s.tokens.len());
         s.tokens.truncate(s.tokens.len().saturating_sub(back).max(1));
         s.digests.truncate(s.tokens.len() / BLOCK_TOKENS);
-        // A state knows no token before its last: it begins anew.
-        s.computed = if self.limits.states { 0 } else { s.computed.min(s.tokens.len() - 1) };
+        if states {
+            // A state knows no token before its last.
+            return running.into_iter().for_each(|i| self.begin_again(i));
+        }
+        s.computed = s.computed.min(s.tokens.len() - 1);
         s.published = s.published.min(s.computed / BLOCK_TOKENS);
         let rest = s.blocks.split_off(s.computed.div_ceil(BLOCK_TOKENS).min(s.blocks.len()));
         self.blocks.release(&rest);
@@ -56,7 +60,7 @@ mod tests {
             prefix_cache: true,
             target: None,
             whole: false,
-            states: false,
+            states: None,
         })
     }
 

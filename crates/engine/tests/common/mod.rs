@@ -210,6 +210,10 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
         self.inner.copy_state(prepared, from, to)
     }
 
+    fn state_bytes(&self, prepared: Prepared) -> usize {
+        self.inner.state_bytes(prepared)
+    }
+
     fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {
         self.inner.drop_state(prepared, state)
     }
