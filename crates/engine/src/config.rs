@@ -88,11 +88,12 @@ impl EngineConfig {
         }
     }
 
-    /// How many copies of states are kept where those of a sequence have so many bytes: as many as fit, at most 1,024; none where
-    /// prefixes are not shared.
+    /// How many copies of states are kept where those of a sequence have so many bytes: as many as fit, at most 1,024 and one for
+    /// each block; none where prefixes are not shared.
     pub fn snapshots(&self, state_bytes: usize) -> usize {
         let fit = self.snapshot_bytes.checked_div(state_bytes).unwrap_or(0);
-        if self.prefix_cache { fit.min(SNAPSHOTS_MAX) } else { 0 }
+        let blocks = self.kv_blocks.unwrap_or(self.context.div_ceil(BLOCK_TOKENS));
+        if self.prefix_cache { fit.min(SNAPSHOTS_MAX).min(blocks) } else { 0 }
     }
 
     /// The limits of copies of such states: in a prompt there is a block for each MiB of a copy.

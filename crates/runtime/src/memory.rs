@@ -116,6 +116,9 @@ impl Planner {
             let states = state_bytes(&self.program).saturating_mul(config.max_running);
             if states > 0 {
                 parts.push(Part::new(Kind::Working, "states", "states of the sequences", states));
+                let each = state_bytes(&self.program);
+                let copies = config.snapshots(each) * each; // at most `snapshot_bytes`
+                parts.push(Part::new(Kind::Working, "snapshots", "copies of states, all taken", copies));
             }
             return Ok(parts);
         };
@@ -175,6 +178,9 @@ impl Part {
     }
 }
 
+/// Bytes of copies of states for each sequence that may run, where they are more than what one is given.
+const SNAPSHOT_BYTES_EACH: usize = 64 << 20;
+
 /// Tokens of a step on a GPU: its products want many rows at once.
 pub const GPU_STEP_TOKENS: usize = 2048;
 
@@ -217,6 +223,8 @@ pub fn sizes(
         (talk.note)(note);
     }
     config.step_tokens = config.step_tokens.min(context.saturating_mul(usage.batch)).max(usage.batch + 1);
+    config.states = !planner.program.states.is_empty();
+    config.snapshot_bytes = config.snapshot_bytes.max(usage.batch.saturating_mul(SNAPSHOT_BYTES_EACH));
     // An encoder's texts are whole in a step; short ones share it.
     config.whole = planner.program.looks_ahead();
     if config.whole {

@@ -322,10 +322,15 @@ impl Drop for Gate {
 
 /// An engine whose steps are counted out by a gate.
 pub fn gated(config: EngineConfig) -> (Handle, Gate) {
+    gated_program(program(), config)
+}
+
+/// The same of any program.
+pub fn gated_program(program: Program, config: EngineConfig) -> (Handle, Gate) {
     let (gate, mut pass) = Gate::new();
     let device = Hooked::new(move |_| {
         pass();
         Ok(())
     });
-    (start_on(device, config), gate)
+    (start_program(device, program, config), gate)
 }
