@@ -180,7 +180,7 @@ fn pay(live: &Live, request: &Request, caller: &Caller) -> Result<Option<Charge>
     let Some(account) = &caller.account else { return Ok(None) };
     let room = live.handle().info().context.saturating_sub(request.prompt.len());
     let answer = request.max_tokens.map_or(room.min(ANSWER_RESERVED), |n| room.min(n as usize));
-    let answers = request.best_of.unwrap_or(request.n) as usize;
+    let answers = request.width() as usize;
     account.reserve((request.prompt.len() + answer * answers) as u64).map(Some)
 }
 
@@ -298,7 +298,8 @@ pub(crate) fn request(
     if prompt.ids.is_empty() {
         return Err(ApiError::bad("the prompt is empty, and this model has no token to begin with"));
     }
-    let mut request = fields.request(prompt.ids, &sampling::base(live), &caller.key)?;
+    let mut request =
+        fields.request(prompt.ids, &sampling::base(live), live.handle().info().draft, &caller.key)?;
     fields.resolve_breakers(live.tokenizer(), &mut request.sampling)?;
     request.logprobs = logprobs;
     if logprobs.is_none() {
