@@ -378,8 +378,9 @@ fn run(family: Family, nth: usize) {
         let rng = TestRng::from_seed(RngAlgorithm::ChaCha, &[2 * i as u8 + family as u8; 32]);
         let shared = std::cell::RefCell::new(&mut seen);
         let outcome = TestRunner::new_with_rng(config, rng).run(&schedule(), |mut s| {
-            let drafts = |a: &&mut Arrival| family == Family::Granite && a.speculate == Speculate::Draft;
-            s.arrivals.iter_mut().filter(drafts).for_each(|a| a.speculate = Speculate::Ngram);
+            // With states, guesses that are asked for are refused.
+            let asks = |a: &&mut Arrival| family == Family::Granite && a.speculate != Speculate::Off;
+            s.arrivals.iter_mut().filter(asks).for_each(|a| a.speculate = Speculate::Auto);
             check(&source, &s, &mut shared.borrow_mut())
         });
         if let Err(failure) = outcome {

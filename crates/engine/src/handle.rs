@@ -1,8 +1,8 @@
 //! The caller's side of the engine: submit, score, cancel. Everything crosses to the engine's thread by one bounded channel.
 
 use crate::adapters::{AdapterInfo, NewAdapter, Registry, Use};
+use crate::config::EngineInfo;
 use crate::embed::{EmbedRequest, Embedded, Embedding, Pooling, STATES_BYTES_MAX};
-use crate::engine::EngineInfo;
 use crate::events::Event;
 use crate::evict::{Eviction, EvictionStats, Evictor};
 use crate::guide::STATES_MAX;
@@ -228,6 +228,13 @@ impl Handle {
         self.check_evicts(request.eviction)?;
         self.check_width(&request)?;
         self.bound_search(&mut request);
+        if !self.0.info.speculates && !matches!(request.speculate, Speculate::Off | Speculate::Auto) {
+            let (value, range) = (
+                request.speculate.name().into(),
+                "off or auto: sequences of this model have states, out of which a wrong guess cannot be taken",
+            );
+            return Err(Error::Field { field: "speculate", value, range });
+        }
         if request.speculate == Speculate::Draft && !self.0.info.draft {
             let (value, range) =
                 ("draft".into(), "off, lookup, ngram or auto: the engine has no draft model");

@@ -322,12 +322,12 @@ impl Fields {
         Ok(Some(Beams { width, length_penalty: self.length_penalty.unwrap_or(1.0) }))
     }
 
-    /// The engine's request.
+    /// The engine's request; its tokens are guessed in the `usual` way where it does not say how.
     pub(crate) fn request(
         &self,
         prompt: Vec<u32>,
         base: &Sampling,
-        has_draft: bool,
+        usual: Speculate,
         key: &Arc<str>,
     ) -> Result<Request, ApiError> {
         if let Some(n) = self.n.filter(|n| !(1..=CHOICES_MAX).contains(n)) {
@@ -350,13 +350,13 @@ impl Fields {
             deadline: self.deadline_ms.map(Duration::from_millis),
             adapter: self.adapter.clone(),
             beams: self.beams()?,
-            speculate: match self.speculate.unwrap_or(if has_draft { Guess::Auto } else { Guess::Lookup }) {
+            speculate: self.speculate.map_or(usual, |guess| match guess {
                 Guess::Off => Speculate::Off,
                 Guess::Lookup => Speculate::Lookup,
                 Guess::Ngram => Speculate::Ngram,
                 Guess::Draft => Speculate::Draft,
                 Guess::Auto => Speculate::Auto,
-            },
+            }),
             retention: match self.cache.unwrap_or(Cache::Usual) {
                 Cache::Discard => Retention::Discard,
                 Cache::Usual => Retention::Usual,

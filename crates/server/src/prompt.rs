@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use quarrel_engine::{LogprobsOf, Meaning, Request};
+use quarrel_engine::{LogprobsOf, Meaning, Request, Speculate};
 use quarrel_runtime::prompt::{
     encode_prompt, message, quote, quote_all, quote_answer, quote_answers, render,
 };
@@ -298,8 +298,10 @@ pub(crate) fn request(
     if prompt.ids.is_empty() {
         return Err(ApiError::bad("the prompt is empty, and this model has no token to begin with"));
     }
-    let mut request =
-        fields.request(prompt.ids, &sampling::base(live), live.handle().info().draft, &caller.key)?;
+    // Who has not asked for guesses does not have to know of a model that takes none.
+    let info = live.handle().info();
+    let usual = if info.draft || !info.speculates { Speculate::Auto } else { Speculate::Lookup };
+    let mut request = fields.request(prompt.ids, &sampling::base(live), usual, &caller.key)?;
     fields.resolve_breakers(live.tokenizer(), &mut request.sampling)?;
     request.logprobs = logprobs;
     if logprobs.is_none() {

@@ -9,7 +9,7 @@ use super::rates::Class;
 use super::tree::{ROOT, Tree};
 use super::{Speculate, depth::Load};
 use crate::client::{Client, Task};
-use crate::engine::EngineConfig;
+use crate::config::EngineConfig;
 use crate::pace::{Pace, Work};
 use crate::sampler::Scratch;
 use crate::scheduler::Scheduler;
