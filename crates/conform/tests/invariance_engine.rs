@@ -12,8 +12,8 @@ use proptest::test_runner::{RngAlgorithm, TestCaseResult, TestRng, TestRunner};
 use quarrel_conform::tiny::{Family, VOCAB, write_gguf};
 use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_engine::{
-    Beams, Confidence, DraftModel, Engine, EngineConfig, EngineStats, Event, Eviction, FinishReason, Guide,
-    Handle, LoadOptions, Request, Sampling, Speculate, Stream,
+    Beams, Confidence, DraftConfig, DraftModel, Engine, EngineConfig, EngineStats, Event, Eviction,
+    FinishReason, Guide, Handle, LoadOptions, Request, Sampling, Speculate, Stream,
 };
 use quarrel_formats::{DType, Source};
 use quarrel_ir::{
@@ -280,7 +280,7 @@ fn answer(stream: Stream) -> Answer {
 fn start(source: &Source, options: CpuOptions, config: &EngineConfig) -> (Handle, Arc<Mutex<Stage>>) {
     let drafting = Cpu::new(CpuOptions { threads: Some(1), ..options }).unwrap();
     // A model with states is none for drafts, and says so.
-    let draft = DraftModel::load(source, Box::new(drafting), config.context)
+    let draft = DraftModel::load(source, Box::new(drafting), DraftConfig::new(config.context))
         .map_err(|e| assert!(e.to_string().contains("states"), "{e}"))
         .ok();
     let stage = Arc::default();

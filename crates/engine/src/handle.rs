@@ -222,11 +222,12 @@ impl Handle {
     /// Queues a request. Refused at once if it makes no sense for this model, is longer than the context, the queue is full
     /// (for batch requests from three quarters on, for background ones from a half), or it would miss its deadline by
     /// waiting; the refusal says when to try again. An adapter that is not loaded is refused too. Dropping the stream aborts the request, also in the middle of its prompt.
-    pub fn submit(&self, request: Request) -> Result<Stream> {
+    pub fn submit(&self, mut request: Request) -> Result<Stream> {
         self.check_generates("an answer")?;
         request.check(self.0.info.vocab, self.0.info.context)?;
         self.check_evicts(request.eviction)?;
         self.check_width(&request)?;
+        self.bound_search(&mut request);
         if !self.0.info.speculates && !matches!(request.speculate, Speculate::Off | Speculate::Auto) {
             let (value, range) = (
                 request.speculate.name().into(),
@@ -499,6 +500,16 @@ impl Handle {
             return Err(Error::Width { width, need, have, hint });
         }
         Ok(())
+    }
+
+    /// A search without a bound ends where its candidates would not fit any more: they could only push each other out.
+    fn bound_search(&self, request: &mut Request) {
+        let searches = request.guide.as_ref().is_some_and(|g| g.search.is_some());
+        if searches && request.max_tokens.is_none() {
+            let fit = self.0.info.kv_blocks.saturating_sub(request.places() as usize) * BLOCK_TOKENS;
+            let fit = fit.min(request.budget(self.0.info.context));
+            request.kv_tokens = Some(u32::try_from(fit).unwrap_or(u32::MAX));
+        }
     }
 
     fn send(&self, work: Work, class: Class, adapter: Option<Use>) -> Result<(u64, Arc<AtomicBool>)> {

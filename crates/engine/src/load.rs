@@ -120,9 +120,9 @@ impl Engine {
 }
 
 impl DraftModel {
-    /// Loads the weights of `source` into `device`, to guess for sequences of up to `context` tokens.
-    pub fn load(source: &Source, device: Box<dyn Device>, context: usize) -> Result<DraftModel> {
-        DraftModel::load_spec(source, quarrel_model::spec(source)?, device, context)
+    /// Loads the weights of `source` into `device`.
+    pub fn load(source: &Source, device: Box<dyn Device>, config: DraftConfig) -> Result<DraftModel> {
+        DraftModel::load_spec(source, &quarrel_model::spec(source)?, device, config)
     }
 
     /// The first `layers` layers of a model as a model of its own, with the last norm and the head after them: an early exit.
@@ -131,26 +131,31 @@ impl DraftModel {
         source: &Source,
         layers: usize,
         device: Box<dyn Device>,
-        context: usize,
+        config: DraftConfig,
     ) -> Result<DraftModel> {
+        DraftModel::load_spec(source, &DraftModel::exit_spec(source, layers)?, device, config)
+    }
+
+    /// What [`Self::load_exit`] loads.
+    pub fn exit_spec(source: &Source, layers: usize) -> Result<ModelSpec> {
         let mut spec = quarrel_model::spec(source)?;
         if layers == 0 || layers > spec.layers.len() {
             let (field, value) = ("exit_layers", layers.to_string());
             return Err(Error::Field { field, value, range: "1 to the number of the model's layers" });
         }
         spec.layers.truncate(layers);
-        DraftModel::load_spec(source, spec, device, context)
+        Ok(spec)
     }
 
     fn load_spec(
         source: &Source,
-        spec: ModelSpec,
+        spec: &ModelSpec,
         mut device: Box<dyn Device>,
-        context: usize,
+        config: DraftConfig,
     ) -> Result<DraftModel> {
-        let options = decoder::Options { context: u32::try_from(context).ok(), ..Default::default() };
-        let program = decoder::decoder(&spec, &options);
-        let loaded = weights::load(source, &spec, &program, &mut *device, |_| {})?;
-        DraftModel::new(device, program, &loaded, DraftConfig::new(context))
+        let options = decoder::Options { context: u32::try_from(config.context).ok(), ..Default::default() };
+        let program = decoder::decoder(spec, &options);
+        let loaded = weights::load(source, spec, &program, &mut *device, |_| {})?;
+        DraftModel::new(device, program, &loaded, config)
     }
 }
