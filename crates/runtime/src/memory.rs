@@ -126,7 +126,13 @@ impl Planner {
             outputs: config.step_outputs,
             kv_blocks: config.kv_blocks.unwrap_or(config.context.div_ceil(BLOCK_TOKENS)),
         };
-        self.parts_of(&self.model, &limits, config.max_running, kv)
+        let mut parts = self.parts_of(&self.model, &limits, config.max_running, kv)?;
+        let each = state_bytes(&self.model.program);
+        if self.chosen == Chosen::Cpu && each > 0 {
+            let copies = config.snapshots(each) * each; // at most `snapshot_bytes`
+            parts.push(Part::new(Kind::Working, "snapshots", "copies of states, all taken", copies));
+        }
+        Ok(parts)
     }
 
     fn parts_of(
@@ -152,9 +158,6 @@ impl Planner {
             let states = state_bytes(program).saturating_mul(max_running);
             if states > 0 {
                 parts.push(Part::new(Kind::Working, "states", "states of the sequences", states));
-                let each = state_bytes(&self.program);
-                let copies = config.snapshots(each) * each; // at most `snapshot_bytes`
-                parts.push(Part::new(Kind::Working, "snapshots", "copies of states, all taken", copies));
             }
             return Ok(parts);
         };
@@ -262,7 +265,7 @@ pub fn sizes(
         (talk.note)(note);
     }
     config.step_tokens = config.step_tokens.min(context.saturating_mul(usage.batch)).max(usage.batch + 1);
-    config.states = !planner.program.states.is_empty();
+    config.states = !planner.model.program.states.is_empty();
     config.snapshot_bytes = config.snapshot_bytes.max(usage.batch.saturating_mul(SNAPSHOT_BYTES_EACH));
     // An encoder's texts are whole in a step; short ones share it.
     config.whole = planner.model.program.looks_ahead();
