@@ -145,7 +145,8 @@ impl BlockManager {
         match published.filter(|p| p.snapshot.is_none() && p.tokens == *tokens) {
             Some(p) => {
                 p.snapshot = Some(place);
-                self.snapshots.put(place, self.index[digest], answer);
+                let keep = p.retention == Retention::Keep;
+                self.snapshots.put(place, self.index[digest], answer, keep);
             }
             None => self.snapshots.free(place),
         }

@@ -1,5 +1,6 @@
 //! Copies of states that published blocks own: a block with the state behind its last token is where a sequence can begin. Which
-//! there are, and whose turn it is to go: that of the one that has been found, or made, longest ago.
+//! there are, and whose turn it is to go: that of the one that has been found, or made, longest ago; those last that a request asked
+//! to keep.
 
 /// What tells the numbers of copies from those of sequences, where states are kept.
 pub(crate) const SNAPSHOT: u32 = 1 << 31;
@@ -15,6 +16,7 @@ enum Place {
         block: u32,
         used: u64,
         answer: Option<u64>,
+        keep: bool,
     },
 }
 
@@ -60,10 +62,10 @@ impl Snapshots {
                 }
                 None => {
                     let used = |(at, p): (usize, &Place)| match p {
-                        Place::Held { used, .. } => Some((*used, at)),
+                        Place::Held { used, keep, .. } => Some((*keep, *used, at)),
                         _ => None,
                     };
-                    let (_, at) = self.places.iter().enumerate().filter_map(used).min()?;
+                    let (_, _, at) = self.places.iter().enumerate().filter_map(used).min()?;
                     self.evicted += 1;
                     at
                 }
@@ -77,10 +79,10 @@ impl Snapshots {
     }
 
     /// Gives a copy that was written to a block.
-    pub(crate) fn put(&mut self, place: u32, block: u32, answer: Option<u64>) {
+    pub(crate) fn put(&mut self, place: u32, block: u32, answer: Option<u64>, keep: bool) {
         self.clock += 1;
         self.made += 1;
-        self.places[place as usize] = Place::Held { block, used: self.clock, answer };
+        self.places[place as usize] = Place::Held { block, used: self.clock, answer, keep };
     }
 
     /// Notes that a sequence begins with a copy: it is its answer's alone no more.
@@ -134,17 +136,17 @@ mod tests {
         for block in [10, 11, 12] {
             let (place, loses) = s.take((block == 12).then_some(7)).unwrap();
             assert_eq!((place, loses), (block - 10, None));
-            s.put(place, block, (block == 12).then_some(7));
+            s.put(place, block, (block == 12).then_some(7), false);
         }
         s.touch(0);
         assert_eq!(s.take(Some(7)), Some((2, Some(12))), "the answer's own");
-        s.put(2, 13, Some(7));
+        s.put(2, 13, Some(7), false);
         assert_eq!(s.take(None), Some((1, Some(11))), "the oldest that was not found since");
         assert_eq!((s.take(None), s.take(Some(9))), (Some((0, Some(10))), Some((2, Some(13)))));
         assert_eq!((s.take(None), s.held(), s.counts()), (None, 0, (4, 3)), "all are being written");
         s.free(1);
         assert_eq!((s.take(None), s.left()), (Some((1, None)), vec![1]));
-        s.put(1, 20, None);
+        s.put(1, 20, None, false);
         s.check([(20, 1)].into_iter()).unwrap();
         assert!(s.check([(21, 1)].into_iter()).is_err() && s.check(std::iter::empty()).is_err());
     }
@@ -153,9 +155,12 @@ mod tests {
     fn what_an_answer_left_is_kept_once_it_is_found() {
         let mut s = Snapshots::new(2);
         let (place, _) = s.take(Some(7)).unwrap();
-        s.put(place, 10, Some(7));
+        s.put(place, 10, Some(7), true);
         s.touch(place);
         assert_eq!(s.take(Some(7)), Some((1, None)));
+        s.put(1, 11, None, false);
+        assert_eq!(s.take(None), Some((1, Some(11))), "the other is to be kept");
+        assert_eq!(s.take(None), Some((0, Some(10))));
         s.clear();
         assert_eq!((s.left(), s.held()), (vec![0, 1], 0));
     }

@@ -298,8 +298,11 @@ pub fn sizes(
             format!("{} does not fit into {budget}, a fortieth of it kept back", opened.local.name)
         })?;
         if (&fitted.config, fitted.kv) != (&config, kv[0]) {
+            let copies = human_bytes(fitted.config.snapshot_bytes as u64);
+            let copies =
+                if config.states { format!(", copies of states up to {copies}") } else { String::new() };
             (talk.note)(&format!(
-                "to fit {} into {}: context {}, {} at once, steps of {} tokens, cache in {}; needs {}",
+                "to fit {} into {}: context {}, {} at once, steps of {} tokens, cache in {}{copies}; needs {}",
                 opened.local.name,
                 human_bytes(budget),
                 fitted.config.context,

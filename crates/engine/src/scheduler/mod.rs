@@ -581,9 +581,12 @@ impl Scheduler {
         // The first row with logits has to be computed, cached or not.
         let most = if self.limits.prefix_cache { s.first_needed() / BLOCK_TOKENS } else { 0 };
         let digests = s.digests(most).to_vec();
-        let (tokens, extent) = (s.tokens.clone(), s.extent());
-        let (found, state) = self.take_prefix(&digests, &tokens);
-        let needed = extent.div_ceil(BLOCK_TOKENS) - found.len();
+        let (tokens, _) = s.tokens.as_chunks();
+        let (found, state) = match self.limits.states {
+            Some(_) => self.blocks.take_prefix_with_state(&digests, tokens),
+            None => (self.blocks.take_prefix(&digests, tokens), None),
+        };
+        let needed = s.extent().div_ceil(BLOCK_TOKENS) - found.len();
         if needed + self.reserved(urgency) > self.blocks.free() + self.could_free(urgency) {
             self.blocks.release(&found);
             return false;

@@ -2,7 +2,6 @@
 //! one.
 
 use super::{BlockOp, Scheduler};
-use crate::block_manager::Digest;
 use crate::request::Retention;
 use crate::sequence::{Goal, Sequence};
 use crate::snapshots::SNAPSHOT;
@@ -60,7 +59,7 @@ impl Scheduler {
     /// Chooses where the planned step makes copies: at every so many blocks, at the last block before the first output, and at
     /// each block that an answer fills, where the next turn may begin.
     pub(super) fn plan_snapshots(&mut self) {
-        debug_assert!(self.taken.is_empty());
+        self.drop_taken();
         let Some(limits) = self.limits.states.filter(|l| l.snapshots > 0 && self.limits.prefix_cache) else {
             return;
         };
@@ -106,16 +105,6 @@ impl Scheduler {
         }
     }
 
-    /// Takes the blocks that the device has of a sequence's beginning; those with a copy of the state at their end, where it has
-    /// one. The copy's number comes along.
-    pub(super) fn take_prefix(&mut self, digests: &[Digest], tokens: &[u32]) -> (Vec<u32>, Option<u32>) {
-        let (tokens, _) = tokens.as_chunks();
-        if self.limits.states.is_none() {
-            return (self.blocks.take_prefix(digests, tokens), None);
-        }
-        self.blocks.take_prefix_with_state(digests, tokens)
-    }
-
     /// Lets a running sequence begin with a copy of a state.
     pub(super) fn begin_with(&mut self, s: &Sequence, place: Option<u32>) {
         self.ops.extend(place.map(|p| BlockOp::Branch { from: SNAPSHOT | p, to: s.state() }));
@@ -128,9 +117,8 @@ impl Scheduler {
         let s = &mut self.running[i];
         s.restart();
         let most = if self.limits.prefix_cache { s.first_needed() / BLOCK_TOKENS } else { 0 };
-        let (digests, tokens) = (s.digests(most).to_vec(), s.tokens.clone());
-        let (found, state) = self.take_prefix(&digests, &tokens);
-        let s = &mut self.running[i];
+        let digests = s.digests(most).to_vec();
+        let (found, state) = self.blocks.take_prefix_with_state(&digests, s.tokens.as_chunks().0);
         (s.computed, s.published, s.blocks) = (found.len() * BLOCK_TOKENS, found.len(), found);
         let to = s.state();
         self.ops.extend(state.map(|p| BlockOp::Branch { from: SNAPSHOT | p, to }));
