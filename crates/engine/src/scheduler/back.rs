@@ -46,7 +46,7 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::{Limits, Nothing};
+    use crate::scheduler::{BlockOp, Limits, Nothing, StateLimits};
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -94,6 +94,30 @@ mod tests {
         assert_eq!(s.plan()[0].rows, 30..31);
         s.commit(Duration::from_millis(1), &Nothing);
         s.check_integrity().unwrap();
+        s.remove(1).unwrap();
+        assert_eq!(s.blocks().0, 0);
+    }
+
+    #[test]
+    fn a_state_goes_back_to_its_last_copy() {
+        let states = Some(StateLimits { snapshots: 4, every: 9 });
+        let mut s = Scheduler::new(Limits { states, ..scheduler(12).limits });
+        s.add(Sequence::new(1, [0; 32], (0..40).collect(), Goal::Next)).unwrap();
+        (0..20).for_each(|_| step(&mut s, 7));
+        // At the prompt's last whole block, and at the answer's, which replaced the one before.
+        let q = &s.running()[0];
+        assert_eq!((q.tokens.len(), q.computed, s.snapshots(), s.counts().snapshots), (60, 59, 2, 2));
+        let state = q.state();
+        for (back, computed) in [(3, 48), (10, 32), (14, 32), (30, 0)] {
+            s.rewind(1, back.min(s.running()[0].tokens.len() - 1));
+            let q = &s.running()[0];
+            assert_eq!((q.computed, q.published, q.blocks.len()), (computed, computed / 16, computed / 16));
+            let begins =
+                s.take_ops().iter().any(|op| matches!(op, BlockOp::Branch { to, .. } if *to == state));
+            assert_eq!(begins, computed > 0, "{back}");
+            s.check_integrity().unwrap();
+        }
+        step(&mut s, 7);
         s.remove(1).unwrap();
         assert_eq!(s.blocks().0, 0);
     }

@@ -192,7 +192,9 @@ struct Job {
 
 impl Job {
     fn tokens(&self, r: usize) -> Vec<u32> {
-        (0..self.prompt as u32).map(|i| if i == 20 { r as u32 } else { i / 16 + self.salt }).collect()
+        // Half of them are one text, as far as they go.
+        let own = |i: u32| i == 20 && r % 2 == 1;
+        (0..self.prompt as u32).map(|i| if own(i) { r as u32 } else { i / 16 + self.salt }).collect()
     }
 
     fn evictor(&self) -> Option<Evictor> {
