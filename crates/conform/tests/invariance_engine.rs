@@ -496,3 +496,35 @@ fn forks_of_states_go_on_by_themselves_and_what_is_taken_back_is_forgotten() {
         }
     }
 }
+
+/// The next turn of a conversation computes its new tokens, and what the last turn left of a block; its bits are those of the whole.
+#[test]
+fn a_second_turn_of_a_hybrid_goes_on_from_a_copy_of_its_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("granite.gguf");
+    write_gguf(&path, Family::Granite, DType::Q8_0, 5);
+    let source = Source::open(&path).unwrap();
+    let options = CpuOptions { threads: Some(2), ..CpuOptions::default() };
+    let sizes = EngineConfig::new(256);
+    let (engine, _) = start(&source, options, &sizes);
+    let (alone, _) = start(&source, options, &EngineConfig { prefix_cache: false, ..sizes });
+    let mut text: Vec<u32> = (0..70).map(|i| (i * i + 5) % VOCAB as u32).collect();
+    let mut rows = 0;
+    for cached in [0, 96, 128] {
+        let sampling = Sampling { seed: Some(3), ..Sampling::default() };
+        let request = Request { sampling, max_tokens: Some(30), ..Request::new(text.clone()) };
+        let ask = |handle: &Handle| {
+            answer(handle.submit(Request { logprobs: Some(VOCAB as u8), ..request.clone() }).unwrap())
+        };
+        let got = ask(&engine);
+        assert!(got == ask(&alone), "{cached} tokens found");
+        // The last token of an answer is not computed.
+        let stats = engine.stats();
+        assert_eq!(stats.rows - rows, (text.len() + 29 - cached) as u64);
+        rows = stats.rows;
+        text.extend(got.tokens);
+        text.extend([1, 2, 3, 4, 5]);
+    }
+    let stats = engine.stats();
+    assert_eq!((stats.cached_tokens, stats.snapshot_bytes % stats.snapshots), (96 + 128, 0));
+}
