@@ -143,7 +143,7 @@ fn one_that_was_sent_back_goes_on_from_its_last_copy() {
         same(&collect(stream).unwrap(), &alone(request));
     }
     let stats = engine.stats();
-    assert_eq!((stats.preemptions, stats.cached_tokens), (1, 0));
+    assert!(stats.preemptions > 0 && stats.cached_tokens == 0, "{stats:?}");
     // What was given up was not all computed again: whole blocks came back.
     let again = stats.rows - 2 * (40 + 59);
     assert!(
