@@ -88,9 +88,7 @@ mod tests {
         assert_eq!((q.tokens.len(), q.computed, q.published), (31, 30, 1));
         assert_eq!(q.blocks, before[..2]);
         s.schedule(Duration::ZERO, &Nothing);
-        assert!(
-            matches!(s.take_ops()[..], [crate::scheduler::BlockOp::Copy { from, .. }] if from == before[1])
-        );
+        assert!(matches!(s.take_ops()[..], [BlockOp::Copy { from, .. }] if from == before[1]));
         assert_eq!(s.plan()[0].rows, 30..31);
         s.commit(Duration::from_millis(1), &Nothing);
         s.check_integrity().unwrap();
