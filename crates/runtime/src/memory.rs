@@ -273,7 +273,8 @@ pub fn sizes(
         config.step_tokens = EngineConfig::new(context).step_tokens.max(context).max(usage.batch + 1);
     }
     if usage.batch > 1 {
-        let full = context.saturating_mul(usage.batch);
+        // A beam that branches off has a block to copy into.
+        let full = (context + BLOCK_TOKENS).saturating_mul(usage.batch);
         let tokens = match usage.pool {
             Pool::Full => full,
             Pool::Tokens(n) => n,
