@@ -65,7 +65,7 @@ pub(crate) fn load_to_guess(
     let batch = batch.max(guide.candidates().unwrap_or(1) as usize);
     // A sentence's tokens are scored all at once.
     let outputs = if guide.scores_sentences() { Use::SCORE.outputs } else { batch };
-    let usage = Use { guesses, batch, outputs, ..Use::ONE };
+    let usage = Use { guesses, batch, outputs, spare: width as usize, ..Use::ONE };
     let options = EngineOptions {
         exit_layers: guide.exit_layer,
         exits: guide.exits(),

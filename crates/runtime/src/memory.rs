@@ -32,6 +32,8 @@ pub struct Use {
     pub guesses: usize,
     /// Room in the cache of all sequences together.
     pub pool: Pool,
+    /// Blocks of the cache beside it, for beams that branch off.
+    pub spare: usize,
 }
 
 /// Tokens in the cache of all sequences together; a context's at least.
@@ -48,9 +50,9 @@ pub enum Pool {
 
 impl Use {
     /// One conversation.
-    pub const ONE: Use = Use { batch: 1, outputs: 1, guesses: 0, pool: Pool::Full };
+    pub const ONE: Use = Use { batch: 1, outputs: 1, guesses: 0, pool: Pool::Full, spare: 0 };
     /// One text, each of whose tokens is scored.
-    pub const SCORE: Use = Use { batch: 1, outputs: 64, guesses: 0, pool: Pool::Full };
+    pub const SCORE: Use = Use { batch: 1, outputs: 64, ..Use::ONE };
 }
 
 /// What a model computes, and how its weights are stored.
@@ -273,8 +275,7 @@ pub fn sizes(
         config.step_tokens = EngineConfig::new(context).step_tokens.max(context).max(usage.batch + 1);
     }
     if usage.batch > 1 {
-        // A beam that branches off has a block to copy into.
-        let full = (context + BLOCK_TOKENS).saturating_mul(usage.batch);
+        let full = context.saturating_mul(usage.batch);
         let tokens = match usage.pool {
             Pool::Full => full,
             Pool::Tokens(n) => n,
@@ -287,7 +288,7 @@ pub fn sizes(
                 room.min(full).min(usage.batch.saturating_mul(1024))
             }
         };
-        config.kv_blocks = Some(tokens.max(context).div_ceil(BLOCK_TOKENS));
+        config.kv_blocks = Some(tokens.max(context).div_ceil(BLOCK_TOKENS) + usage.spare);
     }
     let kv = kv_types(args.kv, &planner.chosen);
     let need = |config: &EngineConfig, kv| planner.need(config, kv);

@@ -251,6 +251,7 @@ impl Models {
                 outputs: (4 * settings.parallel).max(64),
                 guesses: settings.guesses,
                 pool: settings.pool,
+                spare: 0,
             };
             let mut engine = EngineOptions { embeddings: true, ..settings.engine };
             let mut draft = settings.draft.map(|d| Opened::new((d.resolve)()?, talk)).transpose()?;

@@ -5,7 +5,7 @@ use quarrel_bench::svg::file_name;
 use quarrel_engine::Handle;
 use quarrel_eval::study::{self, Party, Plan};
 use quarrel_eval::{Method, PROMPTS, report};
-use quarrel_runtime::memory::{Pool, Use};
+use quarrel_runtime::memory::Use;
 use quarrel_runtime::{EngineOptions, Exits, Opened};
 use serde_json::json;
 
@@ -50,7 +50,7 @@ fn quality(args: EvalQuality) -> Result<()> {
     }
     // Beams and searches hold four sequences for each answer, and sentences are scored beside them.
     let batch = 5 * args.samples as usize;
-    let usage = Use { batch, outputs: batch.max(Use::SCORE.outputs), guesses: 0, pool: Pool::Full };
+    let usage = Use { batch, outputs: batch.max(Use::SCORE.outputs), ..Use::ONE };
     let context = PROMPT_MAX + args.max_tokens;
     let half = (quarrel_model::spec(&model.source)?.layers.len() as u32 / 2).max(1);
     let options = EngineOptions { threads: args.threads, ..EngineOptions::default() };

@@ -4,7 +4,7 @@ use anyhow::Result;
 use quarrel_bench::text::thousands;
 use quarrel_hub::human_bytes;
 use quarrel_runtime::devices::Chosen;
-use quarrel_runtime::memory::{self, Planner, Pool, Use};
+use quarrel_runtime::memory::{self, Planner, Use};
 use quarrel_runtime::process;
 use serde_json::{Map, json};
 
@@ -20,7 +20,7 @@ pub(crate) fn run(mut args: Plan) -> Result<()> {
     let planner = Planner::new(&opened, &options)?;
     let batch = args.batch as usize;
     // As `run` and `chat` guess if nothing else is said.
-    let usage = Use { batch, outputs: batch, guesses: DRAFT_MAX.into(), pool: Pool::Full };
+    let usage = Use { batch, outputs: batch, guesses: DRAFT_MAX.into(), ..Use::ONE };
     let sizes = memory::sizes(&opened, &planner, &options, usage, TALK)?;
     let (context, running) = (sizes.config.context, sizes.config.max_running);
     let parts = planner.parts(&sizes.config, sizes.kv)?;
