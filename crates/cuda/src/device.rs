@@ -155,6 +155,11 @@ impl Device for Cuda {
             let why = "has no attention with ALiBi or sinks; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });
         }
+        let by_distance = |op: &Op| matches!(op, Op::Attend { spec, .. } if spec.buckets.is_some());
+        if program.source_ops() > 0 || program.ops.iter().any(|n| by_distance(&n.op)) {
+            let why = "has no attention with a bias by distance (T5); the CPU has (--device cpu)".into();
+            return Err(Error::Device { device: self.info.name.clone(), why });
+        }
         if !program.states.is_empty() || program.ops.iter().any(|n| matches!(n.op, Op::ShortConv { .. })) {
             let why = "has no short convolutions and no recurrences; the CPU has (--device cpu)".into();
             return Err(Error::Device { device: self.info.name.clone(), why });

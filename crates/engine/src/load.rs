@@ -98,7 +98,7 @@ impl Engine {
         configure: impl FnOnce(&mut EngineConfig),
         progress: impl FnMut(u64),
     ) -> Result<Loaded> {
-        let spec = quarrel_model::spec(source)?;
+        let spec = quarrel_model::spec(source)?.to_run(options.hidden)?;
         check_exits(&options.exits, &spec)?;
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
@@ -122,7 +122,7 @@ impl Engine {
 impl DraftModel {
     /// Loads the weights of `source` into `device`, to guess for sequences of up to `context` tokens.
     pub fn load(source: &Source, device: Box<dyn Device>, context: usize) -> Result<DraftModel> {
-        DraftModel::load_spec(source, quarrel_model::spec(source)?, device, context)
+        DraftModel::load_spec(source, quarrel_model::spec(source)?.to_run(false)?, device, context)
     }
 
     /// The first `layers` layers of a model as a model of its own, with the last norm and the head after them: an early exit.
@@ -133,7 +133,7 @@ impl DraftModel {
         device: Box<dyn Device>,
         context: usize,
     ) -> Result<DraftModel> {
-        let mut spec = quarrel_model::spec(source)?;
+        let mut spec = quarrel_model::spec(source)?.to_run(false)?;
         if layers == 0 || layers > spec.layers.len() {
             let (field, value) = ("exit_layers", layers.to_string());
             return Err(Error::Field { field, value, range: "1 to the number of the model's layers" });

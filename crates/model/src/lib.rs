@@ -7,6 +7,7 @@
 
 pub mod arch;
 pub mod decoder;
+mod encdec;
 pub mod experts;
 pub mod from_gguf;
 pub mod from_hf;
@@ -17,10 +18,11 @@ pub mod names;
 pub mod rope;
 pub mod spec;
 mod stacks;
+mod t5;
 pub mod weights;
 
 pub use arch::Arch;
-pub use spec::{LayerSpec, ModelSpec};
+pub use spec::{DistanceSpec, LayerSpec, ModelSpec, SourceSpec};
 
 use quarrel_formats::Source;
 

@@ -114,6 +114,7 @@ fn vocabulary(spec: &ModelSpec, tokenizer: &Tokenizer) -> Finding {
 fn rotations(spec: &ModelSpec) -> Finding {
     let Some(rope) = spec.ropes.first() else {
         let how = match spec.alibi {
+            _ if spec.distances.is_some() => "a bias by distance",
             Some(_) => "ALiBi",
             None if spec.positions == 0 => "the order in which recurrent layers see tokens",
             None => "a table",

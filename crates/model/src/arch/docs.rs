@@ -17,6 +17,9 @@ with the difference, never run approximately.
 Contexts beyond the first training are known as `linear`, `dynamic` (NTK), `llama3`, `yarn` and `longrope`; rotations may be
 of a part of each head. LongRoPE and `dynamic` depend on the context that is served (`--ctx`), and hold for all its tokens.
 
+T5's encoder makes embeddings, alone or out of a file that has the decoder too. The decoder runs on the CPU as far as a Program
+goes (its goldens prove it); engines refuse it by name until they take a source ([how](adr/0008-encoder-decoder.md)).
+
 Attention sees everything before a token, a window, a chunk, or blocks: the token's own and a few before it, the first ones,
 and every so many'th, which differ by head. What is not seen is not read, so a window or a pattern costs what it sees and not
 the context. Attention by blocks runs on the CPU alone and cannot be combined with eviction. Phi-3-small's folder needs a
@@ -87,6 +90,7 @@ fn differences(a: &Arch) -> Vec<String> {
         Positions::Rotated => {}
         Positions::Learned => say(true, "learned positions"),
         Positions::Alibi => say(true, "ALiBi"),
+        Positions::Buckets => say(true, "a bias by distance"),
         Positions::RotatedBut { layers } => say(true, &format!("ALiBi with {layers} layers")),
     }
     match a.unrotated {
