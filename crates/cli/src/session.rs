@@ -73,6 +73,16 @@ pub(crate) fn load_to_guess(
         ..args.options()
     };
     let running = load_with(opened, &options, usage, draft.transpose()?.as_ref(), lora)?;
+    if running.handle.info().speculates {
+        return Ok(Running { speculate, ..running });
+    }
+    if guess.draft.is_some() && !guide.needs_amateur() {
+        bail!(
+            "sequences of this model have states, out of which a wrong guess cannot be taken: leave --draft out"
+        );
+    }
+    // The default is no request for guesses; others are refused with the reason.
+    let speculate = if guess.speculate.is_none() { Speculate::Auto } else { speculate };
     Ok(Running { speculate, ..running })
 }
 

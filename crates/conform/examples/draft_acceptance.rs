@@ -3,7 +3,7 @@
 
 use quarrel_cpu::{Cpu, CpuOptions};
 use quarrel_engine::{
-    DraftModel, Engine, EngineConfig, Event, Handle, LoadOptions, Request, Sampling, Speculate,
+    DraftConfig, DraftModel, Engine, EngineConfig, Event, Handle, LoadOptions, Request, Sampling, Speculate,
 };
 use quarrel_formats::Source;
 use quarrel_text::{Ends, Special, Tokenizer};
@@ -41,7 +41,11 @@ fn main() {
     let open = |path: &String| Source::open(Path::new(path)).expect("a model file");
     let (model, draft) = (open(model), open(draft));
     let tokenizer = Tokenizer::from_gguf(model.metadata().expect("a GGUF file")).expect("a tokenizer");
-    let drafting = DraftModel::load(&draft, Box::new(Cpu::new(CpuOptions::default()).expect("a CPU")), 512);
+    let drafting = DraftModel::load(
+        &draft,
+        Box::new(Cpu::new(CpuOptions::default()).expect("a CPU")),
+        DraftConfig::new(512),
+    );
     let guessed = engine(&model, Some(drafting.expect("a draft model")));
     let (p, q) = (engine(&model, None), engine(&draft, None));
     let (mut drafted, mut accepted, mut overlap, mut rows) = (0, 0, 0.0, 0);

@@ -3,7 +3,10 @@
 
 use quarrel_conform::compare;
 use quarrel_cpu::{Cpu, CpuOptions, KvType};
-use quarrel_engine::{EmbedRequest, Engine, LoadOptions};
+use quarrel_engine::{
+    Beams, Confidence, EmbedRequest, Engine, EngineConfig, Event, Eviction, Guide, Handle, LoadOptions,
+    Request, Sampling, Speculate,
+};
 use quarrel_formats::Source;
 use quarrel_ir::reference::Reference;
 use quarrel_ir::{Device, Limits, Observe, Prepared, Readout, SeqStep, StepInputs, View};
@@ -216,8 +219,7 @@ fn steps_that_contradict_the_stacks_are_refused() {
         let mut m = Model::open(device, &goldens("encdec/t5/model.gguf"), true, 1);
         let seq = SeqStep::new(3, 0, &blocks[0]);
         let mut run = |seq: SeqStep, source: bool, outputs: &[u32]| {
-            let step =
-                StepInputs { source, ..StepInputs::new(&[3, 4, 5], &seqs, outputs) };
+            let step = StepInputs { source, ..StepInputs::new(&[3, 4, 5], &seqs, outputs) };
             m.device.run(m.prepared, &step).map_err(|e| e.to_string())
         };
         run(seq, true, &[]).unwrap();
@@ -245,33 +247,116 @@ fn steps_that_contradict_the_stacks_are_refused() {
     assert!(e.contains("the model reads no sources"), "{e}");
 }
 
-/// What people do with the encoder: embed, with it alone or with a file of the whole, which makes no answers yet.
+/// What people do with the encoder: embed, with it alone or with a file of the whole.
 #[test]
-fn engines_embed_with_the_encoder_and_refuse_answers_by_name() {
-    let load = |name: &str, hidden: bool| {
-        let source = Source::open(goldens(name)).unwrap();
-        let options = LoadOptions { hidden, ..LoadOptions::default() };
-        Engine::load(&source, cpu(KvType::F32, 2), &options, |_| {}, |_| {})
-    };
+fn engines_embed_with_the_encoder() {
     let (golden, want): (Encoder, _) = golden(&goldens("embed/t5encoder"), "hidden.bin");
     let mut rows = want.chunks_exact(golden.dim);
-    let alone = load("embed/t5encoder/model.gguf", false).unwrap();
+    let alone = engine("embed/t5encoder/model.gguf", true, |_| {});
     for prompt in &golden.prompts {
         let mut mean = vec![0.0; golden.dim];
         rows.by_ref().take(prompt.len()).for_each(|r| mean.iter_mut().zip(r).for_each(|(m, x)| *m += x));
-        let got = alone.handle.embed(EmbedRequest::new(prompt.clone())).unwrap().wait().unwrap();
-        let cosine = |a: &[f32], b: &[f32]| {
-            let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
-            dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
-        };
+        let got = alone.embed(EmbedRequest::new(prompt.clone())).unwrap().wait().unwrap();
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+        let cosine = |a: &[f32], b: &[f32]| dot(a, b) / (dot(a, a) * dot(b, b)).sqrt();
         assert!(cosine(&got.vectors[0], &mean) > 0.999_999, "{} tokens", prompt.len());
     }
     for name in ["encdec/flan-t5/model.gguf", "encdec/t5/model.safetensors"] {
-        let whole = load(name, true).unwrap();
-        assert!(!whole.handle.info().generates && whole.spec.layers.len() == 2);
-        let got = whole.handle.embed(EmbedRequest::new(vec![5, 6, 1])).unwrap().wait().unwrap();
+        let whole = engine(name, true, |_| {});
+        assert!(!whole.info().generates && whole.info().source.is_none());
+        let got = whole.embed(EmbedRequest::new(vec![5, 6, 1])).unwrap().wait().unwrap();
         assert!(got.vectors[0].len() == golden.dim && got.vectors[0].iter().all(|x| x.is_finite()));
-        let e = load(name, false).err().unwrap().to_string();
-        assert!(e.contains("\"t5\"") && e.contains("quarrel embed"), "{e}");
     }
+}
+
+fn engine(name: &str, hidden: bool, configure: impl FnOnce(&mut EngineConfig)) -> Handle {
+    let source = Source::open(goldens(name)).unwrap();
+    let options = LoadOptions { hidden, ..LoadOptions::default() };
+    Engine::load(&source, cpu(KvType::F32, 2), &options, configure, |_| {}).unwrap().handle
+}
+
+/// Tokens by answer, and the tokens of the prompt that were counted and found.
+fn ask(handle: &Handle, request: Request) -> (Vec<Vec<u32>>, [usize; 2]) {
+    let mut said = vec![Vec::new(); request.n as usize];
+    for event in handle.submit(request).unwrap() {
+        match event {
+            Event::Token { choice, id, .. } => said[choice as usize].push(id),
+            Event::Done { stats, .. } => return (said, [stats.prompt_tokens, stats.cached_tokens]),
+            Event::Failed(e) => panic!("{e}"),
+            _ => {}
+        }
+    }
+    panic!("no end");
+}
+
+#[test]
+fn engines_answer_sources_as_transformers_does() {
+    for file in ["t5/model.safetensors", "t5/model.gguf", "flan-t5/model.safetensors", "flan-t5/model.gguf"] {
+        let path = format!("encdec/{file}");
+        let (golden, _): (Whole, _) = golden(goldens(&path).parent().unwrap(), "logits.bin");
+        let handle = engine(&path, false, |_| {});
+        assert_eq!(handle.info().context, 1024, "source and answer");
+        for (source, greedy) in golden.sources.iter().zip(&golden.greedy) {
+            let request = Request { max_tokens: Some(greedy.len() as u32), ..Request::new(source.clone()) };
+            for _ in 0..2 {
+                let (said, counted) = ask(&handle, request.clone());
+                assert_eq!((&said[0], counted), (greedy, [source.len(), 0]), "{path}");
+            }
+        }
+    }
+}
+
+/// Answers that fork, and beams, in a cache with room for all and in one that they fight for.
+#[test]
+fn forks_of_an_answer_go_on_by_themselves() {
+    let (golden, _): (Whole, _) = golden(&goldens("encdec/flan-t5"), "logits.bin");
+    for blocks in [64, 10] {
+        let configure = |c: &mut EngineConfig| {
+            *c = EngineConfig { kv_blocks: Some(blocks), step_tokens: 160, ..EngineConfig::new(160) };
+        };
+        let handle = engine("encdec/flan-t5/model.gguf", false, configure);
+        let sampled = |seed| Request {
+            sampling: Sampling { temperature: 1.5, seed: Some(seed), ..Sampling::default() },
+            max_tokens: Some(40),
+            ..Request::new(golden.sources[2].clone())
+        };
+        let (many, counted) = ask(&handle, Request { n: 4, ..sampled(40) });
+        assert_eq!(counted, [golden.sources[2].len(), 0]);
+        for (i, said) in many.iter().enumerate() {
+            assert_eq!(ask(&handle, sampled(40 + i as u64)).0[0], *said, "{blocks} blocks, answer {i}");
+        }
+        assert!(many.iter().any(|a| *a != many[0]));
+        assert_eq!((handle.stats().preemptions > 0, handle.stats().blocks_used), (blocks == 10, 0));
+        let beams = Some(Beams { width: 3, length_penalty: 0.0 });
+        let greedy = Request { beams, max_tokens: Some(8), ..Request::new(golden.sources[1].clone()) };
+        assert_eq!(ask(&handle, greedy).0[0].len(), 8);
+    }
+}
+
+#[test]
+fn what_a_source_does_not_go_with_is_refused_by_name() {
+    let handle = engine("encdec/flan-t5/model.gguf", false, |_| {});
+    let plain = || Request::new(vec![5, 6, 1]);
+    let confidence = Confidence { tries: 2, window: 6, best: 5, min: 90.0, max: 99.0 };
+    let guide = Guide { confidence: Some(confidence), ..Guide::default() };
+    for (request, why) in [
+        (Request { guide: Some(Box::new(guide)), ..plain() }, "are not guided"),
+        (Request { eviction: Eviction::H2O, ..plain() }, "cannot be moved"),
+        (Request { speculate: Speculate::Lookup, ..plain() }, "nothing is guessed ahead"),
+        (Request::new(vec![5; 1024]), "1025 tokens"),
+        (Request::new(Vec::new()), "prompt"),
+    ] {
+        let e = handle.submit(request).err().unwrap().to_string();
+        assert!(e.contains(why), "{why}: {e}");
+    }
+    let e = handle.score(vec![5, 6, 7], 1).unwrap_err().to_string();
+    assert!(e.contains("not its prompt"), "{e}");
+    let e = handle.logits(vec![5, 6, 7]).unwrap_err().to_string();
+    assert!(e.contains("not its prompt"), "{e}");
+    let e = handle.embed(EmbedRequest::new(vec![5])).err().unwrap().to_string();
+    assert!(e.contains("for embeddings"), "{e}");
+    let source = Source::open(goldens("encdec/t5/model.gguf")).unwrap();
+    let small = LoadOptions { context: Some(64), ..LoadOptions::default() };
+    let e = Engine::load(&source, cpu(KvType::F16, 1), &small, |c| c.step_tokens = 40, |_| {});
+    assert!(e.err().unwrap().to_string().contains("step_tokens is 40"));
 }

@@ -1,13 +1,14 @@
 //! The speed of attention alone, at any depth: the bytes of keys and values that it reads and the multiplications it does.
 //!
 //! `attention_bench [--heads 9] [--kv-heads 3] [--dim 64] [--layers 30] [--depth 2048] [--rows 1] [--threads 1] [--n 20]
-//! [--window 0]`; `--rows 512` is a part of a prompt. Prints the median and the best of `n` steps; `--isa avx2` and the like choose
-//! kernels, `--kv q8_0` and the like the cache.
+//! [--window 0] [--local 0] [--stride 0]`; `--rows 512` is a part of a prompt, and `--local 16 --stride 8` is attention by blocks of 64
+//! positions, of which a token sees the last 16 and every eighth. Prints the median and the best of `n` steps; `--isa avx2` and the
+//! like choose kernels, `--kv q8_0` and the like the cache.
 
 use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_formats::{Bytes, DType, Tensor};
 use quarrel_ir::{
-    AttendSpec, BLOCK_TOKENS, Device, HostWeight, KvLayer, Limits, Op, Program, SeqStep, StepInputs,
+    AttendSpec, BLOCK_TOKENS, Blocks, Device, HostWeight, KvLayer, Limits, Op, Program, SeqStep, StepInputs,
 };
 use std::error::Error;
 use std::time::Instant;
@@ -26,6 +27,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (dim, layers) = (number("--dim", 64)? as u32, number("--layers", 30)? as u32);
     let (depth, rows) = (number("--depth", 2048)?, number("--rows", 1)?);
     let window = Some(number("--window", 0)?).filter(|w| *w > 0);
+    let (local, stride) = (number("--local", 0)? as u32, number("--stride", 0)? as u32);
+    let pattern = Some(Blocks { tokens: 64, local, global: 0, stride, shift: 1 }).filter(|b| b.local > 0);
     let (threads, n) = (number("--threads", 1)?, number("--n", 20)?);
     let wanted = |name: &str| args.iter().position(|a| a == name).and_then(|i| args.get(i + 1));
     let isa = Isa::available().into_iter().find(|i| wanted("--isa").is_none_or(|w| *w == i.name()));
@@ -59,7 +62,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             of_source: false,
             chunked: false,
             sinks: None,
-            blocks: None,
+            blocks: pattern,
         };
         p.logits = Some(p.attend(x.slice(0, q_cols), spec));
     }
@@ -92,7 +95,14 @@ fn main() -> Result<(), Box<dyn Error>> {
     feed(depth.max(1), rows)?;
     let mut times = (0..n).map(|_| feed(depth.max(1), rows)).collect::<Result<Vec<f64>, _>>()?;
     times.sort_by(f64::total_cmp);
-    let sees = |p: usize| window.map_or(p + 1, |w| w.min(p + 1));
+    let sees = |p: usize| match pattern {
+        // Averaged over the heads.
+        Some(b) => {
+            (0..heads).flat_map(|h| (0..=p).filter(move |k| b.sees(h as usize, p, *k))).count()
+                / heads as usize
+        }
+        None => window.map_or(p + 1, |w| w.min(p + 1)),
+    };
     let seen = (depth..depth + rows).map(sees).sum::<usize>() as f64;
     let read = kv.bits() / 8.0 * f64::from(2 * kv_cols * layers) * (sees(depth) + rows - 1) as f64;
     let products = seen * f64::from(2 * q_cols * layers);

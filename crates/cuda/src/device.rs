@@ -5,13 +5,14 @@ use crate::choose;
 use crate::exec::{self, COPIES_MAX, Pass, RopeAt, Scratch, Tape};
 use crate::gpu::{Buffer, Caps, Event, Gpu, Graph, Pinned};
 use crate::kv::{KvPool, KvType};
+use crate::refuse;
 use crate::step::{Inputs, Lists, Size};
 use crate::weights::{Held, Uploader};
 use quarrel_ir::arena::{Arena, Slot};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
-    Device, DeviceInfo, Error, HostWeight, Limits, Lookup, Op, OpTime, Prepared, Program, Readout, Result,
-    Rows, StepInputs, View, Weight, WeightDecl, WeightId, check_overlap, no_adapter, uses,
+    Device, DeviceInfo, Error, HostWeight, Limits, Op, OpTime, Prepared, Program, Readout, Result, Rows,
+    StepInputs, View, Weight, WeightDecl, check_overlap, no_adapter, uses,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -145,38 +146,8 @@ impl Device for Cuda {
 
     fn prepare(&mut self, program: Program, weights: &[Weight], limits: Limits) -> Result<Prepared> {
         program.check()?;
-        if program.looks_ahead() || program.ops.iter().any(|n| is_other_lookup(&n.op)) {
-            let why = "models with a table of positions, as encoders, do not run on it; the CPU runs them (--device cpu)".into();
-            return Err(Error::Device { device: self.info.name.clone(), why });
-        }
-        let biased =
-            |op: &Op| matches!(op, Op::Attend { spec, .. } if spec.alibi.is_some() || spec.sinks.is_some());
-        if program.ops.iter().any(|n| biased(&n.op)) {
-            let why = "has no attention with ALiBi or sinks; the CPU has (--device cpu)".into();
-            return Err(Error::Device { device: self.info.name.clone(), why });
-        }
-        let by_distance = |op: &Op| matches!(op, Op::Attend { spec, .. } if spec.buckets.is_some());
-        if program.source_ops() > 0 || program.ops.iter().any(|n| by_distance(&n.op)) {
-            let why = "has no attention with a bias by distance (T5); the CPU has (--device cpu)".into();
-            return Err(Error::Device { device: self.info.name.clone(), why });
-        }
-        if !program.states.is_empty() || program.ops.iter().any(|n| matches!(n.op, Op::ShortConv { .. })) {
-            let why = "has no short convolutions and no recurrences; the CPU has (--device cpu)".into();
-            return Err(Error::Device { device: self.info.name.clone(), why });
-        }
-        let bent = program.ropes.iter().any(|t| t.first > 0 || t.growth.is_some());
-        if bent || program.ops.iter().any(|n| is_of_experts(&n.op)) {
-            let why =
-                "mixtures of experts, latent, chunked and block-sparse attention do not run on it; the CPU runs them (--device cpu)"
-                    .into();
-            return Err(Error::Device { device: self.info.name.clone(), why });
-        }
-        let many = |w: WeightId| program.weights[w.0 as usize].rows() > 1;
-        let gains = |op: &Op| matches!(op, Op::Norm { norm, .. } if norm.weight.is_some_and(many));
-        if program.ops.iter().any(|n| matches!(n.op, Op::Clip { .. }) || gains(&n.op)) {
-            let why =
-                "has no clipping and no norms with gains for each head; the CPU has (--device cpu)".into();
-            return Err(Error::Device { device: self.info.name.clone(), why });
+        if let Some(why) = refuse::unsupported(&program) {
+            return Err(Error::Device { device: self.info.name.clone(), why: why.into() });
         }
         check_overlap(&program)?;
         self.gpu.bind()?;
@@ -477,14 +448,4 @@ fn floats(bytes: &[u8], out: &mut [f32]) {
     for (x, b) in out.iter_mut().zip(bytes.chunks_exact(4)) {
         *x = f32::from_le_bytes([b[0], b[1], b[2], b[3]]);
     }
-}
-
-/// Whether an op looks rows of a table up by something else than the token, or adds to them.
-fn is_of_experts(op: &Op) -> bool {
-    let chunked = matches!(op, Op::Attend { spec, .. } if spec.chunked || spec.blocks.is_some());
-    chunked || matches!(op, Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. })
-}
-
-fn is_other_lookup(op: &Op) -> bool {
-    matches!(op, Op::Embed { by, add, .. } if *by != Lookup::Token || add.is_some())
 }

@@ -13,6 +13,7 @@ mod kernels;
 mod kv;
 mod peaks;
 mod product;
+mod refuse;
 mod step;
 mod tuned;
 mod weights;

@@ -49,7 +49,7 @@ impl Batch {
                 let observed = s.evictor.as_ref().map_or(0, |e| e.observe(start, rows));
                 let observe = (observed > 0).then_some(Observe { slot: s.slot(), rows: observed });
                 let step = SeqStep::new(rows, start, &s.blocks);
-                seqs.push(SeqStep { observe, adapter, state: s.slot(), ..step });
+                seqs.push(SeqStep { observe, adapter, state: s.slot(), source: s.source, ..step });
                 continue;
             };
             let copy = |(row, branch): &(usize, usize)| KvCopy {
@@ -65,6 +65,8 @@ impl Batch {
             self.outputs.extend(first as u32..self.tokens.len() as u32);
         }
         let step = StepInputs::new(&self.tokens, &seqs, &self.outputs);
-        device.run(prepared, &StepInputs { stop, copies: &self.copies, ..step })
+        // Sources are never planned with other tokens.
+        let source = plan.iter().any(|c| running[c.running].reads());
+        device.run(prepared, &StepInputs { stop, copies: &self.copies, source, ..step })
     }
 }

@@ -1,8 +1,8 @@
 //! The caller's side of the engine: submit, score, cancel. Everything crosses to the engine's thread by one bounded channel.
 
 use crate::adapters::{AdapterInfo, NewAdapter, Registry, Use};
+use crate::config::EngineInfo;
 use crate::embed::{EmbedRequest, Embedded, Embedding, Pooling, STATES_BYTES_MAX};
-use crate::engine::EngineInfo;
 use crate::events::Event;
 use crate::evict::{Eviction, EvictionStats, Evictor};
 use crate::guide::STATES_MAX;
@@ -222,11 +222,20 @@ impl Handle {
     /// Queues a request. Refused at once if it makes no sense for this model, is longer than the context, the queue is full
     /// (for batch requests from three quarters on, for background ones from a half), or it would miss its deadline by
     /// waiting; the refusal says when to try again. An adapter that is not loaded is refused too. Dropping the stream aborts the request, also in the middle of its prompt.
-    pub fn submit(&self, request: Request) -> Result<Stream> {
+    pub fn submit(&self, mut request: Request) -> Result<Stream> {
         self.check_generates("an answer")?;
+        self.add_start(&mut request)?;
         request.check(self.0.info.vocab, self.0.info.context)?;
         self.check_evicts(request.eviction)?;
         self.check_width(&request)?;
+        self.bound_search(&mut request);
+        if !self.0.info.speculates && !matches!(request.speculate, Speculate::Off | Speculate::Auto) {
+            let (value, range) = (
+                request.speculate.name().into(),
+                "off or auto: sequences of this model have states or sources, with which nothing is guessed ahead",
+            );
+            return Err(Error::Field { field: "speculate", value, range });
+        }
         if request.speculate == Speculate::Draft && !self.0.info.draft {
             let (value, range) =
                 ("draft".into(), "off, lookup, ngram or auto: the engine has no draft model");
@@ -271,6 +280,7 @@ impl Handle {
     pub fn score_with(&self, request: ScoreRequest) -> Result<Scores> {
         let ScoreRequest { tokens, from, eviction, kv_tokens, adapter, top } = request;
         self.check_generates("probabilities")?;
+        self.check_predicts("probabilities")?;
         check_logprobs(top)?;
         let context = self.0.info.context;
         check_budget(kv_tokens, context)?;
@@ -303,6 +313,7 @@ impl Handle {
     /// The same with an adapter.
     pub fn logits_with(&self, tokens: Vec<u32>, adapter: Option<&str>) -> Result<Vec<f32>> {
         self.check_generates("logits")?;
+        self.check_predicts("logits")?;
         self.check_length(&tokens)?;
         let (reply, answer) = sync_channel(1);
         let adapter = self.adapter(adapter)?;
@@ -430,6 +441,29 @@ impl Handle {
         Err(Error::Unsuited { what, why: "this model is an encoder: it makes embeddings and no text" })
     }
 
+    /// A prompt that is a source has the answer's first token behind it, which nobody has sent.
+    fn add_start(&self, request: &mut Request) -> Result<()> {
+        let Some(start) = self.0.info.source else { return Ok(()) };
+        if request.guide.as_ref().is_some_and(|g| (**g).clone().effective().is_some()) {
+            let why = "answers of a model with an encoder and a decoder are not guided";
+            return Err(Error::Unsuited { what: "guidance", why });
+        }
+        if !request.prompt.is_empty() {
+            request.prompt.push(start);
+        }
+        Ok(())
+    }
+
+    /// Rows of a prompt are nothing that a model with sources predicts.
+    fn check_predicts(&self, what: &'static str) -> Result<()> {
+        match self.0.info.source {
+            None => Ok(()),
+            Some(_) => {
+                Err(Error::Unsuited { what, why: "this model predicts its answers and not its prompt" })
+            }
+        }
+    }
+
     fn check_evicts(&self, eviction: Eviction) -> Result<()> {
         if eviction == Eviction::Refuse || self.0.info.evicts {
             return Ok(());
@@ -492,6 +526,16 @@ impl Handle {
             return Err(Error::Width { width, need, have, hint });
         }
         Ok(())
+    }
+
+    /// A search without a bound ends where its candidates would not fit any more: they could only push each other out.
+    fn bound_search(&self, request: &mut Request) {
+        let searches = request.guide.as_ref().is_some_and(|g| g.search.is_some());
+        if searches && request.max_tokens.is_none() {
+            let fit = self.0.info.kv_blocks.saturating_sub(request.places() as usize) * BLOCK_TOKENS;
+            let fit = fit.min(request.budget(self.0.info.context));
+            request.kv_tokens = Some(u32::try_from(fit).unwrap_or(u32::MAX));
+        }
     }
 
     fn send(&self, work: Work, class: Class, adapter: Option<Use>) -> Result<(u64, Arc<AtomicBool>)> {

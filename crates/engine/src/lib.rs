@@ -10,6 +10,7 @@ mod batch;
 mod beam;
 mod block_manager;
 mod client;
+mod config;
 mod constraint;
 mod embed;
 mod engine;
@@ -33,9 +34,10 @@ mod tier;
 mod watchdog;
 
 pub use adapters::{AdapterInfo, AdapterLimits};
+pub use config::{EngineConfig, EngineInfo};
 pub use constraint::{Constraint, ConstraintBox};
 pub use embed::{EmbedRequest, Embedded, Embedding, Pooling};
-pub use engine::{Engine, EngineConfig, EngineInfo};
+pub use engine::Engine;
 pub use events::{Event, FinishReason, RequestStats};
 pub use evict::{Evicted, Eviction, EvictionStats, Evictor};
 pub use guide::{

@@ -64,6 +64,17 @@ pub fn identity(source: &Source) -> [u8; 32] {
 /// Most exits of an engine.
 const EXITS_MAX: usize = 32;
 
+/// Refuses a model whose decoder answers an encoder, where one is to guess for another.
+fn one_stack(spec: ModelSpec) -> Result<ModelSpec> {
+    match spec.source {
+        None => Ok(spec),
+        Some(_) => Err(Error::Unsuited {
+            what: "a draft model",
+            why: "this one answers a source, which a draft has none of",
+        }),
+    }
+}
+
 fn check_exits(exits: &[u32], spec: &ModelSpec) -> Result<()> {
     let fault = |value: String, range| Err(Error::Field { field: "exits", value, range });
     if exits.len() > EXITS_MAX {
@@ -98,11 +109,11 @@ impl Engine {
         configure: impl FnOnce(&mut EngineConfig),
         progress: impl FnMut(u64),
     ) -> Result<Loaded> {
-        let spec = quarrel_model::spec(source)?.to_run(options.hidden)?;
+        let spec = quarrel_model::spec(source)?.to_run(options.hidden);
         check_exits(&options.exits, &spec)?;
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
-        if !spec.arch.causal {
+        if !spec.arch.causal || spec.source.is_some() {
             config.step_tokens = config.step_tokens.max(context);
         }
         configure(&mut config);
@@ -120,9 +131,9 @@ impl Engine {
 }
 
 impl DraftModel {
-    /// Loads the weights of `source` into `device`, to guess for sequences of up to `context` tokens.
-    pub fn load(source: &Source, device: Box<dyn Device>, context: usize) -> Result<DraftModel> {
-        DraftModel::load_spec(source, quarrel_model::spec(source)?.to_run(false)?, device, context)
+    /// Loads the weights of `source` into `device`.
+    pub fn load(source: &Source, device: Box<dyn Device>, config: DraftConfig) -> Result<DraftModel> {
+        DraftModel::load_spec(source, &one_stack(quarrel_model::spec(source)?)?, device, config)
     }
 
     /// The first `layers` layers of a model as a model of its own, with the last norm and the head after them: an early exit.
@@ -131,26 +142,31 @@ impl DraftModel {
         source: &Source,
         layers: usize,
         device: Box<dyn Device>,
-        context: usize,
+        config: DraftConfig,
     ) -> Result<DraftModel> {
-        let mut spec = quarrel_model::spec(source)?.to_run(false)?;
+        DraftModel::load_spec(source, &DraftModel::exit_spec(source, layers)?, device, config)
+    }
+
+    /// What [`Self::load_exit`] loads.
+    pub fn exit_spec(source: &Source, layers: usize) -> Result<ModelSpec> {
+        let mut spec = one_stack(quarrel_model::spec(source)?)?;
         if layers == 0 || layers > spec.layers.len() {
             let (field, value) = ("exit_layers", layers.to_string());
             return Err(Error::Field { field, value, range: "1 to the number of the model's layers" });
         }
         spec.layers.truncate(layers);
-        DraftModel::load_spec(source, spec, device, context)
+        Ok(spec)
     }
 
     fn load_spec(
         source: &Source,
-        spec: ModelSpec,
+        spec: &ModelSpec,
         mut device: Box<dyn Device>,
-        context: usize,
+        config: DraftConfig,
     ) -> Result<DraftModel> {
-        let options = decoder::Options { context: u32::try_from(context).ok(), ..Default::default() };
-        let program = decoder::decoder(&spec, &options);
-        let loaded = weights::load(source, &spec, &program, &mut *device, |_| {})?;
-        DraftModel::new(device, program, &loaded, DraftConfig::new(context))
+        let options = decoder::Options { context: u32::try_from(config.context).ok(), ..Default::default() };
+        let program = decoder::decoder(spec, &options);
+        let loaded = weights::load(source, spec, &program, &mut *device, |_| {})?;
+        DraftModel::new(device, program, &loaded, config)
     }
 }

@@ -178,7 +178,7 @@ impl Request {
     }
 
     /// Sequences that are followed at once.
-    pub(crate) fn width(&self) -> u32 {
+    pub fn width(&self) -> u32 {
         self.beams.map_or(self.best_of.unwrap_or(self.n), |b| b.width)
     }
 
@@ -264,10 +264,10 @@ impl Request {
         }
         let Some(beams) = self.beams else { return Ok(()) };
         if beams.width < self.n.max(2) || beams.width > WIDTH_MAX {
-            return field("beams.width", &beams.width, "2, and n, to 128");
+            return field("beams", &beams.width, "2 to 128, and no less than n");
         }
         if !(-10.0..=10.0).contains(&beams.length_penalty) {
-            return field("beams.length_penalty", &beams.length_penalty, "-10 to 10");
+            return field("length_penalty", &beams.length_penalty, "-10 to 10");
         }
         if self.best_of.is_some() {
             return field("best_of", &beams.width, "not given with beams, which are compared anyway");
@@ -323,9 +323,9 @@ mod tests {
             ("n", Request { n: 129, ..ok.clone() }),
             ("best_of", Request { n: 3, best_of: Some(2), ..ok.clone() }),
             ("best_of", Request { best_of: Some(4), beams: beams(4, 1.0), ..ok.clone() }),
-            ("beams.width", Request { beams: beams(1, 1.0), ..ok.clone() }),
-            ("beams.width", Request { n: 5, beams: beams(4, 1.0), ..ok.clone() }),
-            ("beams.length_penalty", Request { beams: beams(4, f32::NAN), ..ok.clone() }),
+            ("beams", Request { beams: beams(1, 1.0), ..ok.clone() }),
+            ("beams", Request { n: 5, beams: beams(4, 1.0), ..ok.clone() }),
+            ("length_penalty", Request { beams: beams(4, f32::NAN), ..ok.clone() }),
         ] {
             let error = wrong.check(4, 4).unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");

@@ -484,7 +484,8 @@ fn an_exit_after_all_layers_changes_nothing_and_an_earlier_one_does() {
     let source = quarrel_formats::Source::open(&path).unwrap();
     let layers = quarrel_model::spec(&source).unwrap().layers.len();
     let start = |exit| {
-        let draft = DraftModel::load_exit(&source, exit, Box::new(Reference::default()), 128)?;
+        let draft =
+            DraftModel::load_exit(&source, exit, Box::new(Reference::default()), DraftConfig::new(128))?;
         let (device, options) = (Box::new(Reference::default()), Default::default());
         let configure = |c: &mut EngineConfig| *c = EngineConfig { kv_blocks: None, ..config(128) };
         Engine::load_with_draft(&source, device, &options, Some(draft), configure, |_| {})
@@ -596,6 +597,26 @@ fn a_search_is_the_same_among_others_and_with_few_places() {
             same(&collect(stream).unwrap(), want);
         }
         settle(&handle);
+    }
+}
+
+/// Without a bound an answer goes on to the end of the context, or to where the cache has no room for all candidates.
+#[test]
+fn a_search_without_a_bound_ends() {
+    let ask = |k| Request { max_tokens: None, ..request(prompt(20, 1), &searching(0.6, k)) };
+    let roomy = with_states(EngineConfig { kv_blocks: Some(40), max_running: 8, ..config(96) });
+    let want = run(&roomy, ask(4));
+    assert_eq!((want.reason, want.tokens.len()), (FinishReason::ContextFull, 76));
+    for blocks in 6..11 {
+        let tight = with_states(EngineConfig { kv_blocks: Some(blocks), max_running: 8, ..config(96) });
+        let got = run(&tight, ask(4));
+        let most = 16 * (blocks - 4) - 20;
+        assert_eq!((got.reason, &got.tokens[..]), (FinishReason::ContextFull, &want.tokens[..most.min(76)]));
+        settle(&tight);
+        assert_eq!(run(&tight, Request { guide: None, ..ask(1) }).tokens.len(), 76);
+        // All of them and one more.
+        let error = tight.submit(ask(8)).map(drop);
+        assert_eq!(error.is_err(), blocks < 10, "{blocks}");
     }
 }
 

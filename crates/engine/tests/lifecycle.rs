@@ -92,12 +92,17 @@ fn running_out_of_blocks_preempts_and_recovers() {
 
 #[test]
 fn a_device_error_fails_what_runs_and_the_engine_goes_on() {
-    let device = Hooked::new(|step| match step {
-        4 => Err(quarrel_ir::Error::Device { device: "test".into(), why: "broken cable".into() }),
-        _ => Ok(()),
+    let (gate, mut pass) = Gate::new();
+    let device = Hooked::new(move |step| {
+        pass();
+        match step {
+            4 => Err(quarrel_ir::Error::Device { device: "test".into(), why: "broken cable".into() }),
+            _ => Ok(()),
+        }
     });
     let handle = start_on(device, config());
     let streams: Vec<_> = (0..2).map(|i| handle.submit(greedy(prompt(30, i), 5)).unwrap()).collect();
+    gate.open(); // both are there before the first step
     for stream in streams {
         let error = collect(stream).unwrap_err();
         assert!(matches!(error, Error::Device(_)) && error.to_string().contains("broken cable"), "{error}");

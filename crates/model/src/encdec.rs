@@ -1,9 +1,8 @@
 //! Two stacks in one Program (T5): the ops of the encoder read sources and leave in the cache what the decoder's layers attend to.
 
-use crate::Result;
 use crate::arch::T5_ENCODER;
 use crate::decoder::Builder;
-use crate::spec::{LayerSpec, ModelSpec, SourceSpec, field_error};
+use crate::spec::{LayerSpec, ModelSpec, SourceSpec};
 use quarrel_ir::{AttendSpec, Buckets, KvLayer, Op, View, WeightId};
 
 /// A stack of layers, by its place in the names of tensors.
@@ -38,22 +37,12 @@ impl ModelSpec {
         }
     }
 
-    /// What an engine runs: the whole, or of two stacks the encoder, if embeddings are wanted.
-    ///
-    /// # Errors
-    /// A model of two stacks is to make tokens, which engines do not let it do yet.
-    pub fn to_run(self, embeddings: bool) -> Result<ModelSpec> {
-        let Some(source) = self.source else { return Ok(self) };
-        if !embeddings {
-            let why = format!(
-                "is {:?}, an encoder that reads the prompt and a decoder that answers it; answers of such models are not \
-                 supported yet, but its encoder makes embeddings (quarrel embed)",
-                self.arch.gguf
-            );
-            return Err(field_error("architecture", why));
-        }
+    /// What an engine runs: the whole, or of two stacks the encoder alone, if embeddings are wanted.
+    pub fn to_run(self, embeddings: bool) -> ModelSpec {
+        let Some(source) = self.source.filter(|_| embeddings) else { return self };
         let layers = vec![LayerSpec { window: None, rope: None }; source.layers as usize];
-        Ok(ModelSpec { arch: &T5_ENCODER, source: None, logit_scale: 1.0, layers, ..self })
+        let context = self.context / 2;
+        ModelSpec { arch: &T5_ENCODER, source: None, logit_scale: 1.0, context, layers, ..self }
     }
 }
 

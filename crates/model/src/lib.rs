@@ -107,6 +107,17 @@ pub fn spec(source: &Source) -> Result<ModelSpec> {
     }
 }
 
+/// Whether a file is of a family whose encoder reads the prompt and whose decoder answers it.
+pub fn reads_source(source: &Source) -> bool {
+    let arch = match source {
+        Source::Gguf(gguf) => {
+            gguf.metadata.str("general.architecture").and_then(|name| arch::by_gguf(name, false))
+        }
+        Source::Hf(hf) => hf.config["architectures"][0].as_str().and_then(arch::by_hf),
+    };
+    arch.is_some_and(|a| a.causal && a.positions == arch::Positions::Buckets)
+}
+
 /// The file or directory that a source was opened from, for messages.
 pub(crate) fn place(source: &Source) -> String {
     source.paths().first().map(|p| p.display().to_string()).unwrap_or_default()

@@ -18,6 +18,7 @@ struct Said {
     heads: u32,
     head_dim: u32,
     ff: u32,
+    /// Of one text.
     context: u32,
     eps: f32,
     buckets: u32,
@@ -44,7 +45,8 @@ impl Said {
             head_dim,
             v_dim: head_dim,
             ff: self.ff,
-            context: self.context,
+            // Source and answer together.
+            context: if arch.causal { self.context.saturating_mul(2) } else { self.context },
             eps: self.eps,
             logit_scale: if self.scaled { (self.dim as f32).powf(-0.5) } else { 1.0 },
             tied: !has("output.weight"),

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use quarrel_cpu::{Isa, KvType};
-use quarrel_engine::{DiskCache, DraftModel, Engine, EngineConfig, Handle, LoadOptions};
+use quarrel_engine::{DiskCache, DraftConfig, DraftModel, Engine, EngineConfig, Handle, LoadOptions};
 use quarrel_model::ModelSpec;
 
 use crate::devices::Place;
@@ -71,7 +71,7 @@ impl Opened {
         let started = Instant::now();
         let memory_budget = options.memory_budget.map(|b| b.saturating_sub(extra));
         let options = &EngineOptions { memory_budget, ..options.clone() };
-        let planner = Planner::new(self, options)?;
+        let planner = Planner::new(self, options)?.with_draft(self, draft, options.exit_layers)?;
         let sizes = memory::sizes(self, &planner, options, usage, talk)?;
         let trained = planner.spec.context as usize;
         let context = sizes.config.context;
@@ -81,13 +81,15 @@ impl Opened {
             ));
         }
         let device = planner.start(sizes.kv)?;
+        let beside = DraftConfig::beside(&sizes.config);
         let draft = match (draft, options.exit_layers) {
             (Some(draft), _) => {
                 self.check_draft(draft)?;
-                Some(DraftModel::load(&draft.source, planner.start(sizes.kv)?, context)?)
+                Some(DraftModel::load(&draft.source, planner.start(sizes.kv)?, beside)?)
             }
             (None, Some(layers)) => {
-                Some(DraftModel::load_exit(&self.source, layers as usize, planner.start(sizes.kv)?, context)?)
+                let device = planner.start(sizes.kv)?;
+                Some(DraftModel::load_exit(&self.source, layers as usize, device, beside)?)
             }
             (None, None) => None,
         };
@@ -122,8 +124,13 @@ impl Opened {
         Ok(Running { handle, spec: loaded.spec, trained, embeddings, load: started.elapsed() })
     }
 
+    /// Whether it makes vectors of texts and no tokens.
+    pub fn is_encoder(&self) -> Result<bool> {
+        Ok(!quarrel_model::spec(&self.source)?.arch.causal)
+    }
+
     /// A draft model's tokens must be this one's.
-    fn check_draft(&self, draft: &Opened) -> Result<()> {
+    pub fn check_draft(&self, draft: &Opened) -> Result<()> {
         let (a, b) = (&self.tokenizer, &draft.tokenizer);
         let differs =
             |id: &u32| !matches!((a.token_bytes(*id), b.token_bytes(*id)), (Ok(a), Ok(b)) if a == b);

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use quarrel_cpu::{CpuOptions, KvType, Stored, footprint, state_bytes};
 use quarrel_engine::memory::{Fitted, Need, fit};
-use quarrel_engine::{CONTEXT_DEFAULT_MAX, EngineConfig};
+use quarrel_engine::{CONTEXT_DEFAULT_MAX, DraftConfig, DraftModel, EngineConfig};
+use quarrel_formats::Source;
 use quarrel_hub::human_bytes;
 use quarrel_ir::{BLOCK_TOKENS, Device, Limits, Program};
 use quarrel_model::{ModelSpec, decoder, weights};
@@ -52,10 +53,29 @@ impl Use {
     pub const SCORE: Use = Use { batch: 1, outputs: 64, guesses: 0, pool: Pool::Full };
 }
 
-/// The memory of a model with given sizes.
-pub struct Planner {
+/// What a model computes, and how its weights are stored.
+struct Planned {
     program: Program,
     stored: Vec<Vec<Stored>>,
+}
+
+impl Planned {
+    fn new(source: &Source, spec: &ModelSpec, options: &decoder::Options) -> Result<Planned> {
+        let mut program = decoder::decoder(spec, options);
+        program.choose(quarrel_ir::candidates::COUNT); // as the engine does
+        let stored = weights::headers(source, spec, &program)?
+            .into_iter()
+            .map(|w| w.into_iter().map(|(dtype, bytes, mapped)| Stored { dtype, bytes, mapped }).collect())
+            .collect();
+        Ok(Planned { program, stored })
+    }
+}
+
+/// The memory of a model with given sizes.
+pub struct Planner {
+    model: Planned,
+    /// The model that guesses for it.
+    draft: Option<Planned>,
     /// What it is.
     pub spec: ModelSpec,
     /// The CPU but for the cache's type.
@@ -71,21 +91,27 @@ pub struct Planner {
 impl Planner {
     /// Reads the header; the process as it is now counts as the program.
     pub fn new(opened: &Opened, args: &EngineOptions) -> Result<Planner> {
-        let spec = quarrel_model::spec(&opened.source)?.to_run(args.embeddings)?;
+        let spec = quarrel_model::spec(&opened.source)?.to_run(args.embeddings);
         let exits = args.exits.as_ref().map_or_else(Vec::new, |e| e.layers(&spec));
         let options = decoder::Options { hidden: args.embeddings, exits, ..decoder::Options::default() };
-        let mut program = decoder::decoder(&spec, &options);
-        program.choose(quarrel_ir::candidates::COUNT); // as the engine does
-        let stored: Vec<Vec<Stored>> = weights::headers(&opened.source, &spec, &program)?
-            .into_iter()
-            .map(|w| w.into_iter().map(|(dtype, bytes, mapped)| Stored { dtype, bytes, mapped }).collect())
-            .collect();
-        let bytes = stored.iter().flatten().map(|s| s.bytes).sum();
+        let model = Planned::new(&opened.source, &spec, &options)?;
+        let bytes = model.stored.iter().flatten().map(|s| s.bytes).sum();
         let (chosen, note) = Chosen::new(args.device, bytes, args.deterministic)?;
         let program_bytes = process::rss_bytes().unwrap_or(32 << 20) as usize + PROGRAM_LATER;
         let options =
             CpuOptions { threads: args.threads.map(usize::from), isa: args.isa, ..CpuOptions::default() };
-        Ok(Planner { program, stored, spec, options, chosen, note, program_bytes })
+        Ok(Planner { model, draft: None, spec, options, chosen, note, program_bytes })
+    }
+
+    /// Counts the model that guesses for this one, too: `draft`, or its own first layers.
+    pub fn with_draft(self, opened: &Opened, draft: Option<&Opened>, layers: Option<u32>) -> Result<Planner> {
+        let (source, spec) = match (draft, layers) {
+            (Some(draft), _) => (&draft.source, quarrel_model::spec(&draft.source)?),
+            (None, Some(n)) => (&opened.source, DraftModel::exit_spec(&opened.source, n as usize)?),
+            (None, None) => return Ok(self),
+        };
+        let draft = Some(Planned::new(source, &spec, &decoder::Options::default())?);
+        Ok(Planner { draft, ..self })
     }
 
     /// Starts the device.
@@ -93,15 +119,25 @@ impl Planner {
         self.chosen.start(self.options, kv)
     }
 
-    /// Bytes of the device's memory by part, for the sizes of an engine: a name for programs, one for people, and the number.
+    /// Bytes of the device's memory by part, for the sizes of an engine, without a draft model's.
     pub fn parts(&self, config: &EngineConfig, kv: KvType) -> quarrel_engine::Result<Vec<Part>> {
         let limits = Limits {
             rows: config.step_tokens,
             outputs: config.step_outputs,
             kv_blocks: config.kv_blocks.unwrap_or(config.context.div_ceil(BLOCK_TOKENS)),
         };
+        self.parts_of(&self.model, &limits, config.max_running, kv)
+    }
+
+    fn parts_of(
+        &self,
+        Planned { program, stored }: &Planned,
+        limits: &Limits,
+        max_running: usize,
+        kv: KvType,
+    ) -> quarrel_engine::Result<Vec<Part>> {
         let Chosen::Cuda { caps, deterministic, .. } = &self.chosen else {
-            let f = footprint(&self.program, &self.stored, &limits, &CpuOptions { kv, ..self.options })?;
+            let f = footprint(program, stored, limits, &CpuOptions { kv, ..self.options })?;
             let mut parts = vec![
                 Part::new(Kind::Weights, "weights_packed", "weights, packed", f.packed),
                 Part::new(Kind::Weights, "weights_mapped", "weights, mapped", f.mapped),
@@ -113,15 +149,15 @@ impl Planner {
                 Part::new(Kind::Working, "prepared", "prepared activations", f.prepared),
                 Part::new(Kind::Working, "scratch", "scratch of the threads", f.scratch),
             ];
-            let states = state_bytes(&self.program).saturating_mul(config.max_running);
+            let states = state_bytes(program).saturating_mul(max_running);
             if states > 0 {
                 parts.push(Part::new(Kind::Working, "states", "states of the sequences", states));
             }
             return Ok(parts);
         };
-        let types: Vec<Vec<_>> = self.stored.iter().map(|w| w.iter().map(|s| s.dtype).collect()).collect();
+        let types: Vec<Vec<_>> = stored.iter().map(|w| w.iter().map(|s| s.dtype).collect()).collect();
         let kv = cuda_kv(kv).unwrap_or_default(); // others were refused before
-        let f = quarrel_cuda::footprint(&self.program, &types, &limits, caps, kv, *deterministic)?;
+        let f = quarrel_cuda::footprint(program, &types, limits, caps, kv, *deterministic)?;
         Ok(vec![
             Part::new(Kind::Weights, "weights", "weights", f.weights),
             Part::new(Kind::Weights, "tables", "embedding table beside its matrix", f.tables),
@@ -133,7 +169,10 @@ impl Planner {
     }
 
     fn need(&self, config: &EngineConfig, kv: KvType) -> quarrel_engine::Result<Need> {
-        let parts = self.parts(config, kv)?;
+        let mut parts = self.parts(config, kv)?;
+        if let Some(draft) = &self.draft {
+            parts.extend(self.parts_of(draft, &DraftConfig::beside(config).limits(), 0, kv)?);
+        }
         let of = |kind| parts.iter().filter(|p| p.kind == kind).map(|p| p.bytes).sum();
         // What a GPU's driver takes for itself is gone from the free memory already.
         let program = if self.chosen == Chosen::Cpu { self.program_bytes } else { 0 };
@@ -198,7 +237,7 @@ pub fn sizes(
         .unwrap_or(trained.min(CONTEXT_DEFAULT_MAX))
         .max(2);
     // A table of positions has no more of them.
-    let context = match planner.program.positions() {
+    let context = match planner.model.program.positions() {
         Some(most) if context > most => {
             (talk.note)(&format!("{} has a context of {most} tokens and no more", opened.local.name));
             most
@@ -218,8 +257,8 @@ pub fn sizes(
     }
     config.step_tokens = config.step_tokens.min(context.saturating_mul(usage.batch)).max(usage.batch + 1);
     // An encoder's texts are whole in a step; short ones share it.
-    config.whole = planner.program.looks_ahead();
-    if config.whole {
+    config.whole = planner.model.program.looks_ahead();
+    if config.whole || planner.model.program.source_ops() > 0 {
         config.step_tokens = EngineConfig::new(context).step_tokens.max(context).max(usage.batch + 1);
     }
     if usage.batch > 1 {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quarrel_engine::{Class, Eviction, Request, Retention, Sampling, Speculate};
+use quarrel_engine::{Beams, Class, Eviction, Request, Retention, Sampling, Speculate};
 use quarrel_text::GrammarSpec;
 use serde::Deserialize;
 use serde_json::Value;
@@ -72,6 +72,8 @@ pub(crate) enum Guess {
     Off,
     Lookup,
     Ngram,
+    /// By the server's draft model.
+    Draft,
     Auto,
 }
 
@@ -218,6 +220,10 @@ pub(crate) struct Fields {
     pub(crate) best_of: Option<u32>,
     /// What is best: the highest mean log-probability, if not given.
     pub(crate) best_of_by: Option<Best>,
+    /// Search with so many beams instead of drawing; the `n` best answers come at the end.
+    pub(crate) beams: Option<u32>,
+    /// With `beams`: scores are divided by the length to this power, so more prefers long answers; 1 if not given.
+    pub(crate) length_penalty: Option<f32>,
     /// Whose log-probabilities are given: those of the model, if not given.
     pub(crate) logprobs_of: Option<LogprobsChoice>,
     /// Go on where the model wants to end, up to `max_tokens`.
@@ -242,7 +248,7 @@ pub(crate) struct Fields {
     pub(crate) deadline_ms: Option<u64>,
     /// Name of a loaded LoRA adapter.
     pub(crate) adapter: Option<String>,
-    /// How tokens are guessed ahead: changes the speed, never the answer.
+    /// How tokens are guessed ahead: changes the speed, never the answer; `lookup` if not given, `auto` where the server has a draft model.
     pub(crate) speculate: Option<Guess>,
     /// How long the prefix cache keeps what was computed.
     pub(crate) cache: Option<Cache>,
@@ -302,11 +308,26 @@ impl Fields {
         }
     }
 
-    /// The engine's request.
+    /// The search, if one is asked for; the engine knows what it goes with.
+    fn beams(&self) -> Result<Option<Beams>, ApiError> {
+        let Some(width) = self.beams else {
+            return match self.length_penalty {
+                None => Ok(None),
+                Some(_) => {
+                    let message = "length_penalty: it belongs to a search; give beams too, 2 to 128";
+                    Err(ApiError::field("length_penalty", message))
+                }
+            };
+        };
+        Ok(Some(Beams { width, length_penalty: self.length_penalty.unwrap_or(1.0) }))
+    }
+
+    /// The engine's request; its tokens are guessed in the `usual` way where it does not say how.
     pub(crate) fn request(
         &self,
         prompt: Vec<u32>,
         base: &Sampling,
+        usual: Speculate,
         key: &Arc<str>,
     ) -> Result<Request, ApiError> {
         if let Some(n) = self.n.filter(|n| !(1..=CHOICES_MAX).contains(n)) {
@@ -328,12 +349,14 @@ impl Fields {
             key: key.clone(),
             deadline: self.deadline_ms.map(Duration::from_millis),
             adapter: self.adapter.clone(),
-            speculate: match self.speculate.unwrap_or(Guess::Lookup) {
+            beams: self.beams()?,
+            speculate: self.speculate.map_or(usual, |guess| match guess {
                 Guess::Off => Speculate::Off,
                 Guess::Lookup => Speculate::Lookup,
                 Guess::Ngram => Speculate::Ngram,
+                Guess::Draft => Speculate::Draft,
                 Guess::Auto => Speculate::Auto,
-            },
+            }),
             retention: match self.cache.unwrap_or(Cache::Usual) {
                 Cache::Discard => Retention::Discard,
                 Cache::Usual => Retention::Usual,

@@ -24,11 +24,19 @@ pub struct ModelSource {
     pub resolve: Arc<dyn Fn() -> anyhow::Result<LocalModel> + Send + Sync>,
 }
 
+impl std::fmt::Debug for ModelSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ModelSource").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
 /// How models are held.
 #[derive(Debug, Clone)]
 pub struct ModelSettings {
     /// How each is loaded.
     pub engine: EngineOptions,
+    /// A smaller model that guesses for those of the same vocabulary, and that answers can be contrasted with.
+    pub draft: Option<ModelSource>,
     /// Sequences at once.
     pub parallel: usize,
     /// Room in the cache of all sequences together.
@@ -235,6 +243,7 @@ impl Models {
     async fn open(&self, slot: &Slot) -> Result<Arc<Live>, ApiError> {
         let (source, settings, talk, started) =
             (slot.source.clone(), self.settings.clone(), self.talk, self.started);
+        let is_first = self.slots.first().is_some_and(|s| s.source.id == source.id);
         let load = tokio::task::spawn_blocking(move || -> anyhow::Result<Live> {
             let opened = Opened::new((source.resolve)()?, talk)?;
             let usage = Use {
@@ -243,8 +252,18 @@ impl Models {
                 guesses: settings.guesses,
                 pool: settings.pool,
             };
-            let engine = EngineOptions { embeddings: true, ..settings.engine };
-            let running = opened.load(&engine, usage, None, 0, talk, |_| {})?;
+            let mut engine = EngineOptions { embeddings: true, ..settings.engine };
+            let mut draft = settings.draft.map(|d| Opened::new((d.resolve)()?, talk)).transpose()?;
+            if opened.is_encoder()? {
+                // An encoder has no logits to look at early, and no next token to guess.
+                (engine.exits, engine.exit_layers, draft) = (None, None, None);
+            }
+            if let Some(Err(e)) = draft.as_ref().map(|d| opened.check_draft(d)) {
+                anyhow::ensure!(!is_first, "--draft: {e:#}");
+                (talk.note)(&format!("{e:#}; it is served without"));
+                draft = None;
+            }
+            let running = opened.load(&engine, usage, draft.as_ref(), 0, talk, |_| {})?;
             let loaded_at = unix_seconds();
             let (last_used, in_flight) = (AtomicU64::default(), AtomicUsize::default());
             let style = opened.template.as_ref().map(ChatStyle::of);

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use quarrel_engine::{LogprobsOf, Meaning, Request};
+use quarrel_engine::{LogprobsOf, Meaning, Request, Speculate};
 use quarrel_runtime::prompt::{
     encode_prompt, message, quote, quote_all, quote_answer, quote_answers, render,
 };
@@ -180,7 +180,7 @@ fn pay(live: &Live, request: &Request, caller: &Caller) -> Result<Option<Charge>
     let Some(account) = &caller.account else { return Ok(None) };
     let room = live.handle().info().context.saturating_sub(request.prompt.len());
     let answer = request.max_tokens.map_or(room.min(ANSWER_RESERVED), |n| room.min(n as usize));
-    let answers = request.best_of.unwrap_or(request.n) as usize;
+    let answers = request.width() as usize;
     account.reserve((request.prompt.len() + answer * answers) as u64).map(Some)
 }
 
@@ -298,7 +298,10 @@ pub(crate) fn request(
     if prompt.ids.is_empty() {
         return Err(ApiError::bad("the prompt is empty, and this model has no token to begin with"));
     }
-    let mut request = fields.request(prompt.ids, &sampling::base(live), &caller.key)?;
+    // Who has not asked for guesses does not have to know of a model that takes none.
+    let info = live.handle().info();
+    let usual = if info.draft || !info.speculates { Speculate::Auto } else { Speculate::Lookup };
+    let mut request = fields.request(prompt.ids, &sampling::base(live), usual, &caller.key)?;
     fields.resolve_breakers(live.tokenizer(), &mut request.sampling)?;
     request.logprobs = logprobs;
     if logprobs.is_none() {

@@ -13,7 +13,7 @@ pub(crate) struct GuessArgs {
     #[arg(long, value_enum, value_name = "HOW", help_heading = "Engine")]
     pub(crate) speculate: Option<Guess>,
     /// A smaller model of the same vocabulary that guesses too
-    #[arg(long, value_name = "MODEL", conflicts_with = "memory_budget", help_heading = "Engine")]
+    #[arg(long, value_name = "MODEL", help_heading = "Engine")]
     pub(crate) draft: Option<String>,
     /// Most tokens to guess in a step
     #[arg(long, value_name = "N", default_value_t = DRAFT_MAX, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Engine")]

@@ -69,7 +69,7 @@ pub(crate) struct GuideArgs {
     #[arg(long, value_name = "X", num_args = 0..=1, default_missing_value = "0.5", value_parser = at_least_zero, help_heading = "Guidance")]
     contrast: Option<f32>,
     /// With --contrast: the model's own first N layers, with its head after them, in the place of a draft model (DoLa with one layer)
-    #[arg(long, value_name = "N", requires = "contrast", conflicts_with_all = ["draft", "memory_budget"], value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Guidance")]
+    #[arg(long, value_name = "N", requires = "contrast", conflicts_with = "draft", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Guidance")]
     pub(crate) exit_layer: Option<u32>,
     /// With --contrast: only tokens of at least this share of the best one's probability [default: 0.1]
     #[arg(long, value_name = "P", requires = "contrast", value_parser = super::zero_to_one, help_heading = "Guidance")]

@@ -6,7 +6,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use quarrel_runtime::Exits;
 use quarrel_server::{AllowedHost, Origin};
 
-use super::{ConfigArgs, EngineArgs, FetchArgs};
+use super::{ConfigArgs, DRAFT_MAX, EngineArgs, FetchArgs};
 use crate::bytes::parse_bytes;
 
 /// What `serve` takes.
@@ -24,6 +24,15 @@ pub(crate) struct Serve {
     /// Layers after which each step has logits too, so that requests may ask for guidance.dola: low, high, or numbers of layers such as 8,10,12; costs time in every step
     #[arg(long, value_name = "LAYERS", help_heading = "Engine")]
     pub(crate) dola_layers: Option<Exits>,
+    /// A smaller model of the same vocabulary: it guesses tokens ahead where that is faster, and requests may ask for guidance.contrast
+    #[arg(long, value_name = "MODEL", help_heading = "Engine")]
+    pub(crate) draft: Option<String>,
+    /// The model's own first N layers, with its head after them, in the place of a draft model
+    #[arg(long, value_name = "N", conflicts_with = "draft", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = "Engine")]
+    pub(crate) exit_layer: Option<u32>,
+    /// Most tokens to guess in a step
+    #[arg(long, value_name = "N", default_value_t = DRAFT_MAX, value_parser = clap::value_parser!(u16).range(1..=64), help_heading = "Engine")]
+    pub(crate) draft_max: u16,
     #[command(flatten)]
     pub(crate) fetch: FetchArgs,
     #[command(flatten)]

@@ -17,7 +17,7 @@ use quarrel_store::presets::Presets;
 use quarrel_store::{Limits, Store};
 use tracing_subscriber::EnvFilter;
 
-use crate::args::{DRAFT_MAX, FetchArgs, LogFormat, MetricsCompat, Serve};
+use crate::args::{FetchArgs, LogFormat, MetricsCompat, Serve};
 use crate::data::data_dir;
 use crate::{input, models, render};
 
@@ -28,6 +28,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
     log(&args)?;
     let engine = EngineOptions {
         exits: args.dola_layers.clone(),
+        exit_layers: args.exit_layer,
         target_itl: args.target_itl_ms.map(|ms| Duration::from_millis(ms.into())),
         host_cache: args.host_cache.unwrap_or(0),
         disk_cache: args
@@ -46,9 +47,10 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         models,
         settings: ModelSettings {
             engine,
+            draft: draft(&args)?,
             parallel: args.parallel.into(),
             pool: args.kv_pool.map_or(Pool::Fits, |n| Pool::Tokens(n as usize)),
-            guesses: DRAFT_MAX.into(),
+            guesses: args.draft_max.into(),
             keep_alive: args.keep_alive.map(|m| Duration::from_secs(60 * u64::from(m))),
             loaded_max: args.models_max.into(),
             embedding_model,
@@ -181,6 +183,13 @@ fn sources(args: &Serve) -> Result<(Vec<ModelSource>, Option<String>)> {
         sources.push(ModelSource { id, resolve: Arc::new(move || resolve(&model, fetch)) });
     }
     Ok((sources, embedding))
+}
+
+/// The draft model; a name that cannot be had is said at once.
+fn draft(args: &Serve) -> Result<Option<ModelSource>> {
+    let (fetch, Some(model)) = (args.fetch, args.draft.clone()) else { return Ok(None) };
+    resolve(&model, fetch).context("--draft")?;
+    Ok(Some(ModelSource { id: model.clone(), resolve: Arc::new(move || resolve(&model, fetch)) }))
 }
 
 fn resolve(model: &str, fetch: FetchArgs) -> Result<quarrel_hub::LocalModel> {

@@ -12,8 +12,20 @@ pub(super) struct Draw {
     pub(super) total: f64,
 }
 
-/// Draws one of the candidates, of which at least one has a weight, by a number in `[0, 1)`.
+/// Lists longer than this are not sorted: more than a device chooses, so how the candidates were found makes no difference.
+const LONG: usize = 2048;
+/// Units of the largest weight in the sums of long lists, which are integers and so do not depend on the order of the list.
+const UNITS: f64 = (1u64 << 44) as f64;
+
+/// Draws one of the candidates, of which at least one has a weight, by a number in `[0, 1)`. They are left in some order.
 pub(super) fn draw(candidates: &mut [Candidate], uniform: f64) -> Draw {
+    match candidates.len() {
+        0..=LONG => draw_sorted(candidates, uniform),
+        _ => draw_split(candidates, uniform),
+    }
+}
+
+fn draw_sorted(candidates: &mut [Candidate], uniform: f64) -> Draw {
     candidates.sort_unstable_by(best_first);
     let total: f64 = candidates.iter().map(|c| f64::from(c.weight)).sum();
     let mut left = uniform * total;
@@ -27,6 +39,30 @@ pub(super) fn draw(candidates: &mut [Candidate], uniform: f64) -> Draw {
     }
     // Rounding may leave a trace after the last one.
     Draw { of, total }
+}
+
+/// Splits the list by rank, and then only the part in which the drawn one lies. What weighs less than one unit is not drawn.
+fn draw_split(candidates: &mut [Candidate], uniform: f64) -> Draw {
+    let unit = candidates.iter().fold(0.0, |m: f64, c| m.max(f64::from(c.weight))) / UNITS;
+    let units = |c: &Candidate| u128::from((f64::from(c.weight) / unit) as u64);
+    let mass = |part: &[Candidate]| part.iter().map(units).sum::<u128>();
+    let total = mass(candidates);
+    let mut left = ((uniform * total as f64) as u128).min(total - 1);
+    let mut part = candidates;
+    while part.len() > 1 {
+        let middle = part.len() / 2;
+        part.select_nth_unstable_by(middle, best_first);
+        let mass = mass(&part[..middle]);
+        let (better, others) = part.split_at_mut(middle);
+        // The mass of the part stays larger than `left`, so the last one has a weight.
+        part = if left < mass {
+            better
+        } else {
+            left -= mass;
+            others
+        };
+    }
+    Draw { of: part[0], total: total as f64 * unit }
 }
 
 #[cfg(test)]
@@ -57,5 +93,32 @@ mod tests {
             })
             .sum();
         assert!(chi < 18.47, "chi-square {chi} with 4 degrees of freedom (p = 0.001)");
+    }
+    /// A long list is split and not sorted; that gives the tokens of a list that is sorted, whatever order it comes in.
+    #[test]
+    fn a_long_list_gives_the_tokens_of_a_sorted_one() {
+        let mut rng = Pcg64::new(5);
+        for n in [LONG + 1, 5000, 40_000] {
+            let logits: Vec<f32> = (0..n).map(|_| (12.0 * rng.uniform() - 12.0) as f32).collect();
+            let all = |order: &mut dyn Iterator<Item = usize>| -> Vec<Candidate> {
+                order
+                    .map(|i| {
+                        let weight = if i % 7 == 0 { 0.0 } else { logits[i].exp() };
+                        Candidate { id: i as u32, logit: if i % 7 == 0 { -200.0 } else { logits[i] }, weight }
+                    })
+                    .collect()
+            };
+            let mut sorted = all(&mut (0..n));
+            for uniform in (0..40).map(|_| rng.uniform()).chain([0.0, 1.0 - f64::EPSILON / 2.0]) {
+                let want = draw_sorted(&mut sorted, uniform);
+                let (a, b) =
+                    (draw(&mut all(&mut (0..n)), uniform), draw(&mut all(&mut (0..n).rev()), uniform));
+                assert_eq!((a.of, a.total), (b.of, b.total), "{n} {uniform}");
+                assert!((a.total - want.total).abs() < 1e-7 * want.total);
+                // Neighbours where the sums differ by their roundings, else the same.
+                let rank = |c: Candidate| sorted.iter().position(|s| *s == c).unwrap();
+                assert!(rank(a.of).abs_diff(rank(want.of)) <= 1 && a.of.weight > 0.0, "{n} {uniform}");
+            }
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! A draft model: a smaller model of the same vocabulary on a device of its own, which runs ahead of the sequences. It has its
 //! own KV blocks; what it computed of rejected guesses is overwritten when it catches up.
 
-use crate::{Error, Result};
+use crate::{EngineConfig, Error, Result};
 use quarrel_ir::{BLOCK_TOKENS, Device, Limits, Prepared, Program, Readout, SeqStep, StepInputs, Weight};
 use std::collections::HashMap;
 
@@ -23,6 +23,19 @@ impl DraftConfig {
     /// The defaults for a context of so many tokens.
     pub fn new(context: usize) -> DraftConfig {
         DraftConfig { context, kv_blocks: None, step_tokens: 128, max_running: 16 }
+    }
+
+    /// For all sequences that an engine may run, with as many blocks as it has.
+    pub fn beside(config: &EngineConfig) -> DraftConfig {
+        let max_running = config.max_running.max(1);
+        let step_tokens = max_running.max(128);
+        DraftConfig { context: config.context, kv_blocks: config.kv_blocks, step_tokens, max_running }
+    }
+
+    /// What its device is prepared for.
+    pub fn limits(&self) -> Limits {
+        let kv_blocks = self.kv_blocks.unwrap_or(self.context.div_ceil(BLOCK_TOKENS));
+        Limits { rows: self.step_tokens, outputs: self.max_running, kv_blocks }
     }
 }
 
@@ -52,7 +65,8 @@ impl DraftModel {
         config: DraftConfig,
     ) -> Result<DraftModel> {
         let full = config.context.div_ceil(BLOCK_TOKENS);
-        let blocks = config.kv_blocks.unwrap_or(full);
+        let limits = config.limits();
+        let blocks = limits.kv_blocks;
         for (field, value, least, why) in [
             ("draft.context", config.context, 1, "one token"),
             ("draft.kv_blocks", blocks, full, "the blocks of one sequence of full length"),
@@ -68,7 +82,6 @@ impl DraftModel {
             return Err(Error::Unsuited { what: "a draft model", why });
         }
         let vocab = program.logits.map_or(0, |l| l.cols as usize);
-        let limits = Limits { rows: config.step_tokens, outputs: config.max_running, kv_blocks: blocks };
         let prepared = device.prepare(program, weights, limits)?;
         Ok(DraftModel { device, prepared, vocab, config, cache: Cache::new(blocks), row: vec![0.0; vocab] })
     }

@@ -27,7 +27,7 @@ pub enum Speculate {
     Ngram,
     /// By the engine's draft model.
     Draft,
-    /// By whatever the engine has, as far as it pays.
+    /// By whatever the engine has, as far as it pays; not at all where sequences have states, which refuse all others.
     Auto,
 }
 

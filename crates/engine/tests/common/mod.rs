@@ -10,6 +10,7 @@ use quarrel_ir::{
     Adapter, AdapterPart, Device, DeviceInfo, HostWeight, Keep, Limits, Mass, Prepared, Program, Readout,
     Result, RopeStyle, StepInputs, Weight, WeightDecl,
 };
+use quarrel_model::hybrid::{Mamba2, Mixer};
 use quarrel_model::rope::Rotary;
 use quarrel_model::{LayerSpec, ModelSpec, arch, decoder};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -43,6 +44,18 @@ pub fn program() -> Program {
     decoder::decoder(&spec(), &decoder::Options::default())
 }
 
+/// A model of which two layers in three have states.
+pub fn hybrid() -> Program {
+    let mamba = Mamba2 { heads: 3, head_dim: 4, state_dim: 5, taps: 4, conv_bias: true, bias: false };
+    let layer = LayerSpec { window: None, rope: Some(0) };
+    let spec = ModelSpec {
+        layers: vec![layer; 3],
+        mixers: vec![Mixer::Mamba2(mamba), Mixer::Attention, Mixer::Mamba2(mamba)],
+        ..spec()
+    };
+    decoder::decoder(&spec, &decoder::Options::default())
+}
+
 /// Uniform in -1..1 from the name and the index, by an integer hash.
 pub fn element(name: &str, i: usize) -> f32 {
     let mut h =
@@ -70,6 +83,10 @@ fn load_with(device: &mut dyn Device, program: &Program, nan: bool, salt: &str) 
                 let n = (part.rows * decl.cols) as usize;
                 let mut values: Vec<f32> =
                     (0..n).map(|i| 1.3 * element(&format!("{}{salt}", part.name), i)).collect();
+                // States fade.
+                if part.name.contains("ssm_a") {
+                    values.iter_mut().for_each(|v| *v = -v.abs());
+                }
                 if nan && part.name == "output.weight" {
                     values[17] = f32::NAN;
                 }
@@ -187,6 +204,14 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
 
     fn copy_blocks(&mut self, prepared: Prepared, pairs: &[(u32, u32)]) -> Result<()> {
         self.inner.copy_blocks(prepared, pairs)
+    }
+
+    fn copy_state(&mut self, prepared: Prepared, from: u32, to: u32) -> Result<()> {
+        self.inner.copy_state(prepared, from, to)
+    }
+
+    fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {
+        self.inner.drop_state(prepared, state)
     }
 
     fn compact(

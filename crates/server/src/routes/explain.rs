@@ -83,8 +83,8 @@ pub(crate) async fn explain(
     if fields.stream == Some(true) {
         return Err(ApiError::field("stream", "stream: an explanation comes as a whole; leave it out"));
     }
-    if fields.n.unwrap_or(1) != 1 || fields.best_of.unwrap_or(1) != 1 {
-        return Err(ApiError::field("n", "n: one answer is explained; leave out n and best_of"));
+    if fields.n.unwrap_or(1) != 1 || fields.best_of.unwrap_or(1) != 1 || fields.beams.is_some() {
+        return Err(ApiError::field("n", "n: one answer is explained; leave out n, best_of and beams"));
     }
     let preset = fields.take_preset(&app.presets)?;
     let tokens = *fields.max_tokens.get_or_insert(TOKENS);

@@ -36,7 +36,7 @@ fn encoder() -> LocalModel {
     local(dir.join("model.safetensors"))
 }
 
-fn model(dir: &Path) -> LocalModel {
+pub(crate) fn model(dir: &Path) -> LocalModel {
     let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../conform/goldens/tiny/smollm2/model.gguf");
     let source = Source::open(&tiny).unwrap();
     let mut metadata = source.metadata().unwrap().clone();
@@ -97,6 +97,7 @@ pub(crate) fn start_with(change: impl FnOnce(&mut ServeConfig) + Send + 'static)
             ],
             settings: ModelSettings {
                 engine: EngineOptions { ctx: Some(CONTEXT), threads: Some(1), ..EngineOptions::default() },
+                draft: None,
                 parallel: 4,
                 pool: Pool::Tokens(4 * CONTEXT as usize),
                 guesses: 4,

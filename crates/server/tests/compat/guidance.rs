@@ -3,7 +3,11 @@
 
 use serde_json::{Value, json};
 
-use crate::common::{post, with};
+use std::sync::Arc;
+
+use quarrel_server::ModelSource;
+
+use crate::common::{self, ENCODER, post, with};
 
 const PATH: &str = "/v1/completions";
 
@@ -71,6 +75,46 @@ fn a_negative_prompt_of_scale_one_is_plain_and_of_two_is_not() {
     let (message, usage) = of(json!({ "guidance": { "coherence": { "min": -1e6 } } }));
     assert_eq!(message, plain.0);
     assert!(usage["guidance"]["extra_rows"].as_u64().unwrap() > 0, "{usage}");
+}
+
+/// Requests of a server with a draft model: it guesses, the answer is the same, and they may go away from it.
+#[test]
+fn a_draft_model_guesses_and_is_gone_away_from() {
+    let whole = common::start_with(|config| {
+        let first = config.models[0].clone();
+        config.settings.draft = Some(ModelSource { id: "draft".into(), resolve: Arc::clone(&first.resolve) });
+    });
+    let early = common::start_with(|config| config.settings.engine.exit_layers = Some(1));
+    let of = |at, more: Value| {
+        let reply = common::call(at, "POST", PATH, None, Some(&with(&body(), more)));
+        assert_eq!(reply.status, 200, "{}", reply.text);
+        reply.json()
+    };
+    let greedy = |more: Value| with(&json!({ "temperature": 0 }), more);
+    let plain = post(PATH, &with(&body(), greedy(json!({})))).json();
+    for at in [whole, early] {
+        for how in [json!({}), json!({ "speculate": "draft" }), json!({ "speculate": "off" })] {
+            assert_eq!(text(&of(at, greedy(how.clone()))), text(&plain), "{how}");
+        }
+        let off = of(at, greedy(json!({ "guidance": { "contrast": { "beta": 0 } } })));
+        assert_eq!(text(&off), text(&plain));
+    }
+    // The model less itself is the model; less its first layer it is not.
+    let contrast = json!({ "guidance": { "contrast": { "beta": 2.0, "alpha": 0.0 } } });
+    let (same, other) = (of(whole, greedy(contrast.clone())), of(early, greedy(contrast)));
+    assert!(text(&same) == text(&plain) && text(&other) != text(&plain), "{same} {other}");
+    for answer in [same, other] {
+        assert!(answer["usage"]["guidance"]["extra_rows"].as_u64().unwrap() >= 60, "{answer}");
+    }
+    // An encoder beside them has no draft model.
+    let ask = json!({ "model": ENCODER, "input": "a text" });
+    for at in [whole, early] {
+        let vectors = common::call(at, "POST", "/v1/embeddings", None, Some(&ask));
+        assert_eq!(vectors.status, 200, "{}", vectors.text);
+    }
+    let none = post(PATH, &with(&body(), json!({ "speculate": "draft" })));
+    assert_eq!(none.status, 400);
+    assert!(none.text.contains("no draft model"), "{}", none.text);
 }
 
 #[test]

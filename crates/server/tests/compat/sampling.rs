@@ -67,9 +67,52 @@ fn log_probabilities_are_of_the_model_or_of_the_draw() {
     assert_eq!(logprobs("sampled"), 0.0);
 }
 
+/// A search gives the likeliest answers, the best first, whole or as a stream, whatever the sampling is.
+#[test]
+fn beams_find_what_is_likelier_than_greed() {
+    let fields = |more: Value| {
+        with(&with(&ask(), json!({ "max_tokens": 12, "logprobs": 0, "ignore_eos": true })), more)
+    };
+    let of = |more: Value| {
+        let whole = post("/v1/completions", &fields(more));
+        assert_eq!(whole.status, 200, "{}", whole.text);
+        let choices = whole.json()["choices"].as_array().unwrap().clone();
+        let mut found: Vec<(u64, String, f64)> = choices
+            .iter()
+            .map(|c| {
+                let all = c["logprobs"]["token_logprobs"].as_array().unwrap();
+                let sum = all.iter().map(|l| l.as_f64().unwrap()).sum();
+                (c["index"].as_u64().unwrap(), c["text"].as_str().unwrap().to_owned(), sum)
+            })
+            .collect();
+        found.sort_by_key(|c| c.0);
+        found
+    };
+    let greedy = of(json!({ "temperature": 0 }));
+    let found = of(json!({ "beams": 4, "n": 3, "length_penalty": 0.0 }));
+    assert_eq!(found.len(), 3);
+    assert!(found[0].2 > greedy[0].2 + 0.01, "{found:?} {greedy:?}");
+    assert!(found.windows(2).all(|w| w[0].2 >= w[1].2 && w[0].1 != w[1].1), "{found:?}");
+    let streamed =
+        post("/v1/completions", &fields(json!({ "beams": 4, "length_penalty": 0.0, "stream": true }))).text;
+    let chunks = streamed.lines().filter_map(|l| l.strip_prefix("data: ")).filter(|l| *l != "[DONE]");
+    let parts = chunks.map(|l| serde_json::from_str::<Value>(l).unwrap());
+    let parts: String = parts.filter_map(|v| v["choices"][0]["text"].as_str().map(str::to_owned)).collect();
+    assert_eq!(parts, found[0].1);
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     for (path, fields, param) in [
+        ("/v1/completions", json!({ "length_penalty": 2.0 }), "length_penalty"),
+        ("/v1/completions", json!({ "beams": 1 }), "beams"),
+        ("/v1/completions", json!({ "beams": 4, "n": 5 }), "beams"),
+        (
+            "/v1/completions",
+            json!({ "beams": 4, "xtc_probability": 0.5, "temperature": 0.5 }),
+            "xtc_probability",
+        ),
+        ("/v1/sampling/explain", json!({ "beams": 2 }), "n"),
         ("/v1/completions", json!({ "samplers": ["luck"] }), "samplers"),
         ("/v1/completions", json!({ "mirostat": 2, "top_p": 0.5 }), "mirostat"),
         ("/v1/completions", json!({ "typical_p": 1.5 }), "typical_p"),

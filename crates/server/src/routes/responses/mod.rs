@@ -119,11 +119,12 @@ pub(crate) struct ResponseRequest {
 }
 
 /// Fields of the other APIs that have another name here, or no meaning.
-const NOT_HERE: [(&str, &str); 6] = [
+const NOT_HERE: [(&str, &str); 7] = [
     ("max_tokens", "use max_output_tokens"),
     ("response_format", "use text.format"),
     ("n", "a response is one answer"),
     ("best_of", "a response is one answer"),
+    ("beams", "a response is one answer that is drawn; /v1/completions and /v1/chat/completions search"),
     ("stream_options", "response.completed always has the usage"),
     ("messages", "use input"),
 ];
