@@ -219,6 +219,7 @@ fn steps_that_contradict_the_stacks_are_refused() {
         let mut m = Model::open(device, &goldens("encdec/t5/model.gguf"), true, 1);
         let seq = SeqStep::new(3, 0, &blocks[0]);
         let mut run = |seq: SeqStep, source: bool, outputs: &[u32]| {
+            let seqs = [seq];
             let step = StepInputs { source, ..StepInputs::new(&[3, 4, 5], &seqs, outputs) };
             m.device.run(m.prepared, &step).map_err(|e| e.to_string())
         };
@@ -269,9 +270,9 @@ fn engines_embed_with_the_encoder() {
     }
 }
 
-fn engine(name: &str, hidden: bool, configure: impl FnOnce(&mut EngineConfig)) -> Handle {
+fn engine(name: &str, encoder: bool, configure: impl FnOnce(&mut EngineConfig)) -> Handle {
     let source = Source::open(goldens(name)).unwrap();
-    let options = LoadOptions { hidden, ..LoadOptions::default() };
+    let options = LoadOptions { hidden: true, encoder, ..LoadOptions::default() };
     Engine::load(&source, cpu(KvType::F32, 2), &options, configure, |_| {}).unwrap().handle
 }
 
@@ -297,7 +298,9 @@ fn engines_answer_sources_as_transformers_does() {
         let handle = engine(&path, false, |_| {});
         assert_eq!(handle.info().context, 1024, "source and answer");
         for (source, greedy) in golden.sources.iter().zip(&golden.greedy) {
-            let request = Request { max_tokens: Some(greedy.len() as u32), ..Request::new(source.clone()) };
+            let sampling = Sampling { temperature: 0.0, ..Sampling::default() };
+            let max_tokens = Some(greedy.len() as u32);
+            let request = Request { sampling, max_tokens, ..Request::new(source.clone()) };
             for _ in 0..2 {
                 let (said, counted) = ask(&handle, request.clone());
                 assert_eq!((&said[0], counted), (greedy, [source.len(), 0]), "{path}");
@@ -354,7 +357,7 @@ fn what_a_source_does_not_go_with_is_refused_by_name() {
     let e = handle.logits(vec![5, 6, 7]).unwrap_err().to_string();
     assert!(e.contains("not its prompt"), "{e}");
     let e = handle.embed(EmbedRequest::new(vec![5])).err().unwrap().to_string();
-    assert!(e.contains("for embeddings"), "{e}");
+    assert!(e.contains("encoder alone"), "{e}");
     let source = Source::open(goldens("encdec/t5/model.gguf")).unwrap();
     let small = LoadOptions { context: Some(64), ..LoadOptions::default() };
     let e = Engine::load(&source, cpu(KvType::F16, 1), &small, |c| c.step_tokens = 40, |_| {});

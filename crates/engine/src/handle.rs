@@ -325,7 +325,12 @@ impl Handle {
     /// loaded without hidden states. Dropping what comes back cancels it.
     pub fn embed(&self, request: EmbedRequest) -> Result<Embedded> {
         let Some(dim) = self.0.info.hidden else {
-            let why = "the engine was loaded without its hidden states; load it for embeddings";
+            let why = match self.0.info.source {
+                None => "the engine was loaded without its hidden states; load it for embeddings",
+                Some(_) => {
+                    "this model answers; load its encoder alone for embeddings (embed, serve --embedding-model)"
+                }
+            };
             return Err(Error::Unsuited { what: "an embedding", why });
         };
         self.check_length(&request.tokens)?;

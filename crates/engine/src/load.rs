@@ -21,13 +21,15 @@ pub struct LoadOptions {
     pub fuse: bool,
     /// Keep the hidden states of all tokens, so that a decoder makes embeddings too; an encoder always does.
     pub hidden: bool,
+    /// Of a model whose encoder reads the prompt the encoder alone, which makes embeddings and no answers.
+    pub encoder: bool,
     /// Numbers of layers after which there are logits too, for [`crate::Dola`]: they are computed in each step, for all.
     pub exits: Vec<u32>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { context: None, fuse: true, hidden: false, exits: Vec::new() }
+        LoadOptions { context: None, fuse: true, hidden: false, encoder: false, exits: Vec::new() }
     }
 }
 
@@ -109,7 +111,7 @@ impl Engine {
         configure: impl FnOnce(&mut EngineConfig),
         progress: impl FnMut(u64),
     ) -> Result<Loaded> {
-        let spec = quarrel_model::spec(source)?.to_run(options.hidden);
+        let spec = quarrel_model::spec(source)?.to_run(options.encoder);
         check_exits(&options.exits, &spec)?;
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);

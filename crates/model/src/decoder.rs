@@ -57,7 +57,8 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     if spec.arch.causal {
         let picked: Vec<View> = picked.into_iter().flatten().collect();
         assert_eq!(picked.len(), exits.len(), "an exit is behind the last layer");
-        b.head(x, table, options.hidden, &picked);
+        // What a model with a source knows of a text is in its encoder.
+        b.head(x, table, options.hidden && spec.source.is_none(), &picked);
     } else {
         b.p.hidden = Some(if b.stack == Stack::Only { x } else { b.last_norm("hidden", x) });
     }

@@ -37,9 +37,9 @@ impl ModelSpec {
         }
     }
 
-    /// What an engine runs: the whole, or of two stacks the encoder alone, if embeddings are wanted.
-    pub fn to_run(self, embeddings: bool) -> ModelSpec {
-        let Some(source) = self.source.filter(|_| embeddings) else { return self };
+    /// What an engine runs: the whole, or of two stacks the encoder alone, where embeddings are wanted.
+    pub fn to_run(self, encoder: bool) -> ModelSpec {
+        let Some(source) = self.source.filter(|_| encoder) else { return self };
         let layers = vec![LayerSpec { window: None, rope: None }; source.layers as usize];
         let context = self.context / 2;
         ModelSpec { arch: &T5_ENCODER, source: None, logit_scale: 1.0, context, layers, ..self }

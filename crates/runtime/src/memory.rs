@@ -91,7 +91,7 @@ pub struct Planner {
 impl Planner {
     /// Reads the header; the process as it is now counts as the program.
     pub fn new(opened: &Opened, args: &EngineOptions) -> Result<Planner> {
-        let spec = quarrel_model::spec(&opened.source)?.to_run(args.embeddings);
+        let spec = quarrel_model::spec(&opened.source)?.to_run(args.encoder);
         let exits = args.exits.as_ref().map_or_else(Vec::new, |e| e.layers(&spec));
         let options = decoder::Options { hidden: args.embeddings, exits, ..decoder::Options::default() };
         let model = Planned::new(&opened.source, &spec, &options)?;

@@ -377,6 +377,7 @@ impl Scheduler {
         let plan = std::mem::take(&mut self.plan);
         self.work = planned.of_rows(planned.rows + self.guessed());
         self.pace.observe(self.work, elapsed);
+        self.has_read = self.reading;
         for chunk in &plan {
             let s = &mut self.running[chunk.running];
             s.computed = chunk.rows.end;

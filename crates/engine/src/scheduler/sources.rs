@@ -32,6 +32,9 @@ mod tests {
     use quarrel_ir::BLOCK_TOKENS;
     use std::time::Duration;
 
+    /// Of a sequence.
+    type Rows = (u64, std::ops::Range<usize>);
+
     fn scheduler(blocks: usize, running: usize) -> Scheduler {
         Scheduler::new(Limits {
             rows: 64,
@@ -52,7 +55,7 @@ mod tests {
     }
 
     /// One step: what was planned, and the copies before it. Those that are through get a token more.
-    fn step(s: &mut Scheduler) -> (Vec<(u64, std::ops::Range<usize>)>, Vec<(u32, u32)>) {
+    fn step(s: &mut Scheduler) -> (Vec<Rows>, Vec<(u32, u32)>) {
         s.schedule(Duration::ZERO, &Nothing);
         let copies = s.take_ops().into_iter().filter_map(|op| match op {
             BlockOp::Copy { from, to } => Some((from, to)),

@@ -17,8 +17,9 @@ with the difference, never run approximately.
 Contexts beyond the first training are known as `linear`, `dynamic` (NTK), `llama3`, `yarn` and `longrope`; rotations may be
 of a part of each head. LongRoPE and `dynamic` depend on the context that is served (`--ctx`), and hold for all its tokens.
 
-T5's encoder makes embeddings, alone or out of a file that has the decoder too. The decoder runs on the CPU as far as a Program
-goes (its goldens prove it); engines refuse it by name until they take a source ([how](adr/0008-encoder-decoder.md)).
+T5 and its kin answer a prompt that their encoder reads ([how](adr/0008-encoder-decoder.md)), on the CPU; the prompt ends with eos. The
+encoder alone makes embeddings, out of a file of its own or of the whole (`quarrel embed`, `serve --embedding-model`). Their goldens are
+in `goldens/encdec` and `goldens/embed`.
 
 Attention sees everything before a token, a window, a chunk, or blocks: the token's own and a few before it, the first ones,
 and every so many'th, which differ by head. What is not seen is not read, so a window or a pattern costs what it sees and not
