@@ -6,6 +6,7 @@ mod bench;
 mod config;
 mod doctor;
 mod eval;
+mod form;
 mod guess;
 mod guide;
 mod sample;
@@ -23,6 +24,7 @@ pub(crate) use bench::{Bench, BenchChild, BenchText};
 pub(crate) use config::{Config, ConfigArgs, ConfigCommand, ConfigOf};
 pub(crate) use doctor::Doctor;
 pub(crate) use eval::{Eval, EvalCommand, EvalQuality};
+pub(crate) use form::FormArgs;
 pub(crate) use guess::{DRAFT_MAX, Guess, GuessArgs};
 pub(crate) use guide::GuideArgs;
 pub(crate) use sample::{ChainArgs, Logprobs, parse_bias};
@@ -353,6 +355,11 @@ pub(crate) struct Run {
     pub(crate) evict: EvictArgs,
     #[command(flatten)]
     pub(crate) guide: GuideArgs,
+    #[command(flatten)]
+    pub(crate) form: FormArgs,
+    /// Go on where the model wants to end, up to --max-tokens
+    #[arg(long, help_heading = "Sampling")]
+    pub(crate) ignore_eos: bool,
     /// Make N answers and print all of them, each with the mean log-probability of its tokens; seeds follow each other
     #[arg(long = "n", value_name = "N", visible_alias = "answers", value_parser = clap::value_parser!(u32).range(1..=128), conflicts_with_all = ["stream", "explain"], help_heading = "Sampling")]
     pub(crate) n: Option<u32>,

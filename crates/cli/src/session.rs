@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use indicatif::ProgressBar;
 use quarrel_engine::{
-    Beams, Event, EvictionStats, FinishReason, Guide, GuideStats, Handle, LogprobsOf, Request, RequestStats,
-    Speculate, Trace,
+    Beams, ConstraintBox, Event, EvictionStats, FinishReason, Guide, GuideStats, Handle, LogprobsOf, Request,
+    RequestStats, Speculate, Trace,
 };
 use quarrel_runtime::memory::Use;
 use quarrel_runtime::{Embedder, EngineOptions, GuideOptions, Sentences, Talk, TextStream, process};
@@ -191,6 +191,10 @@ pub(crate) struct Ask<'a> {
     /// Answers, and the width of a search for them.
     pub(crate) n: u32,
     pub(crate) beams: Option<Beams>,
+    /// What each token must obey.
+    pub(crate) constraint: Option<ConstraintBox>,
+    /// Ends of the model's are tokens as others.
+    pub(crate) ignore_eos: bool,
 }
 
 impl<'a> Ask<'a> {
@@ -207,6 +211,8 @@ impl<'a> Ask<'a> {
             explain: None,
             n: 1,
             beams: None,
+            constraint: None,
+            ignore_eos: false,
         }
     }
 }
@@ -290,6 +296,8 @@ impl Running {
             guide: ask.guide,
             n: ask.n,
             beams: ask.beams,
+            constraint: ask.constraint,
+            ignore_eos: ask.ignore_eos,
             ..Request::new(ask.prompt)
         })
     }

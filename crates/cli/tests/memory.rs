@@ -52,6 +52,20 @@ fn a_plan_adds_up_and_grows_with_what_is_asked_for() {
 }
 
 #[test]
+fn states_and_their_copies_are_planned() {
+    let hybrid = tiny().replace("smollm2", "granitehybrid");
+    let parts = |m: &str, batch: &str| {
+        let plan = object(&["plan", m, "--json", "--ctx", "256", "--batch", batch]);
+        ["states", "snapshots"].map(|part| plan["bytes"][part].as_u64())
+    };
+    assert_eq!(parts(&tiny(), "1"), [None; 2]);
+    let [Some(state), Some(copies)] = parts(&hybrid, "1") else { panic!("a model with states") };
+    // They are small: one for each block.
+    assert!(state > 0 && copies == 16 * state, "{state}, {copies}");
+    assert_eq!(parts(&hybrid, "4"), [Some(4 * state), Some(64 * state)]);
+}
+
+#[test]
 fn a_budget_is_kept_and_what_was_chosen_is_said() {
     let m = tiny();
     let asked = ["plan", &m, "--json", "--ctx", "65536", "--batch", "4", "--kv", "f32"];

@@ -5,7 +5,7 @@ use quarrel_conform::random::Rng;
 use quarrel_cpu::{Cpu, CpuOptions, KvType};
 use quarrel_formats::DType;
 use quarrel_ir::reference::Reference;
-use quarrel_ir::{Device, Limits, Readout, SeqStep, StepInputs};
+use quarrel_ir::{Device, Limits, Prepared, Readout, SeqStep, StateCopy, StepInputs, View};
 
 fn cpu(threads: usize) -> Cpu {
     Cpu::new(CpuOptions { threads: Some(threads), ..CpuOptions::default() }).unwrap()
@@ -177,8 +177,40 @@ fn states_belong_to_sequences() {
         let refused = |e: quarrel_ir::Error| e.to_string();
         assert!(refused(step(&mut *device, &[(5, 3, 4, 1)]).unwrap_err()).contains("has seen Some(6)"));
         assert!(refused(step(&mut *device, &[(5, 3, 0, 1), (5, 3, 0, 1)]).unwrap_err()).contains("two"));
+        copies_go_on(&mut *device, prepared, view, &alone);
         device.drop_state(prepared, 6).unwrap();
         assert!(refused(step(&mut *device, &[(6, 3, 3, 1)]).unwrap_err()).contains("has seen None"));
+    }
+}
+
+/// Copies of states in the middle of a step: what goes on from them has the bits of the whole, and what is no copy is refused.
+fn copies_go_on(device: &mut dyn Device, prepared: Prepared, view: View, alone: &[u32]) {
+    let cols = view.cols as usize;
+    let mut run = |seqs: &[SeqStep], tokens: &[u32], copies: &[(u32, u32)]| {
+        let copies: Vec<StateCopy> = copies.iter().map(|&(row, state)| StateCopy { row, state }).collect();
+        device.run(prepared, &StepInputs { snapshots: &copies, ..StepInputs::new(tokens, seqs, &[0]) })?;
+        let mut out = vec![0.0; tokens.len() * cols];
+        device.read(prepared, Readout::View(view), &mut out)?;
+        Ok::<_, quarrel_ir::Error>(out.into_iter().map(f32::to_bits).collect::<Vec<u32>>())
+    };
+    let seq = |state, rows, start, blocks| SeqStep { state, ..SeqStep::new(rows, start, blocks) };
+    // The sequence of `alone` is the second of the step; the first has another text.
+    let both = [seq(30, 3, 0, &[0]), seq(31, 6, 0, &[1])];
+    let got = run(&both, &[9, 8, 7, 3, 4, 5, 6, 7, 8], &[(1, 40), (3, 41), (6, 42), (8, 43)]).unwrap();
+    assert_eq!(got[3 * cols..], *alone);
+    for (state, seen) in [(41, 1), (42, 4)] {
+        let rest: Vec<u32> = (3 + seen as u32..9).collect();
+        assert_eq!(run(&[seq(state, rest.len(), seen, &[1])], &rest, &[]).unwrap(), alone[seen * cols..]);
+    }
+    // A copy knows how much it has seen.
+    for (state, seen) in [(40, 2), (43, 6)] {
+        let error = run(&[seq(state, 1, seen + 1, &[1])], &[3], &[]).unwrap_err().to_string();
+        assert!(error.contains(&format!("has seen Some({seen})")), "{error}");
+    }
+    for copies in [&[(9, 50)][..], &[(2, 30)], &[(4, 50), (3, 51)], &[(3, 50), (3, 51)], &[(3, 50), (4, 50)]]
+    {
+        let error = run(&both, &[9, 8, 7, 3, 4, 5, 6, 7, 8], copies).unwrap_err().to_string();
+        assert!(error.contains("cannot be copied after row"), "{copies:?}: {error}");
     }
 }
 

@@ -304,6 +304,7 @@ impl Device for Cpu {
         let heads = r.heads();
         let lora = r.adapters.step(step.seqs)?;
         let states = r.states.begin(step)?;
+        let snapshots = r.states.begin_copies(step);
         // A state cannot be computed twice from where the step began.
         let step = &StepInputs { stop: step.stop.filter(|_| r.states.is_empty()), ..*step };
         (r.rows, r.outputs) = (step.tokens.len(), step.outputs.len());
@@ -344,6 +345,7 @@ impl Device for Cpu {
             angles: &r.angles,
             kv: r.kv.share(),
             states: &states,
+            snapshots: &snapshots,
             state_places: &r.states.places,
             step,
             places: &r.places,
@@ -426,6 +428,10 @@ impl Device for Cpu {
     fn copy_state(&mut self, prepared: Prepared, from: u32, to: u32) -> Result<()> {
         self.ready[prepared.0 as usize].states.copy(from, to);
         Ok(())
+    }
+
+    fn state_bytes(&self, prepared: Prepared) -> usize {
+        self.ready[prepared.0 as usize].states.each()
     }
 
     fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {

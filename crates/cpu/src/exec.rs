@@ -189,6 +189,8 @@ pub(crate) struct Run<'a> {
     /// The states of each sequence of the step, if the program has any, and where each begins.
     pub(crate) states: &'a [Memory],
     pub(crate) state_places: &'a [usize],
+    /// Rows after which the state of their sequence is copied, ascending, and where to.
+    pub(crate) snapshots: &'a [(usize, Memory)],
     pub(crate) step: &'a StepInputs<'a>,
     /// Sequence and position of each row.
     pub(crate) places: &'a [(usize, usize)],

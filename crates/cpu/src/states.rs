@@ -59,8 +59,40 @@ impl States {
         Ok(step.seqs.iter().map(memory).collect())
     }
 
-    /// Notes what the sequences of a step have seen.
+    /// The memory of what takes copies of states in a step, with the rows after which they are made.
+    pub(crate) fn begin_copies(&mut self, step: &StepInputs) -> Vec<(usize, Memory)> {
+        if self.is_empty() {
+            return Vec::new();
+        }
+        let memory = |copy: &quarrel_ir::StateCopy| {
+            let state = self.held.entry(copy.state).or_insert_with(|| State { seen: 0, numbers: Vec::new() });
+            // Every op copies its own part; between the parts are columns that nobody reads.
+            state.numbers.resize(self.floats, 0.0);
+            state.seen = usize::MAX;
+            (copy.row as usize, Memory(state.numbers.as_mut_ptr()))
+        };
+        step.snapshots.iter().map(memory).collect()
+    }
+
+    /// Bytes of one sequence's states.
+    pub(crate) fn each(&self) -> usize {
+        4 * self.floats
+    }
+
+    /// Notes what the sequences of a step, and the copies of their states, have seen.
     pub(crate) fn end(&mut self, step: &StepInputs) {
+        if self.is_empty() {
+            return;
+        }
+        let mut rows = 0;
+        let mut copies = step.snapshots.iter().peekable();
+        for seq in step.seqs {
+            while let Some(copy) = copies.next_if(|c| (c.row as usize) < rows + seq.rows) {
+                let seen = seq.start + copy.row as usize - rows + 1;
+                self.held.entry(copy.state).and_modify(|s| s.seen = seen);
+            }
+            rows += seq.rows;
+        }
         for seq in step.seqs {
             self.held.entry(seq.state).and_modify(|s| s.seen = seq.start + seq.rows);
         }

@@ -1,8 +1,8 @@
 //! From the scheduler's plan to a device's [`StepInputs`]: the rows of all chunks, one after the other.
 
-use crate::scheduler::{Ahead, Chunk};
+use crate::scheduler::{Ahead, Chunk, Taken};
 use crate::sequence::Sequence;
-use quarrel_ir::{Device, KvCopy, Observe, Prepared, SeqStep, StepInputs, Stop};
+use quarrel_ir::{Device, KvCopy, Observe, Prepared, SeqStep, StateCopy, StepInputs, Stop};
 
 /// The step's tables, reused from step to step.
 #[derive(Debug, Default)]
@@ -10,6 +10,7 @@ pub(crate) struct Batch {
     tokens: Vec<u32>,
     outputs: Vec<u32>,
     copies: Vec<KvCopy>,
+    snapshots: Vec<StateCopy>,
 }
 
 impl Batch {
@@ -19,19 +20,20 @@ impl Batch {
     }
 
     /// Runs the planned chunks on the device, each with the guesses behind it. Logits come in the order of the chunks and their
-    /// outputs; those of a tree in the order of its rows.
+    /// outputs; those of a tree in the order of its rows. States are copied where it was planned.
     pub(crate) fn run(
         &mut self,
         device: &mut dyn Device,
         prepared: Prepared,
         plan: &[Chunk],
-        ahead: &[Ahead],
+        (ahead, taken): (&[Ahead], &[Taken]),
         running: &[Sequence],
         stop: Option<Stop>,
     ) -> quarrel_ir::Result<()> {
         self.tokens.clear();
         self.outputs.clear();
         self.copies.clear();
+        self.snapshots.clear();
         // Block tables of the branches of each tree.
         let table = |a: &Ahead| match running.iter().find(|s| s.id == a.id) {
             Some(s) => (0..a.layout.branches.len()).map(|b| a.blocks(b, s)).collect(),
@@ -45,11 +47,17 @@ impl Batch {
             let Some((a, tables)) = ahead.iter().zip(&tables).find(|(a, _)| a.id == s.id) else {
                 self.outputs.extend(chunk.outputs.clone().map(|o| (first + o - chunk.rows.start) as u32));
                 self.tokens.extend_from_slice(&s.tokens[chunk.rows.clone()]);
+                let of = taken.iter().filter(|t| t.id == s.id);
+                self.snapshots.extend(of.map(|t| StateCopy {
+                    row: (first + t.tokens - 1 - chunk.rows.start) as u32,
+                    state: t.state(),
+                }));
                 let (rows, start) = (chunk.rows.len(), chunk.rows.start - s.dropped);
                 let observed = s.evictor.as_ref().map_or(0, |e| e.observe(start, rows));
                 let observe = (observed > 0).then_some(Observe { slot: s.slot(), rows: observed });
                 let step = SeqStep::new(rows, start, &s.blocks);
-                seqs.push(SeqStep { observe, adapter, state: s.slot(), source: s.source, ..step });
+                let (state, source) = (s.state(), s.source);
+                seqs.push(SeqStep { observe, adapter, state, source, ..step });
                 continue;
             };
             let copy = |(row, branch): &(usize, usize)| KvCopy {
@@ -67,6 +75,7 @@ impl Batch {
         let step = StepInputs::new(&self.tokens, &seqs, &self.outputs);
         // Sources are never planned with other tokens.
         let source = plan.iter().any(|c| running[c.running].reads());
-        device.run(prepared, &StepInputs { stop, copies: &self.copies, source, ..step })
+        let step = StepInputs { stop, copies: &self.copies, snapshots: &self.snapshots, source, ..step };
+        device.run(prepared, &step)
     }
 }

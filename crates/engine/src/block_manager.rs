@@ -5,6 +5,7 @@
 //! stays in a free list, oldest first, and is found again until its turn to be reused comes.
 
 use crate::request::Retention;
+use crate::snapshots::Snapshots;
 use quarrel_ir::BLOCK_TOKENS;
 use sha2::{Digest as _, Sha256};
 use std::collections::HashMap;
@@ -29,6 +30,8 @@ struct Published {
     digest: Digest,
     tokens: Tokens,
     retention: Retention,
+    /// The copy of the state behind its last token, where sequences have states and it has one.
+    snapshot: Option<u32>,
 }
 
 /// No neighbour in a free list.
@@ -78,6 +81,7 @@ pub(crate) struct BlockManager {
     /// Blocks in the free lists; others are free because they have never been used.
     listed: usize,
     index: HashMap<Digest, u32>,
+    snapshots: Snapshots,
 }
 
 impl BlockManager {
@@ -88,7 +92,78 @@ impl BlockManager {
             lists: [Ends { head: NONE, tail: NONE }; 2],
             listed: 0,
             index: HashMap::new(),
+            snapshots: Snapshots::default(),
         }
+    }
+
+    /// The pool with so many copies of states.
+    pub(crate) fn with_snapshots(self, total: usize) -> BlockManager {
+        BlockManager { snapshots: Snapshots::new(total), ..self }
+    }
+
+    /// The copies of states.
+    pub(crate) fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
+    }
+
+    /// Copies that nobody can find any more since this was asked last.
+    pub(crate) fn left_snapshots(&mut self) -> Vec<u32> {
+        self.snapshots.left()
+    }
+
+    /// Whether a published block has a copy of the state.
+    pub(crate) fn has_snapshot(&self, digest: &Digest) -> bool {
+        self.index.get(digest).is_some_and(|b| self.snapshot_of(*b).is_some())
+    }
+
+    fn snapshot_of(&self, b: u32) -> Option<u32> {
+        self.blocks[b as usize].published.as_ref()?.snapshot
+    }
+
+    /// How many of these blocks come before the end of the last one that has a copy of the state, itself included.
+    pub(crate) fn up_to_snapshot(&self, blocks: &[u32]) -> usize {
+        blocks.iter().rposition(|b| self.snapshot_of(*b).is_some()).map_or(0, |i| i + 1)
+    }
+
+    /// A place for a copy of a state; that of an answer takes the place of the one before.
+    pub(crate) fn take_snapshot(&mut self, answer: Option<u64>) -> Option<u32> {
+        let (place, loses) = self.snapshots.take(answer)?;
+        if let Some(p) = loses.and_then(|b| self.blocks[b as usize].published.as_mut()) {
+            p.snapshot = None;
+        }
+        Some(place)
+    }
+
+    /// Frees a place that no block owns.
+    pub(crate) fn free_snapshot(&mut self, place: u32) {
+        self.snapshots.free(place);
+    }
+
+    /// Gives a copy to the published block of these tokens; frees it if there is none, or it has one.
+    pub(crate) fn put_snapshot(&mut self, digest: &Digest, tokens: &Tokens, place: u32, answer: Option<u64>) {
+        let published = self.index.get(digest).and_then(|b| self.blocks[*b as usize].published.as_mut());
+        match published.filter(|p| p.snapshot.is_none() && p.tokens == *tokens) {
+            Some(p) => {
+                p.snapshot = Some(place);
+                let keep = p.retention == Retention::Keep;
+                self.snapshots.put(place, self.index[digest], answer, keep);
+            }
+            None => self.snapshots.free(place),
+        }
+    }
+
+    /// Takes the longest published chain of these blocks whose last has a copy of the state, and names the copy.
+    pub(crate) fn take_prefix_with_state(
+        &mut self,
+        digests: &[Digest],
+        tokens: &[Tokens],
+    ) -> (Vec<u32>, Option<u32>) {
+        let mut found = self.take_prefix(digests, tokens);
+        let rest = found.split_off(self.up_to_snapshot(&found));
+        self.release(&rest);
+        let place = found.last().and_then(|b| self.snapshot_of(*b));
+        place.into_iter().for_each(|p| self.snapshots.touch(p));
+        (found, place)
     }
 
     /// All blocks.
@@ -160,12 +235,8 @@ impl BlockManager {
             return None;
         }
         self.unlink(b);
-        let block = &mut self.blocks[b as usize];
-        block.users = 1;
-        let forgotten = block.published.take().map(|p| p.digest);
-        if let Some(digest) = &forgotten {
-            self.index.remove(digest);
-        }
+        self.blocks[b as usize].users = 1;
+        let forgotten = self.unpublish(b);
         Some(Allocated { block: b, forgotten })
     }
 
@@ -178,7 +249,8 @@ impl BlockManager {
             }
             return;
         }
-        self.blocks[b as usize].published = Some(Published { digest, tokens: *tokens, retention });
+        self.blocks[b as usize].published =
+            Some(Published { digest, tokens: *tokens, retention, snapshot: None });
         self.index.insert(digest, b);
     }
 
@@ -193,9 +265,7 @@ impl BlockManager {
             }
             match block.published.as_ref().map(|p| p.retention) {
                 None | Some(Retention::Discard) => {
-                    if let Some(p) = block.published.take() {
-                        self.index.remove(&p.digest);
-                    }
+                    self.unpublish(b);
                     self.push_front(b, List::Usual);
                 }
                 Some(Retention::Usual) => self.push_back(b, List::Usual),
@@ -206,14 +276,21 @@ impl BlockManager {
 
     /// Makes a block private to its only user: it is not found any more.
     pub(crate) fn withdraw(&mut self, b: u32) {
-        if let Some(p) = self.blocks[b as usize].published.take() {
-            self.index.remove(&p.digest);
-        }
+        self.unpublish(b);
+    }
+
+    /// Lets nobody find a block any more; gives what it was found by. Its copy of a state goes with it.
+    fn unpublish(&mut self, b: u32) -> Option<Digest> {
+        let p = self.blocks[b as usize].published.take()?;
+        self.index.remove(&p.digest);
+        p.snapshot.into_iter().for_each(|s| self.snapshots.free(s));
+        Some(p.digest)
     }
 
     /// Forgets the cache, as after a device error that may have spoiled its contents.
     pub(crate) fn forget(&mut self) {
         self.index.clear();
+        self.snapshots.clear();
         self.blocks.iter_mut().for_each(|b| b.published = None);
     }
 
@@ -235,6 +312,8 @@ impl BlockManager {
         if published != self.index.len() {
             return Err(format!("{published} blocks are published, {} indexed", self.index.len()));
         }
+        let owned = (0..self.blocks.len() as u32).filter_map(|b| Some((b, self.snapshot_of(b)?)));
+        self.snapshots.check(owned)?;
         let mut seen = 0;
         for list in [List::Usual, List::Kept] {
             let ends = self.lists[list as usize];

@@ -8,6 +8,12 @@ use std::time::Duration;
 
 /// Most KV blocks: their numbers are of 32 bits.
 const BLOCKS_MAX: usize = 1 << 31;
+/// Bytes of copies of states, where nothing else is said.
+const SNAPSHOT_BYTES: usize = 256 << 20;
+/// Most copies of states: they are looked through one by one.
+const SNAPSHOTS_MAX: usize = 1024;
+/// Most blocks from one copy to the next: 1,024 tokens.
+const SNAPSHOT_EVERY_MAX: usize = 64;
 
 /// The sizes of an engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,12 +53,14 @@ pub struct EngineConfig {
     pub identity: Option<[u8; 32]>,
     /// Every sequence has all its rows in one step: an encoder's, whose engine sees to it by itself.
     pub whole: bool,
-    /// Sequences have a state beside their KV blocks, which knows its last token alone: no prefix is shared and nothing is guessed
-    /// ahead. The engine sees to it by itself.
+    /// Sequences have a state beside their KV blocks, which knows its last token alone: nothing is guessed ahead, and a prefix is
+    /// shared up to a block that has a copy of the state. The engine sees to it by itself.
     pub states: bool,
     /// Prompts are sources, which an encoder reads before the answer: no prefix is shared and nothing is guessed ahead. Set by
     /// the engine from the Program.
     pub sources: bool,
+    /// Most bytes of such copies; see [`Self::snapshots`].
+    pub snapshot_bytes: usize,
     /// Exits that the Program was built with ([`quarrel_model::decoder::Options::exits`]), for [`crate::Dola`].
     pub exits: usize,
 }
@@ -79,8 +87,23 @@ impl EngineConfig {
             whole: false,
             states: false,
             sources: false,
+            snapshot_bytes: SNAPSHOT_BYTES,
             exits: 0,
         }
+    }
+
+    /// How many copies of states are kept where those of a sequence have so many bytes: as many as fit, at most 1,024 and one for
+    /// each block; none where prefixes are not shared.
+    pub fn snapshots(&self, state_bytes: usize) -> usize {
+        let fit = self.snapshot_bytes.checked_div(state_bytes).unwrap_or(0);
+        let blocks = self.kv_blocks.unwrap_or(self.context.div_ceil(BLOCK_TOKENS));
+        if self.prefix_cache { fit.min(SNAPSHOTS_MAX).min(blocks) } else { 0 }
+    }
+
+    /// The limits of copies of such states: in a prompt there is a block for each MiB of a copy.
+    pub(crate) fn state_limits(&self, state_bytes: usize) -> scheduler::StateLimits {
+        let every = state_bytes.div_ceil(1 << 20).clamp(1, SNAPSHOT_EVERY_MAX);
+        scheduler::StateLimits { snapshots: self.snapshots(state_bytes), every }
     }
 
     pub(crate) fn check(&self) -> Result<scheduler::Limits> {
@@ -119,10 +142,10 @@ impl EngineConfig {
             waiting: self.max_queue + self.max_running,
             blocks,
             // What an encoder computes of a text depends on its end.
-            prefix_cache: self.prefix_cache && !self.whole && !self.states && !self.sources,
+            prefix_cache: self.prefix_cache && !self.whole && !self.sources,
             target: self.target_itl,
             whole: self.whole,
-            states: self.states,
+            states: self.states.then(scheduler::StateLimits::default),
         })
     }
 }

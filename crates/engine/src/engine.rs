@@ -85,7 +85,7 @@ impl Engine {
             let why = "the model's specification is needed with it, which says how an answer begins";
             return Err(Error::Unsuited { what: "a program that reads sources", why });
         }
-        let limits = config.check()?;
+        let mut limits = config.check()?;
         if program.positions().is_some_and(|most| config.context > most) {
             let (value, range) =
                 (config.context.to_string(), "at most the positions that the model has a table of");
@@ -107,8 +107,15 @@ impl Engine {
             weights,
             Limits { rows: limits.rows, outputs: limits.outputs, kv_blocks: limits.blocks },
         )?;
+        let state_bytes = device.state_bytes(prepared);
+        if let Some(s) = &mut limits.states {
+            *s = config.state_limits(state_bytes);
+            limits.prefix_cache &= s.snapshots > 0;
+        }
         let block_bytes = device.block_bytes(prepared);
         let tier = match (config.host_cache, &config.disk_cache) {
+            // A block below would need the state behind it, which is not kept there.
+            _ if states => None,
             (0, None) => None,
             (memory, disk) => Some(Tier::open(memory, disk.as_ref(), block_bytes)?),
         };
@@ -155,6 +162,7 @@ impl Engine {
             tier,
             fetching: HashMap::new(),
             block: vec![0; block_bytes],
+            state_bytes,
             moves: MoveCost::default(),
             next_id: 0,
             stopped: false,
@@ -205,6 +213,8 @@ struct Worker {
     fetching: HashMap<u64, Sequence>,
     /// A block's bytes on their way.
     block: Vec<u8>,
+    /// Bytes of a sequence's states.
+    state_bytes: usize,
     moves: MoveCost,
     next_id: u64,
     /// Whether the last step was left; the next one runs to its end, so that cancellations cannot hold the others up.
@@ -652,7 +662,8 @@ impl Worker {
             2 * gone > total || shared.closing.load(Ordering::Acquire)
         };
         let stop = (!self.stopped).then_some(Stop(&unwanted));
-        self.batch.run(&mut *self.device, self.prepared, plan, self.scheduler.ahead(), running, stop)?;
+        let beside = (self.scheduler.ahead(), self.scheduler.taken());
+        self.batch.run(&mut *self.device, self.prepared, plan, beside, running, stop)?;
         // Its time is learnt from, and the watchdog looks at it.
         self.device.finish()
     }
@@ -715,6 +726,8 @@ impl Worker {
         (s.draft_steps, s.draft_errors) = self.speculation.draft_counts();
         (s.preemptions, s.preempted_tokens) = (counts.preemptions, counts.given_up);
         s.looked_up_tokens = counts.looked_up;
+        (s.snapshots_made, s.snapshots_evicted) = (counts.snapshots, counts.snapshots_evicted);
+        (s.snapshots, s.snapshot_bytes) = (scheduler.snapshots(), scheduler.snapshots() * self.state_bytes);
         (s.evictions, s.evicted_tokens) = (counts.evictions, counts.evicted);
         (s.cached_tokens, s.cached_below_tokens) = (counts.hits, counts.hits_below);
         (s.copied_blocks, s.saved_blocks, s.loaded_blocks) = (counts.copies, counts.saves, counts.loads);

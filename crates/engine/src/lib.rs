@@ -28,6 +28,7 @@ mod sampler;
 mod sampling;
 mod scheduler;
 mod sequence;
+mod snapshots;
 mod speculate;
 mod statistics;
 mod tier;

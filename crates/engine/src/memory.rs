@@ -65,7 +65,10 @@ const STEP_TOKENS_MIN: usize = 64;
 /// Shortest context to which a budget may cut one that nobody asked for.
 pub const CONTEXT_MIN: usize = 512;
 
-/// Makes an engine fit into `budget` bytes, giving up in this order: sequences that run at once and rows of a step, by
+/// Least bytes of copies of states to which a budget may cut before there are none.
+const SNAPSHOT_BYTES_MIN: usize = 1 << 20;
+
+/// Makes an engine fit into `budget` bytes, giving up in this order: copies of states, by halves; sequences that run at once and rows of a step, by
 /// halves; then precision of the cache, which is the first of `kv` and may become a later, smaller one; then context, down
 /// to [`CONTEXT_MIN`] unless it is `fixed`. `need` tells what sizes cost. Where `config.kv_blocks` is given, it follows the
 /// context and the sequences. The error has the numbers, and the least that would fit.
@@ -123,7 +126,10 @@ pub fn fit<K: Copy>(
 
 /// One step less of what costs speed only; false if there is no less.
 fn fewer(config: &mut EngineConfig) -> bool {
-    if config.max_running > 1 {
+    if config.states && config.snapshot_bytes > 0 {
+        let half = config.snapshot_bytes / 2;
+        config.snapshot_bytes = if half < SNAPSHOT_BYTES_MIN { 0 } else { half };
+    } else if config.max_running > 1 {
         config.max_running /= 2;
     } else if config.step_tokens / 2 >= STEP_TOKENS_MIN && !config.whole {
         config.step_tokens /= 2;
@@ -199,6 +205,29 @@ mod tests {
             assert_eq!((*least, need.weights, need.kv), (want, 1000, context * 4));
             assert!(error.to_string().contains("weights"), "{error}");
         }
+    }
+
+    #[test]
+    fn copies_of_states_go_first() {
+        let with_copies = |c: &EngineConfig, kv| {
+            let need = cost(c, kv)?;
+            Ok(Need { working: need.working + c.snapshots(1 << 20) * (1 << 20), ..need })
+        };
+        let asked = EngineConfig { states: true, snapshot_bytes: 12 << 20, ..config(4096) };
+        let least = 1000 + 4 * 4096 + 256 + 40;
+        for (budget, bytes, running) in [
+            (least + (12 << 20), 12 << 20, 4),
+            (least + (11 << 20), 6 << 20, 4),
+            (least + (3 << 20), 3 << 20, 4),
+            (least + (1 << 20), 3 << 19, 4),
+            (least, 0, 4),
+            (least - 1, 0, 2),
+        ] {
+            let f = fit(&asked, &[4, 2], false, budget, with_copies).unwrap();
+            assert_eq!((f.config.snapshot_bytes, f.config.max_running), (bytes, running), "{budget}");
+        }
+        assert_eq!(EngineConfig { prefix_cache: false, ..asked.clone() }.snapshots(1 << 20), 0);
+        assert_eq!((asked.snapshots(1), asked.snapshots(0), asked.snapshots(5 << 20)), (256, 0, 2));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 use crate::block_manager::{Digest, chain};
 use crate::evict::Evictor;
 use crate::request::{Class, Retention};
+use crate::snapshots::SNAPSHOT;
 use quarrel_ir::{Adapter, BLOCK_TOKENS};
 use std::{ops::Range, sync::Arc, time::Duration};
 
@@ -29,6 +30,11 @@ pub(crate) struct Standing {
     pub(crate) arrived: Duration,
     /// When it is of no use any more.
     pub(crate) deadline: Option<Duration>,
+}
+
+/// Where the device keeps the state of a sequence.
+pub(crate) fn state_of(id: u64) -> u32 {
+    id as u32 & !SNAPSHOT
 }
 
 /// A sequence. Its blocks belong to the [`crate::scheduler::Scheduler`] that owns it.
@@ -145,9 +151,14 @@ impl Sequence {
         self.evictor.as_ref().map_or(first, |e| first.min(e.first_observed()))
     }
 
-    /// Where the device adds up the attention of its rows and keeps its state.
+    /// Where the device adds up the attention of its rows.
     pub(crate) fn slot(&self) -> u32 {
         self.id as u32
+    }
+
+    /// Where the device keeps its state.
+    pub(crate) fn state(&self) -> u32 {
+        state_of(self.id)
     }
 
     /// Forgets what was computed.

@@ -127,6 +127,14 @@ pub struct EngineStats {
     pub disk_damaged: u64,
     /// Blocks that were not written because the disk was too slow or failed.
     pub disk_dropped: u64,
+    /// Copies of states that blocks own, where sequences have states, and their bytes.
+    pub snapshots: usize,
+    /// See [`Self::snapshots`].
+    pub snapshot_bytes: usize,
+    /// Copies of states that were made, and those that made room for others.
+    pub snapshots_made: u64,
+    /// See [`Self::snapshots_made`].
+    pub snapshots_evicted: u64,
     /// Requests that came, by [`Class`].
     pub requests: [u64; Class::ALL.len()],
     /// Requests that ended by themselves.

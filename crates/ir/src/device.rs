@@ -181,6 +181,15 @@ pub struct KvCopy {
     pub seq: u32,
 }
 
+/// A copy of a sequence's state as it is after a row: what follows the row's token can go on from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateCopy {
+    /// Row of the step.
+    pub row: u32,
+    /// What takes the copy: any number of the caller's, as [`SeqStep::state`] is, but that of no sequence of the step.
+    pub state: u32,
+}
+
 /// Asked now and then while a step runs: whether nobody wants it any more.
 #[derive(Clone, Copy)]
 pub struct Stop<'a>(pub &'a (dyn Fn() -> bool + Sync));
@@ -202,6 +211,8 @@ pub struct StepInputs<'a> {
     pub outputs: &'a [u32],
     /// Rows that are stored in several sequences, by ascending row.
     pub copies: &'a [KvCopy],
+    /// Rows after which the state of their sequence is copied, ascending; in programs that have [`Program::states`].
+    pub snapshots: &'a [StateCopy],
     /// Once it says yes, the device may leave the step within a layer's time, with [`Error::Stopped`]: what the step was to
     /// write, cache included, is undefined then, and nothing else is.
     pub stop: Option<Stop<'a>>,
@@ -213,7 +224,7 @@ pub struct StepInputs<'a> {
 impl<'a> StepInputs<'a> {
     /// A step without copies that runs to its end.
     pub fn new(tokens: &'a [u32], seqs: &'a [SeqStep<'a>], outputs: &'a [u32]) -> StepInputs<'a> {
-        StepInputs { tokens, seqs, outputs, copies: &[], stop: None, source: false }
+        StepInputs { tokens, seqs, outputs, copies: &[], snapshots: &[], stop: None, source: false }
     }
 
     /// Sequence and position of each row.
@@ -350,6 +361,18 @@ pub fn check_states(step: &StepInputs, seen: impl Fn(u32) -> Option<usize>) -> R
             return Err(Error::Step(why));
         }
     }
+    let rows = step.tokens.len();
+    for (i, c) in step.snapshots.iter().enumerate() {
+        let taken = step.seqs.iter().any(|s| s.state == c.state)
+            || step.snapshots[..i].iter().any(|other| other.state == c.state);
+        if c.row as usize >= rows || taken || step.snapshots[..i].iter().any(|other| other.row >= c.row) {
+            let why = "it is of no row, out of order, or to a state that something else of the step has";
+            return Err(Error::Step(format!(
+                "state {} cannot be copied after row {}: {why}",
+                c.state, c.row
+            )));
+        }
+    }
     Ok(())
 }
 
@@ -466,6 +489,11 @@ pub trait Device: Send {
     /// Gives a sequence the state of another, as it is; nothing where that has none.
     fn copy_state(&mut self, _prepared: Prepared, _from: u32, _to: u32) -> Result<()> {
         Err(self.no_states())
+    }
+
+    /// Bytes of the states of one sequence of a prepared Program; 0 where it has none.
+    fn state_bytes(&self, _prepared: Prepared) -> usize {
+        0
     }
 
     /// Forgets the state of a sequence, if it has one.

@@ -25,8 +25,8 @@ mod uses;
 pub use candidates::Candidates;
 pub use device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
-    RANK_MAX, Readout, SeqStep, StepInputs, Stop, Weight, check_adapter, check_positions, check_source,
-    check_states, no_adapter,
+    RANK_MAX, Readout, SeqStep, StateCopy, StepInputs, Stop, Weight, check_adapter, check_positions,
+    check_source, check_states, no_adapter,
 };
 pub use distance::Buckets;
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};

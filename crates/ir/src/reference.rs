@@ -1,6 +1,8 @@
 //! The semantics: a scalar interpreter with f64 accumulation and f32 values, one op at a time, nothing fused or tiled.
 //! It is a [`Device`], so tests run it and a fast device side by side.
 
+mod recur;
+
 use crate::candidates;
 use crate::device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
@@ -8,7 +10,7 @@ use crate::device::{
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
 use crate::experts::route;
-use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
+use crate::op::{AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
 use crate::rope::RopeTable;
 pub use crate::scalar::{activate, erf};
@@ -416,15 +418,7 @@ impl Ready {
                     self.write_row(out, r, &y);
                 }
             }
-            Op::Conv { .. } | Op::Scan { .. } => {
-                // Rows of a sequence follow each other, so each finds the state that the row before has left.
-                for (r, (s, _)) in places.iter().enumerate() {
-                    let slot = step.seqs[*s].state;
-                    let mut state = self.states.remove(&slot).expect("made before the step");
-                    self.recur(all, op, r, &mut state.numbers);
-                    self.states.insert(slot, state);
-                }
-            }
+            Op::Conv { .. } | Op::Scan { .. } => self.recur(all, op, step),
             Op::Activate { out, x, act } => self.map_rows(out, x, |v| activate(act, f64::from(v)) as f32),
             Op::Route { out, logits, bias, ref spec } => {
                 let (bias, mut scratch) = (bias.map(|b| self.weight(all, b)), Vec::new());
@@ -514,49 +508,6 @@ impl Ready {
         }
     }
 
-    /// One row of an op that changes a state.
-    fn recur(&mut self, all: &[Vec<f32>], op: &Op, r: usize, states: &mut [Vec<f32>]) {
-        match *op {
-            Op::Conv { out, x, weight, bias, state } => {
-                let (w, bias) = (self.weight(all, weight), bias.map(|b| self.weight(all, b)));
-                let (cols, taps) = (x.cols as usize, self.program.weights[weight.0 as usize].cols as usize);
-                let (last, now) = (&mut states[state as usize], self.read_row(x, r));
-                let y: Vec<f32> = (0..cols)
-                    .map(|c| {
-                        let inputs = (0..taps - 1).map(|j| last[j * cols + c]).chain([now[c]]);
-                        let sum: f64 =
-                            w[c * taps..].iter().zip(inputs).map(|(w, x)| f64::from(*w) * f64::from(x)).sum();
-                        let sum = (sum + bias.map_or(0.0, |b| f64::from(b[c]))) as f32;
-                        activate(Activation::Silu, f64::from(sum)) as f32
-                    })
-                    .collect();
-                last.drain(..cols);
-                last.extend_from_slice(&now);
-                self.write_row(out, r, &y);
-            }
-            Op::Scan { out, x, b, c, dt, spec, state } => {
-                let [a, skip, bias] = [spec.a, spec.skip, spec.dt_bias].map(|w| self.weight(all, w));
-                let [x, b, c, dt] = [x, b, c, dt].map(|v| self.read_row(v, r));
-                let (hd, n) = (spec.head_dim as usize, spec.state_dim as usize);
-                let y: Vec<f32> = (0..x.len())
-                    .map(|i| {
-                        let h = i / hd;
-                        let step = f64::from(dt[h]) + f64::from(bias[h]);
-                        let step = step.max(0.0) + (-step.abs()).exp().ln_1p();
-                        let (keep, add) = ((step * f64::from(a[h])).exp(), step * f64::from(x[i]));
-                        let row = &mut states[state as usize][i * n..(i + 1) * n];
-                        row.iter_mut().zip(&b).for_each(|(s, b)| {
-                            *s = (f64::from(*s) * keep + add * f64::from(*b)) as f32;
-                        });
-                        (dot(row, &c) + f64::from(skip[h]) * f64::from(x[i])) as f32
-                    })
-                    .collect();
-                self.write_row(out, r, &y);
-            }
-            _ => {}
-        }
-    }
-
     fn map_rows(&mut self, out: View, x: View, f: impl Fn(f32) -> f32) {
         for r in 0..self.row_count(out) {
             let y: Vec<f32> = self.read_row(x, r).into_iter().map(&f).collect();
@@ -638,6 +589,9 @@ impl Device for Reference {
             for s in step.seqs.iter().filter(|s| s.start == 0) {
                 ready.states.insert(s.state, State { seen: 0, numbers: zeros() });
             }
+            for c in step.snapshots {
+                ready.states.insert(c.state, State { seen: usize::MAX, numbers: zeros() });
+            }
         }
         (ready.rows, ready.outputs) = (step.tokens.len(), step.outputs.len());
         let before = ready.mass.clone();
@@ -658,6 +612,10 @@ impl Device for Reference {
         }
         for s in step.seqs.iter().filter(|_| has_states) {
             ready.states.entry(s.state).and_modify(|state| state.seen = s.start + s.rows);
+        }
+        let places: Vec<_> = step.places().filter(|_| !step.snapshots.is_empty()).collect();
+        for c in step.snapshots {
+            ready.states.entry(c.state).and_modify(|state| state.seen = places[c.row as usize].1 + 1);
         }
         Ok(())
     }
@@ -760,6 +718,10 @@ impl Device for Reference {
             states.insert(to, state);
         }
         Ok(())
+    }
+
+    fn state_bytes(&self, prepared: Prepared) -> usize {
+        4 * self.ready[prepared.0 as usize].program.states.iter().map(|n| *n as usize).sum::<usize>()
     }
 
     fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {

@@ -126,7 +126,13 @@ impl Planner {
             outputs: config.step_outputs,
             kv_blocks: config.kv_blocks.unwrap_or(config.context.div_ceil(BLOCK_TOKENS)),
         };
-        self.parts_of(&self.model, &limits, config.max_running, kv)
+        let mut parts = self.parts_of(&self.model, &limits, config.max_running, kv)?;
+        let each = state_bytes(&self.model.program);
+        if self.chosen == Chosen::Cpu && each > 0 {
+            let copies = config.snapshots(each) * each; // at most `snapshot_bytes`
+            parts.push(Part::new(Kind::Working, "snapshots", "copies of states, all taken", copies));
+        }
+        Ok(parts)
     }
 
     fn parts_of(
@@ -214,6 +220,9 @@ impl Part {
     }
 }
 
+/// Bytes of copies of states for each sequence that may run, where they are more than what one is given.
+const SNAPSHOT_BYTES_EACH: usize = 64 << 20;
+
 /// Tokens of a step on a GPU: its products want many rows at once.
 pub const GPU_STEP_TOKENS: usize = 2048;
 
@@ -256,13 +265,16 @@ pub fn sizes(
         (talk.note)(note);
     }
     config.step_tokens = config.step_tokens.min(context.saturating_mul(usage.batch)).max(usage.batch + 1);
+    config.states = !planner.model.program.states.is_empty();
+    config.snapshot_bytes = config.snapshot_bytes.max(usage.batch.saturating_mul(SNAPSHOT_BYTES_EACH));
     // An encoder's texts are whole in a step; short ones share it.
     config.whole = planner.model.program.looks_ahead();
     if config.whole || planner.model.program.source_ops() > 0 {
         config.step_tokens = EngineConfig::new(context).step_tokens.max(context).max(usage.batch + 1);
     }
     if usage.batch > 1 {
-        let full = context.saturating_mul(usage.batch);
+        // A beam that branches off has a block to copy into.
+        let full = (context + BLOCK_TOKENS).saturating_mul(usage.batch);
         let tokens = match usage.pool {
             Pool::Full => full,
             Pool::Tokens(n) => n,
@@ -287,8 +299,11 @@ pub fn sizes(
             format!("{} does not fit into {budget}, a fortieth of it kept back", opened.local.name)
         })?;
         if (&fitted.config, fitted.kv) != (&config, kv[0]) {
+            let copies = human_bytes(fitted.config.snapshot_bytes as u64);
+            let copies =
+                if config.states { format!(", copies of states up to {copies}") } else { String::new() };
             (talk.note)(&format!(
-                "to fit {} into {}: context {}, {} at once, steps of {} tokens, cache in {}; needs {}",
+                "to fit {} into {}: context {}, {} at once, steps of {} tokens, cache in {}{copies}; needs {}",
                 opened.local.name,
                 human_bytes(budget),
                 fitted.config.context,

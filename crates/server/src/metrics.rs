@@ -211,6 +211,22 @@ pub const ENGINE: &[Metric] = &[
         |s| n(s.blocks_cached as u64),
     ),
     metric("quarrel_kv_blocks", Kind::Gauge, "All blocks.", |s| n(s.blocks_total as u64)),
+    metric(
+        "quarrel_state_copies",
+        Kind::Gauge,
+        "Copies of states that blocks own, of models whose sequences have states.",
+        |s| n(s.snapshots as u64),
+    ),
+    metric("quarrel_state_copies_bytes", Kind::Gauge, "Their bytes.", |s| n(s.snapshot_bytes as u64)),
+    metric("quarrel_state_copies_made_total", Kind::Counter, "Copies of states that were made.", |s| {
+        n(s.snapshots_made)
+    }),
+    metric(
+        "quarrel_state_copies_evicted_total",
+        Kind::Counter,
+        "Copies of states that made room for others.",
+        |s| n(s.snapshots_evicted),
+    ),
     metric("quarrel_kv_host_bytes", Kind::Gauge, "Bytes of blocks in memory below the device.", |s| {
         n(s.host_bytes as u64)
     }),

@@ -265,6 +265,12 @@ impl Models {
                 draft = None;
             }
             let running = opened.load(&engine, usage, draft.as_ref(), 0, talk, |_| {})?;
+            if draft.is_some() && !running.handle.info().speculates {
+                let name = &opened.local.name;
+                (talk.note)(&format!(
+                    "{name} has states, so --draft guesses nothing for it; guidance may contrast with it"
+                ));
+            }
             let loaded_at = unix_seconds();
             let (last_used, in_flight) = (AtomicU64::default(), AtomicUsize::default());
             let style = opened.template.as_ref().map(ChatStyle::of);

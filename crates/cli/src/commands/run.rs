@@ -3,9 +3,11 @@
 use std::path::Path;
 
 use anyhow::{Result, bail};
-use quarrel_engine::Beams;
+use quarrel_engine::{Beams, ConstraintBox};
 use quarrel_hub::Hub;
 use quarrel_text::stream_decoder::Leading;
+use quarrel_text::tool_calls::ChatStyle;
+use quarrel_text::{Ends, GrammarFactory, Guided, Prompt, Special};
 use serde_json::{Value, json};
 
 use quarrel_runtime::prompt as chat_format;
@@ -25,7 +27,8 @@ pub(crate) fn run(args: Run) -> Result<()> {
     interrupt::install()?;
     let opened = session::open(&args.model)?;
     let settings = Settings::new(Settings::one_shot(&args.sample), &args.sample, &opened.params)?;
-    let (ids, leading) = encode(&args, &opened, &prompt)?;
+    let (mut ids, leading) = encode(&args, &opened, &prompt)?;
+    let constraint = form(&args, &opened, &mut ids)?;
     if ids.is_empty() {
         bail!("the prompt is empty, and this model has no token to begin with; give it a text");
     }
@@ -49,6 +52,8 @@ pub(crate) fn run(args: Run) -> Result<()> {
         explain: args.explain,
         n,
         beams,
+        constraint,
+        ignore_eos: args.ignore_eos,
         ..Ask::new(ids, &settings)
     };
     let mut out = Out::new();
@@ -68,6 +73,25 @@ pub(crate) fn run(args: Run) -> Result<()> {
         Piece::Trace(trace) => Ok(out.text(&explain::view(&opened.tokenizer, trace))?),
     })?;
     finish(&args, &running, &answer, explained, &mut out)
+}
+
+/// What forces the answer into the form that the flags ask for. It has no reasoning before it: where the prompt opens that, it closes it.
+fn form(args: &Run, opened: &Opened, prompt: &mut Vec<u32>) -> Result<Option<ConstraintBox>> {
+    let Some(spec) = args.form.spec()? else { return Ok(None) };
+    let tokenizer = &opened.tokenizer;
+    let template = opened.template.as_ref().filter(|_| !args.raw);
+    if let Some(marks) = template.and_then(|t| ChatStyle::of(t).reasoning)
+        && marks.after(&tokenizer.decode(&prompt[prompt.len().saturating_sub(32)..])?) == Prompt::Open
+    {
+        prompt.extend(tokenizer.encode(
+            &format!("{}{}", marks.end, marks.answer),
+            Special::Parse,
+            Ends::None,
+        )?);
+    }
+    let factory = GrammarFactory::new(tokenizer.clone())?;
+    let grammar = factory.compile(&spec)?;
+    Ok(Some(quarrel_runtime::obey(Guided::new(&factory, Some(grammar), None)?)))
 }
 
 /// The search that the flags ask for.

@@ -35,6 +35,12 @@ pub(crate) fn places(program: &Program) -> (Vec<usize>, usize) {
     (places.collect(), at)
 }
 
+/// Where the state is copied to after a row, if it is.
+fn snapshot<'a>(run: &Run<'a>, row: usize) -> Option<&'a Memory> {
+    let at = run.snapshots.binary_search_by_key(&row, |s| s.0).ok()?;
+    Some(&run.snapshots[at].1)
+}
+
 /// The op, a thread's share of it.
 pub(crate) fn recur(run: &Run, team: &Team, op: &Op) {
     match op {
@@ -69,9 +75,10 @@ impl Kernel for Conv<'_> {
             for (i, seq) in run.step.seqs.iter().enumerate() {
                 let Memory(state_at) = run.states[i];
                 // SAFETY: the state has whole vectors for each tap but one; lanes are split over the threads.
-                let place = |j: usize| unsafe {
+                let place_in = |state_at: *mut f32, j: usize| unsafe {
                     state_at.add(run.state_places[state as usize] + j * width + lane * LANES)
                 };
+                let place = |j: usize| place_in(state_at, j);
                 let mut inputs = [s.zero(); TAPS_MAX as usize];
                 for (j, input) in inputs[..taps - 1].iter_mut().enumerate() {
                     // SAFETY: as above.
@@ -88,6 +95,12 @@ impl Kernel for Conv<'_> {
                     }
                     sum.silu().store_partial(out);
                     inputs[..taps].rotate_left(1);
+                    if let Some(Memory(copy)) = snapshot(run, r) {
+                        for (j, input) in inputs[..taps - 1].iter().enumerate() {
+                            // SAFETY: as above; a copy is as large as a state, and that of no sequence of the step.
+                            unsafe { input.store_ptr(place_in(*copy, j)) };
+                        }
+                    }
                 }
                 row += seq.rows;
                 for (j, input) in inputs[..taps - 1].iter().enumerate() {
@@ -139,6 +152,11 @@ impl Kernel for Scan<'_> {
                             sum = now.fma(c, sum);
                         }
                         *out = skip[head].mul_add(*x, sum.sum());
+                    }
+                    if let Some(Memory(copy)) = snapshot(run, r) {
+                        let lines = run.state_places[state as usize] + columns.start * width;
+                        // SAFETY: the lines are this head's; a copy is as large as a state, and that of no sequence of the step.
+                        unsafe { copy.add(lines).copy_from_nonoverlapping(state_at.add(lines), hd * width) };
                     }
                 }
                 row += seq.rows;

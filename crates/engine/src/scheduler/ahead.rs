@@ -162,7 +162,7 @@ mod tests {
             prefix_cache: true,
             target: None,
             whole: false,
-            states: false,
+            states: None,
         });
         for (id, n) in prompts.iter().enumerate() {
             let tokens = (0..*n as u32).map(|t| t + 100 * id as u32).collect();

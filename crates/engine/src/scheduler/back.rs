@@ -11,6 +11,7 @@ impl Scheduler {
     /// are wanted once more. Blocks that it filled may still be found by others, who have these tokens; it writes to copies.
     /// Between steps only; the sequence was never shortened in the cache.
     pub(crate) fn rewind(&mut self, id: u64, back: usize) {
+        let (running, states) = (self.index(id), self.limits.states.is_some());
         let Some(s) = self.running.iter_mut().chain(&mut self.waiting).find(|s| s.id == id) else { return };
         debug_assert!(
             back < s.tokens.len() - s.source && (s.dropped == 0 || s.source > 0),
@@ -19,8 +20,11 @@ impl Scheduler {
         );
         s.tokens.truncate(s.tokens.len().saturating_sub(back).max(1));
         s.digests.truncate(s.tokens.len() / BLOCK_TOKENS);
-        // A state knows no token before its last: it begins anew.
-        s.computed = if self.limits.states { 0 } else { s.computed.min(s.tokens.len() - 1) };
+        if states {
+            // A state knows no token before its last.
+            return running.into_iter().for_each(|i| self.begin_again(i));
+        }
+        s.computed = s.computed.min(s.tokens.len() - 1);
         s.published = s.published.min(s.computed / BLOCK_TOKENS);
         let kept = s.held().max(s.source).div_ceil(BLOCK_TOKENS);
         let rest = s.blocks.split_off(kept.min(s.blocks.len()));
@@ -47,7 +51,7 @@ impl Scheduler {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheduler::{Limits, Nothing};
+    use crate::scheduler::{BlockOp, Limits, Nothing, StateLimits};
     use proptest::prelude::*;
     use std::time::Duration;
 
@@ -61,7 +65,7 @@ mod tests {
             prefix_cache: true,
             target: None,
             whole: false,
-            states: false,
+            states: None,
         })
     }
 
@@ -89,12 +93,34 @@ mod tests {
         assert_eq!((q.tokens.len(), q.computed, q.published), (31, 30, 1));
         assert_eq!(q.blocks, before[..2]);
         s.schedule(Duration::ZERO, &Nothing);
-        assert!(
-            matches!(s.take_ops()[..], [crate::scheduler::BlockOp::Copy { from, .. }] if from == before[1])
-        );
+        assert!(matches!(s.take_ops()[..], [BlockOp::Copy { from, .. }] if from == before[1]));
         assert_eq!(s.plan()[0].rows, 30..31);
         s.commit(Duration::from_millis(1), &Nothing);
         s.check_integrity().unwrap();
+        s.remove(1).unwrap();
+        assert_eq!(s.blocks().0, 0);
+    }
+
+    #[test]
+    fn a_state_goes_back_to_its_last_copy() {
+        let states = Some(StateLimits { snapshots: 4, every: 9 });
+        let mut s = Scheduler::new(Limits { states, ..scheduler(12).limits });
+        s.add(Sequence::new(1, [0; 32], (0..40).collect(), Goal::Next)).unwrap();
+        (0..20).for_each(|_| step(&mut s, 7));
+        // At the prompt's last whole block, and at the answer's, which replaced the one before.
+        let q = &s.running()[0];
+        assert_eq!((q.tokens.len(), q.computed, s.snapshots(), s.counts().snapshots), (60, 59, 2, 2));
+        let state = q.state();
+        for (back, computed) in [(3, 48), (10, 32), (14, 32), (30, 0)] {
+            s.rewind(1, back.min(s.running()[0].tokens.len() - 1));
+            let q = &s.running()[0];
+            assert_eq!((q.computed, q.published, q.blocks.len()), (computed, computed / 16, computed / 16));
+            let begins =
+                s.take_ops().iter().any(|op| matches!(op, BlockOp::Branch { to, .. } if *to == state));
+            assert_eq!(begins, computed > 0, "{back}");
+            s.check_integrity().unwrap();
+        }
+        step(&mut s, 7);
         s.remove(1).unwrap();
         assert_eq!(s.blocks().0, 0);
     }

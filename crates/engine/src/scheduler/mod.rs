@@ -9,15 +9,18 @@
 
 mod ahead;
 mod back;
+mod snapshots;
 mod sources;
 mod turn;
 
 pub(crate) use ahead::Ahead;
+pub(crate) use snapshots::{StateLimits, Taken};
 
 use crate::block_manager::{BlockManager, Digest};
 use crate::evict::Evicted;
 use crate::pace::{Allowed, Pace, Work};
-use crate::sequence::Sequence;
+use crate::sequence::{Sequence, state_of};
+use crate::snapshots::SNAPSHOT;
 use crate::{Error, Result};
 use quarrel_ir::{BLOCK_TOKENS, Keep, Mass};
 use std::{cmp::Reverse, ops::Range, time::Duration};
@@ -42,8 +45,8 @@ pub(crate) struct Limits {
     pub(crate) target: Option<Duration>,
     /// Whether a sequence has all its rows in one step; then `rows` are enough for the longest.
     pub(crate) whole: bool,
-    /// Whether a sequence has a state beside its blocks, which knows its last computed token alone.
-    pub(crate) states: bool,
+    /// Where a sequence has a state beside its blocks, which knows its last computed token alone: its copies.
+    pub(crate) states: Option<StateLimits>,
 }
 
 /// Least rows of a step for the prompt that is there longest, and for the shortest if that is another: slowly, but on.
@@ -71,9 +74,9 @@ pub(crate) enum BlockOp {
     Copy { from: u32, to: u32 },
     /// Forget the attention that was added up for a sequence that has left its blocks.
     Forget { slot: u32 },
-    /// Forget the state of a sequence that has left its blocks.
+    /// Forget the state of a sequence that has left its blocks, or a copy.
     Leave { state: u32 },
-    /// Give a fork the state of its sequence.
+    /// Give a sequence the state of another, whose fork it is, or a copy.
     Branch { from: u32, to: u32 },
 }
 
@@ -131,6 +134,9 @@ pub(crate) struct Counts {
     /// Times that a sequence was shortened, and the tokens that it lost.
     pub(crate) evictions: u64,
     pub(crate) evicted: u64,
+    /// Copies of states that were made, and those that made room for others.
+    pub(crate) snapshots: u64,
+    pub(crate) snapshots_evicted: u64,
 }
 
 /// The state machine.
@@ -147,6 +153,8 @@ pub(crate) struct Scheduler {
     ops: Vec<BlockOp>,
     /// Guesses behind decodes of the plan.
     ahead: Vec<Ahead>,
+    /// Copies of states that the plan makes.
+    taken: Vec<Taken>,
     counts: Counts,
     next_order: u64,
     /// Rows that the last step could have had at most.
@@ -168,7 +176,7 @@ impl Scheduler {
     pub(crate) fn new(limits: Limits) -> Scheduler {
         Scheduler {
             limits,
-            blocks: BlockManager::new(limits.blocks),
+            blocks: BlockManager::new(limits.blocks).with_snapshots(limits.states.map_or(0, |s| s.snapshots)),
             waiting: Vec::new(),
             running: Vec::new(),
             shares: Shares::default(),
@@ -176,6 +184,7 @@ impl Scheduler {
             plan: Vec::new(),
             ops: Vec::new(),
             ahead: Vec::new(),
+            taken: Vec::new(),
             counts: Counts::default(),
             next_order: 0,
             budget: 0,
@@ -224,7 +233,8 @@ impl Scheduler {
 
     /// What happened so far.
     pub(crate) fn counts(&self) -> Counts {
-        self.counts
+        let (snapshots, snapshots_evicted) = self.blocks.snapshots().counts();
+        Counts { snapshots, snapshots_evicted, ..self.counts }
     }
 
     /// What steps take.
@@ -254,6 +264,9 @@ impl Scheduler {
 
     /// What is to be done to the cache before the step, or before the device rests.
     pub(crate) fn take_ops(&mut self) -> Vec<BlockOp> {
+        // A place that is free may be written to by the step: after this.
+        let left = self.blocks.left_snapshots().into_iter();
+        self.ops.extend(left.map(|p| BlockOp::Leave { state: SNAPSHOT | p }));
         std::mem::take(&mut self.ops)
     }
 
@@ -289,6 +302,7 @@ impl Scheduler {
             self.share_out(below);
         }
         self.waiting.append(&mut aside);
+        self.plan_snapshots();
     }
 
     /// Gives the rows of a step to those that run.
@@ -387,6 +401,7 @@ impl Scheduler {
             self.shares.charge(&s.standing.key, chunk.rows.len());
             self.publish(chunk.running, below);
         }
+        self.keep_snapshots();
         plan
     }
 
@@ -415,6 +430,7 @@ impl Scheduler {
     pub(crate) fn abandon(&mut self) {
         self.plan.clear();
         self.drop_ahead();
+        self.drop_taken();
     }
 
     /// Adds a token to a sequence.
@@ -433,8 +449,8 @@ impl Scheduler {
         self.shares.enter(&s.standing.key);
         if self.running.len() < self.limits.running && !s.blocks.is_empty() {
             s.blocks.iter().for_each(|b| self.blocks.share(*b));
-            if self.limits.states {
-                self.ops.push(BlockOp::Branch { from: from as u32, to: s.slot() });
+            if self.limits.states.is_some() {
+                self.ops.push(BlockOp::Branch { from: state_of(from), to: s.state() });
             }
             self.running.push(s);
         } else {
@@ -513,6 +529,7 @@ impl Scheduler {
     pub(crate) fn clear(&mut self) {
         self.plan.clear();
         self.drop_ahead();
+        self.taken.clear();
         // What is held for sequences beside their blocks still has to go.
         self.ops.retain(|op| matches!(op, BlockOp::Leave { .. }));
         self.waiting.clear();
@@ -577,7 +594,11 @@ impl Scheduler {
         // The first row with logits has to be computed, cached or not.
         let most = if self.limits.prefix_cache { s.first_needed() / BLOCK_TOKENS } else { 0 };
         let digests = s.digests(most).to_vec();
-        let found = self.blocks.take_prefix(&digests, s.tokens.as_chunks().0);
+        let (tokens, _) = s.tokens.as_chunks();
+        let (found, state) = match self.limits.states {
+            Some(_) => self.blocks.take_prefix_with_state(&digests, tokens),
+            None => (self.blocks.take_prefix(&digests, tokens), None),
+        };
         let needed = s.extent().div_ceil(BLOCK_TOKENS) - found.len();
         if needed + self.reserved(urgency) > self.blocks.free() + self.could_free(urgency) {
             self.blocks.release(&found);
@@ -606,6 +627,7 @@ impl Scheduler {
         self.counts.loads += loaded as u64;
         s.published = s.blocks.len();
         s.computed = s.blocks.len() * BLOCK_TOKENS;
+        self.begin_with(&s, state);
         if s.admitted.is_none() {
             s.admitted = Some(now);
             s.cached = s.computed;
@@ -694,7 +716,12 @@ impl Scheduler {
         let s = &self.running[i];
         // What others hold too stays, and is found again.
         let own = s.blocks.iter().filter(|b| self.blocks.is_last_user(**b)).count();
-        let found = if s.dropped > 0 { 0 } else { (s.blocks.len() - own) * BLOCK_TOKENS };
+        let shared = s.blocks.len() - own;
+        let found = match self.limits.states {
+            _ if s.dropped > 0 => 0,
+            Some(_) => self.blocks.up_to_snapshot(&s.blocks[..shared]) * BLOCK_TOKENS,
+            None => shared * BLOCK_TOKENS,
+        };
         (own > 0).then(|| s.computed.saturating_sub(found))
     }
 
@@ -736,8 +763,8 @@ impl Scheduler {
 
     fn release(&mut self, s: &mut Sequence) {
         self.blocks.release(&s.blocks);
-        if self.limits.states {
-            self.ops.push(BlockOp::Leave { state: s.slot() });
+        if self.limits.states.is_some() {
+            self.ops.push(BlockOp::Leave { state: s.state() });
         }
         if s.evictor.is_some() {
             self.ops.push(BlockOp::Forget { slot: s.slot() });

@@ -62,6 +62,8 @@ struct Model {
     blocks: HashMap<u32, Content>,
     /// How many tokens each sequence's state has seen, and their hash; where sequences have states.
     states: HashMap<u32, (usize, u64)>,
+    /// Sequences that began with a copy of a state.
+    resumed: usize,
     /// Virtual time.
     now: Duration,
 }
@@ -76,6 +78,7 @@ impl Model {
                 BlockOp::Forget { .. } => {}
                 BlockOp::Leave { state } => drop(self.states.remove(&state)),
                 BlockOp::Branch { from, to } => {
+                    self.resumed += usize::from(from & SNAPSHOT != 0);
                     let state = self.states.get(&from).copied();
                     state.map(|s| self.states.insert(to, s));
                 }
@@ -113,13 +116,17 @@ impl Model {
     }
 
     /// Changes the state of a sequence by rows; it must be that of the tokens before them.
-    fn recur(&mut self, s: &Sequence, rows: Range<usize>) -> Checked<()> {
+    fn recur(&mut self, s: &Sequence, rows: Range<usize>, taken: &[Taken]) -> Checked<()> {
         let hash = |n: usize| s.tokens[..n].iter().fold(9, |h, t| mix(h, u64::from(*t)));
         if rows.start > 0 {
             let want = (rows.start, hash(rows.start));
-            prop_assert_eq!(self.states.get(&s.slot()), Some(&want), "the state of sequence {}", s.id);
+            prop_assert_eq!(self.states.get(&s.state()), Some(&want), "the state of sequence {}", s.id);
         }
-        self.states.insert(s.slot(), (rows.end, hash(rows.end)));
+        self.states.insert(s.state(), (rows.end, hash(rows.end)));
+        for t in taken.iter().filter(|t| t.id == s.id) {
+            prop_assert!(t.tokens > rows.start && t.tokens <= rows.end, "a copy outside the step");
+            self.states.insert(t.state(), (t.tokens, hash(t.tokens)));
+        }
         Ok(())
     }
 
@@ -185,7 +192,9 @@ struct Job {
 
 impl Job {
     fn tokens(&self, r: usize) -> Vec<u32> {
-        (0..self.prompt as u32).map(|i| if i == 20 { r as u32 } else { i / 16 + self.salt }).collect()
+        // Half of them are one text, as far as they go.
+        let own = |i: u32| i == 20 && r % 2 == 1;
+        (0..self.prompt as u32).map(|i| if own(i) { r as u32 } else { i / 16 + self.salt }).collect()
     }
 
     fn evictor(&self) -> Option<Evictor> {
@@ -369,8 +378,8 @@ impl Simulation<'_> {
         for c in self.s.plan().to_vec() {
             let q = &self.s.running()[c.running];
             rows.insert(q.id, self.device.run(q, c.rows.clone())?);
-            if self.limits.states {
-                self.device.recur(q, c.rows.clone())?;
+            if self.limits.states.is_some() {
+                self.device.recur(q, c.rows.clone(), self.s.taken())?;
             }
         }
         let mut ahead_rows = HashMap::new();
@@ -535,14 +544,18 @@ impl Simulation<'_> {
     }
 }
 
-/// Runs the jobs and checks every answer; gives the accepted guesses and the shortened sequences.
-fn simulate(
-    jobs: &[Job],
-    limits: Limits,
-    below: usize,
-    faults: &[usize],
-    stops: &[usize],
-) -> Checked<(usize, u64)> {
+/// What a simulation has exercised.
+struct Seen {
+    /// Guesses that came true.
+    accepted: usize,
+    /// Sequences that were shortened.
+    evictions: u64,
+    /// Sequences that began with a copy of a state.
+    resumed: usize,
+}
+
+/// Runs the jobs and checks every answer.
+fn simulate(jobs: &[Job], limits: Limits, below: usize, faults: &[usize], stops: &[usize]) -> Checked<Seen> {
     let mut sim = Simulation {
         jobs,
         limits,
@@ -560,7 +573,9 @@ fn simulate(
     prop_assert_eq!((sim.s.blocks().0, sim.wants.len()), (0, 0));
     let ops = sim.s.take_ops();
     sim.device.apply(&ops, &mut sim.cellar);
-    prop_assert!(sim.device.states.is_empty() || !faults.is_empty(), "states are left");
+    let left = sim.device.states.len();
+    prop_assert!(left == sim.s.snapshots() || !faults.is_empty(), "{} states are left", left);
+    prop_assert!(left == 0 || left <= limits.states.map_or(0, |s| s.snapshots) || !faults.is_empty());
     for (r, j) in jobs.iter().enumerate() {
         let of: Vec<_> = sim.answers.iter().filter(|a| a.0 == r).collect();
         let want = if j.scored { 1 } else { 1 + j.forks as usize };
@@ -569,7 +584,7 @@ fn simulate(
             prop_assert_eq!(tokens, &j.alone(r, *salt), "job {}, fork {}", r, salt);
         }
     }
-    Ok((sim.accepted, sim.s.counts().evictions))
+    Ok(Seen { accepted: sim.accepted, evictions: sim.s.counts().evictions, resumed: sim.device.resumed })
 }
 
 proptest! {
@@ -583,20 +598,22 @@ proptest! {
         below in 0usize..3, faults in prop::collection::vec(0usize..400, 0..3),
         stops in prop::collection::vec(0usize..200, 0..6),
     ) {
-        let limits = Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache, target: None, whole: false, states: false };
+        let limits = Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache, target: None, whole: false, states: None };
         simulate(&jobs, limits, below, &faults, &stops)?;
     }
 
-    /// The same where sequences have states, which see every token once and in order: no prefix is shared, nothing is guessed and
-    /// nothing dropped.
+    /// The same where sequences have states, which see every token once and in order, whatever copies of them are kept: nothing is
+    /// guessed and nothing dropped.
     #[test]
     fn states_see_each_token_once(
         jobs in jobs(), rows in 5usize..20, outputs in 4usize..12, blocks in 6usize..14,
         faults in prop::collection::vec(0usize..400, 0..3), stops in prop::collection::vec(0usize..200, 0..6),
+        prefix_cache in prop::bool::weighted(0.8), snapshots in 0usize..6, every in 1usize..4,
     ) {
         let jobs: Vec<Job> = jobs.into_iter().map(|j| Job { guesses: 0, evicted: None, ..j }).collect();
         let limits =
-            Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache: false, target: None, whole: false, states: true };
+            Limits { rows, outputs, running: 4, waiting: 64, blocks, prefix_cache, target: None, whole: false,
+                states: Some(StateLimits { snapshots, every }) };
         simulate(&jobs, limits, 0, &faults, &stops)?;
     }
 }
@@ -629,10 +646,20 @@ fn guesses_come_true_and_long_sequences_are_shortened() {
         prefix_cache: true,
         target: None,
         whole: false,
-        states: false,
+        states: None,
     };
-    let (accepted, evictions) = simulate(&[job, short], limits, 0, &[], &[]).unwrap();
-    assert!(accepted > 5 && evictions > 3, "{accepted} guesses, {evictions} evictions");
+    let seen = simulate(&[job.clone(), short], limits, 0, &[], &[]).unwrap();
+    assert!(
+        seen.accepted > 5 && seen.evictions > 3,
+        "{} guesses, {} evictions",
+        seen.accepted,
+        seen.evictions
+    );
+    // With states, those who were preempted go on from a copy.
+    let jobs = vec![Job { guesses: 0, prompt: 40, ..job }; 3];
+    let states = Some(StateLimits { snapshots: 8, every: 1 });
+    let seen = simulate(&jobs, Limits { blocks: 10, states, ..limits }, 0, &[], &[]).unwrap();
+    assert!(seen.resumed > 1, "{} went on from a copy", seen.resumed);
 }
 
 #[test]
@@ -646,7 +673,7 @@ fn what_is_forgotten_comes_back_from_below() {
         prefix_cache: true,
         target: None,
         whole: false,
-        states: false,
+        states: None,
     };
     let mut s = Scheduler::new(limits);
     let mut cellar = Cellar { wanted: true, ..Cellar::default() };

@@ -45,7 +45,7 @@ mod tests {
             prefix_cache: false,
             target: None,
             whole: false,
-            states: false,
+            states: None,
         })
     }
 

@@ -16,7 +16,7 @@ fn limits() -> Limits {
         prefix_cache: true,
         target: None,
         whole: false,
-        states: false,
+        states: None,
     }
 }
 

@@ -210,6 +210,10 @@ impl<F: FnMut(u64) -> Result<()> + Send> Device for Hooked<F> {
         self.inner.copy_state(prepared, from, to)
     }
 
+    fn state_bytes(&self, prepared: Prepared) -> usize {
+        self.inner.state_bytes(prepared)
+    }
+
     fn drop_state(&mut self, prepared: Prepared, state: u32) -> Result<()> {
         self.inner.drop_state(prepared, state)
     }
@@ -318,10 +322,15 @@ impl Drop for Gate {
 
 /// An engine whose steps are counted out by a gate.
 pub fn gated(config: EngineConfig) -> (Handle, Gate) {
+    gated_program(program(), config)
+}
+
+/// The same of any program.
+pub fn gated_program(program: Program, config: EngineConfig) -> (Handle, Gate) {
     let (gate, mut pass) = Gate::new();
     let device = Hooked::new(move |_| {
         pass();
         Ok(())
     });
-    (start_on(device, config), gate)
+    (start_program(device, program, config), gate)
 }
