@@ -2,7 +2,7 @@
 //! (`goldens/make_t5.py` made them): encoders alone, and an encoder with a decoder, whole, in pieces and token by token.
 
 use quarrel_conform::compare;
-use quarrel_cpu::{Cpu, CpuOptions, KvType};
+use quarrel_cpu::{Cpu, CpuOptions, Isa, KvType};
 use quarrel_engine::{
     Beams, Confidence, EmbedRequest, Engine, EngineConfig, Event, Eviction, Guide, Handle, LoadOptions,
     Request, Sampling, Speculate,
@@ -193,22 +193,30 @@ fn cpu_equals_transformers() {
     check_whole(&|| cpu(KvType::F16, 2), 1e-3, 0.1);
 }
 
-/// A bias by distance in every type of cache, whose sums are the kernel's own for codes.
+/// A bias by distance with all instructions, and in every type of cache, whose sums are the kernel's own for codes.
 #[test]
-fn a_cache_of_codes_has_the_bias_too() {
+fn every_kernel_has_the_bias() {
     let dir = goldens("embed/t5encoder");
     let (golden, want): (Encoder, _) = golden(&dir, "hidden.bin");
-    let tokens = golden.prompts.last().unwrap();
-    let blocks = tables(1);
-    for (kv, bound) in [(KvType::BF16, 0.02), (KvType::Q8_0, 0.03), (KvType::Q4_0, 0.4)] {
-        let mut m = Model::open(cpu(kv, 2), &files(&dir)[1], true, 1);
+    let (tokens, blocks) = (golden.prompts.last().unwrap(), tables(1));
+    let bounds = [
+        (KvType::F32, 1e-5),
+        (KvType::F16, 5e-3),
+        (KvType::BF16, 0.02),
+        (KvType::Q8_0, 0.03),
+        (KvType::Q4_0, 0.4),
+    ];
+    for (isa, (kv, bound)) in Isa::available().into_iter().flat_map(|i| bounds.map(|b| (i, b))) {
+        let options = CpuOptions { threads: Some(2), isa: Some(isa), kv, ..CpuOptions::default() };
+        let cpu = Box::new(Cpu::new(options).unwrap());
+        let mut m = Model::open(cpu, &files(&dir)[1], true, 1);
         let hidden = m.hidden.unwrap();
         let seqs = [SeqStep::new(tokens.len(), 0, &blocks[0])];
         m.device.run(m.prepared, &StepInputs::new(tokens, &seqs, &[])).unwrap();
         let mut rows = vec![0.0; tokens.len() * golden.dim];
         m.device.read(m.prepared, Readout::View(hidden), &mut rows).unwrap();
         let error = compare::relative_rms(&rows, &want[want.len() - rows.len()..]);
-        assert!(error < bound, "{kv:?}: {error}");
+        assert!(error < bound, "{isa}, {kv:?}: {error}");
     }
 }
 
