@@ -70,6 +70,10 @@ pub struct Session {
 
 /// Refuses models whose steps cannot be measured behind a cache that nobody computed.
 pub(crate) fn check_states(program: &Program) -> Result<()> {
+    if program.source_ops() > 0 {
+        let why = "models whose decoder answers an encoder are not measured";
+        return Err(crate::Error::Work(why.into()));
+    }
     if program.states.is_empty() {
         return Ok(());
     }

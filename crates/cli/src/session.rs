@@ -106,7 +106,7 @@ pub(crate) fn compared(
 
 /// Loads a model that makes embeddings of sentences.
 pub(crate) fn embedder(opened: &Opened, threads: Option<u16>) -> Result<Embedder> {
-    let options = EngineOptions { embeddings: true, threads, ..EngineOptions::default() };
+    let options = EngineOptions { embeddings: true, encoder: true, threads, ..EngineOptions::default() };
     // A sentence, the one before it and the prompt.
     let usage = Use { batch: 3, ..Use::ONE };
     let running = opened.load(&options, usage, None, 0, TALK, |_| {})?;

@@ -470,6 +470,8 @@ pub fn attend(h: Heads, style: RopeStyle, rows: usize, rng: &mut Rng) -> Case {
         window,
         softcap,
         alibi: None,
+        buckets: None,
+        of_source: false,
         chunked: false,
         sinks: None,
         blocks: None,

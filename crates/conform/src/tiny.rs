@@ -1,4 +1,4 @@
-//! Tiny random models of six families as GGUF files, with matrices of any tensor type.
+//! Tiny random models of seven families as GGUF files, with matrices of any tensor type.
 
 use crate::random::{Rng, f32_tensor, tensor};
 use quarrel_formats::gguf::{NewTensor, write};
@@ -29,6 +29,8 @@ pub enum Family {
     Lfm2,
     /// Mamba-2, before and after a layer of attention.
     Granite,
+    /// An encoder that reads the prompt, and a decoder (T5 1.1).
+    T5,
 }
 
 impl Family {
@@ -40,6 +42,7 @@ impl Family {
             Family::Latent => "deepseek2",
             Family::Lfm2 => "lfm2",
             Family::Granite => "granitehybrid",
+            Family::T5 => "t5",
         }
     }
 
@@ -48,6 +51,7 @@ impl Family {
         match self {
             Family::Llama => [6, 2, 128, 128],
             Family::Gemma | Family::Experts | Family::Lfm2 | Family::Granite => [4, 1, 64, 64],
+            Family::T5 => [4, 4, 64, 64],
             Family::Latent => [4, 1, RANK + ROTATED, RANK],
         }
     }
@@ -97,6 +101,11 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
             number("attention.sliding_window_pattern", 2);
         }
         Family::Experts => {}
+        Family::T5 => {
+            number("attention.relative_buckets_count", 32);
+            number("decoder_block_count", layers);
+            number("decoder_start_token_id", 0);
+        }
         Family::Latent => {
             number("attention.kv_lora_rank", RANK);
             number("attention.key_length_mla", PLAIN + ROTATED);
@@ -134,6 +143,26 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         });
     };
     add("token_embd.weight".into(), &[VOCAB, DIM]);
+    if family == Family::T5 {
+        for (stack, l) in ["enc", "dec"].into_iter().flat_map(|s| (0..layers).map(move |l| (s, l))) {
+            let mut layer =
+                |name: &str, shape: &[usize]| add(format!("{stack}.blk.{l}.{name}.weight"), shape);
+            for attention in ["attn", "cross_attn"].into_iter().take(if stack == "dec" { 2 } else { 1 }) {
+                layer(&format!("{attention}_norm"), &[DIM]);
+                ["q", "k", "v", "o"].iter().for_each(|x| layer(&format!("{attention}_{x}"), &[DIM, DIM]));
+            }
+            layer("ffn_norm", &[DIM]);
+            ["ffn_gate", "ffn_up"].iter().for_each(|x| layer(x, &[ff, DIM]));
+            layer("ffn_down", &[DIM, ff]);
+        }
+        ["enc.output_norm", "dec.output_norm"].iter().for_each(|n| add(format!("{n}.weight"), &[DIM]));
+        add("output.weight".into(), &[VOCAB, DIM]);
+        for stack in ["enc", "dec"] {
+            let table: Vec<f32> = (0..32 * heads).map(|_| 1.5 * rng.normal()).collect();
+            tensors.push(f32_tensor(&format!("{stack}.blk.0.attn_rel_b.weight"), &[32, heads], &table));
+        }
+        return finish(path, &meta, &tensors);
+    }
     for l in 0..layers {
         let mut layer = |name: &str, shape: &[usize]| add(format!("blk.{l}.{name}.weight"), shape);
         layer("attn_norm", &[DIM]);
@@ -210,6 +239,10 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         tensors.push(f32_tensor(&format!("blk.{l}.shortconv.conv.weight"), &[DIM, 3], &taps));
     }
 
+    finish(path, &meta, &tensors);
+}
+
+fn finish(path: &Path, meta: &Metadata, tensors: &[Tensor]) {
     let shapes: Vec<Vec<u64>> = tensors.iter().map(|t| t.shape.iter().map(|d| *d as u64).collect()).collect();
     let new: Vec<NewTensor> = tensors
         .iter()
@@ -217,5 +250,5 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         .map(|(t, shape)| NewTensor { name: &t.name, dtype: t.dtype, shape, data: &t.data })
         .collect();
     let mut file = std::fs::File::create(path).expect("a place for a temporary model");
-    write(&mut file, &meta, &new).expect("a model that the format can hold");
+    write(&mut file, meta, &new).expect("a model that the format can hold");
 }

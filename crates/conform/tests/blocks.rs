@@ -47,6 +47,8 @@ fn program((heads, kv_heads, head_dim, _, blocks): Shape) -> Program {
         blocks: Some(blocks),
         softcap: None,
         alibi: None,
+        buckets: None,
+        of_source: false,
         sinks: None,
     };
     p.logits = Some(p.attend(q, spec));

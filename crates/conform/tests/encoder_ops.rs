@@ -115,6 +115,8 @@ fn attention_that_looks_ahead_at_odd_shapes_and_in_any_company() {
             window: None,
             softcap,
             alibi: None,
+            buckets: None,
+            of_source: false,
             chunked: false,
             sinks: None,
             blocks: None,

@@ -88,6 +88,8 @@ fn program(layers: &[Layer]) -> (Program, Tensors) {
             window,
             softcap,
             alibi,
+            buckets: None,
+            of_source: false,
             blocks: None,
             chunked: false,
             sinks,

@@ -154,8 +154,12 @@ fn goldens_are_those_of_the_table() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("goldens");
     let named: Vec<&str> = quarrel_model::arch::all().flat_map(|a| a.goldens.iter().copied()).collect();
     for name in &named {
-        let places =
-            [format!("tiny/{name}/golden.json"), format!("embed/{name}"), format!("embed/{name}.json")];
+        let places = [
+            format!("tiny/{name}/golden.json"),
+            format!("encdec/{name}/golden.json"),
+            format!("embed/{name}"),
+            format!("embed/{name}.json"),
+        ];
         assert!(places.iter().any(|p| root.join(p).exists()), "no golden {name}");
     }
     for dir in std::fs::read_dir(root.join("tiny")).unwrap() {

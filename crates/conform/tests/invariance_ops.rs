@@ -225,6 +225,8 @@ fn attention_to(shape: Shape, v_dim: u32, rng: &mut Rng) -> (Program, Tensors) {
         window,
         softcap,
         alibi: None,
+        buckets: None,
+        of_source: false,
         chunked: false,
         sinks: None,
         blocks: None,

@@ -229,6 +229,8 @@ fn ops(c: &mut Criterion) {
                         window: None,
                         softcap: None,
                         alibi: None,
+                        buckets: None,
+                        of_source: false,
                         chunked: false,
                         sinks: None,
                         blocks: None,

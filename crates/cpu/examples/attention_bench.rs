@@ -58,6 +58,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             window: window.map(|w| w as u32),
             softcap: None,
             alibi: None,
+            buckets: None,
+            of_source: false,
             chunked: false,
             sinks: None,
             blocks: pattern,

@@ -2,6 +2,7 @@
 
 use crate::exec::{self, Memory, Run, Scratch, Tile, Watched};
 use crate::footprint::{Footprint, TABLE_TOKENS};
+use crate::kernels::bias::Distances;
 use crate::kv::{KvPool, KvType, huge_pages};
 use crate::kv_edit::Compaction;
 use crate::linear;
@@ -18,12 +19,12 @@ use quarrel_ir::reference::vocab;
 use quarrel_ir::{
     Adapter, AdapterPart, AttendSpec, BLOCK_TOKENS, Device, DeviceInfo, Error, HostWeight, Keep, Limits,
     Mass, Op, OpTime, Prepared, Program, Readout, Result, Rows, StepInputs, View, Weight, WeightDecl,
-    WeightId, check_adapter, check_overlap, check_positions, uses,
+    WeightId, check_adapter, check_overlap, check_positions, check_source, uses,
 };
 use std::collections::HashMap;
 use std::io::Read as _;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How to set up the CPU.
 #[derive(Debug, Clone, Copy, Default)]
@@ -61,6 +62,8 @@ struct Ready {
     barriers: Vec<bool>,
     linear: Vec<Option<linear::Plan>>,
     attends: Vec<AttendSpec>,
+    distances: Vec<Arc<Distances>>,
+    source_ops: usize,
     arena: MmapMut,
     kv: KvPool,
     shared: linear::Shared,
@@ -148,6 +151,18 @@ impl Cpu {
         v: &[f32],
     ) {
         self.ready[prepared.0 as usize].kv.write_token(self.isa, layer, place.0, place.1, k, v)
+    }
+
+    /// The biases by distance of attentions, each once.
+    fn distances(&self, attends: &[AttendSpec], weights: &[Weight]) -> Vec<Arc<Distances>> {
+        let mut all: Vec<Arc<Distances>> = Vec::new();
+        for (spec, buckets) in attends.iter().filter_map(|a| Some((a, a.buckets?))) {
+            if all.iter().all(|d| d.buckets != buckets) {
+                let table = self.held[weights[buckets.table.0 as usize].0 as usize].vector();
+                all.push(Arc::new(Distances::new(buckets, spec.heads as usize, table)));
+            }
+        }
+        all
     }
 
     /// Brings the weights of a Program into the forms that its ops read.
@@ -238,11 +253,12 @@ impl Device for Cpu {
         let bytes = elements.max(1) * size_of::<f32>();
         let memory = MmapMut::map_anon(bytes).map_err(|_| Error::Memory { what: "activations", bytes })?;
         huge_pages(&memory);
-        let attends = program
+        let attends: Vec<AttendSpec> = program
             .ops
             .iter()
             .filter_map(|n| if let Op::Attend { spec, .. } = &n.op { Some(*spec) } else { None })
             .collect();
+        let distances = self.distances(&attends, weights);
         let threads = self.pool.threads();
         let linear = linear::plans(&program, &self.held, weights, threads);
         let shared = linear::Shared::new(&program, &linear, &limits)?;
@@ -258,6 +274,8 @@ impl Device for Cpu {
             angles,
             linear,
             attends,
+            distances,
+            source_ops: program.source_ops(),
             arena: memory,
             shared,
             adapters: Adapters::default(),
@@ -282,6 +300,7 @@ impl Device for Cpu {
         let r = &mut self.ready[prepared.0 as usize];
         step.check(&r.limits, vocab(&r.program))?;
         check_positions(&r.program, step)?;
+        check_source(&r.program, step)?;
         let heads = r.heads();
         let lora = r.adapters.step(step.seqs)?;
         let states = r.states.begin(step)?;
@@ -315,6 +334,8 @@ impl Device for Cpu {
         let run = Run {
             isa: self.isa,
             program: &r.program,
+            ops: if step.source { 0..r.source_ops } else { r.source_ops..r.program.ops.len() },
+            distances: &r.distances,
             slots: &r.slots,
             barriers: &r.barriers,
             linear: &r.linear,

@@ -5,6 +5,7 @@
 
 use crate::experts;
 use crate::kernels::attention::{self, Cached, Queries};
+use crate::kernels::bias::Distances;
 use crate::kernels::elementwise::{Each, map};
 use crate::kernels::norm::{Norm, norm};
 use crate::kernels::observe::{self, Observed, ReadKeys, Sums};
@@ -27,7 +28,7 @@ use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// Query vectors of a tile, about: rows of one sequence that attend together.
@@ -107,6 +108,8 @@ pub(crate) struct Tile {
     position: usize,
     /// Tokens of the sequence at the end of the step.
     end: usize,
+    /// And of its source.
+    source: usize,
 }
 
 /// The last rows of a sequence's part of a step, whose attention is added up.
@@ -144,7 +147,8 @@ pub(crate) fn tiles(step: &StepInputs, group: usize, out: &mut Vec<Tile>) {
     for (seq, s) in step.seqs.iter().enumerate() {
         for at in (0..s.rows).step_by(most) {
             let rows = most.min(s.rows - at);
-            out.push(Tile { seq, row: row + at, rows, position: s.start + at, end: s.start + s.rows });
+            let (position, end) = (s.start + at, s.start + s.rows);
+            out.push(Tile { seq, row: row + at, rows, position, end, source: s.source });
         }
         row += s.rows;
     }
@@ -169,6 +173,10 @@ pub(crate) struct Scratch {
 pub(crate) struct Run<'a> {
     pub(crate) isa: Isa,
     pub(crate) program: &'a Program,
+    /// The ops of this step: all, or those that read sources, or the others.
+    pub(crate) ops: Range<usize>,
+    /// The biases by distance.
+    pub(crate) distances: &'a [Arc<Distances>],
     pub(crate) slots: &'a [Slot],
     pub(crate) barriers: &'a [bool],
     pub(crate) linear: &'a [Option<linear::Plan>],
@@ -247,7 +255,7 @@ impl Run<'_> {
             (now - last.replace(now)).as_nanos() as u64
         };
         self.angles(team);
-        for (i, node) in self.program.ops.iter().enumerate() {
+        for (i, node) in self.ops.clone().zip(&self.program.ops[self.ops.clone()]) {
             if let Some((_, last)) = &times {
                 lap(last);
             }
@@ -582,9 +590,15 @@ impl Run<'_> {
     ) {
         let rows = (0..tile.rows).map(|r| {
             // SAFETY: queries are only read here, behind a barrier.
-            (unsafe { q.row(tile.row + r) }, attention::span(spec, tile.position + r, tile.end))
+            (unsafe { q.row(tile.row + r) }, tile.span(spec, tile.position + r))
         });
-        T::pack(queries, self.isa, spec, heads, rows);
+        T::pack(queries, self.isa, spec, heads.clone(), rows);
+        if let Some(buckets) = spec.buckets {
+            let group = (spec.heads / spec.kv_heads) as usize;
+            let own = self.distances.iter().find(|d| d.buckets == buckets);
+            let own = own.expect("`prepare` laid out the table of every attention");
+            queries.measure(own, heads.start * group, tile.position, group);
+        }
     }
 
     fn kv_head(&self, spec: &AttendSpec, tile: &Tile, head: usize) -> KvHead<'_> {
@@ -608,7 +622,12 @@ impl Tile {
     /// The chunks that its rows see.
     fn chunks(&self, spec: &AttendSpec) -> Range<usize> {
         let (first, last) = (self.position, self.position + self.rows - 1);
-        attention::chunks(&[attention::span(spec, first, self.end), attention::span(spec, last, self.end)])
+        attention::chunks(&[self.span(spec, first), self.span(spec, last)])
+    }
+
+    /// What a row at `position` sees.
+    fn span(&self, spec: &AttendSpec, position: usize) -> attention::Span {
+        attention::span(spec, position, if spec.of_source { self.source } else { self.end })
     }
 
     /// Elements of the states of its query vectors for one kv head.
@@ -666,7 +685,7 @@ pub(crate) fn scratch_bytes(
         // As many sequences as have logits share the cache evenly.
         let seqs = limits.outputs.max(1);
         let tokens = (limits.kv_blocks / seqs * BLOCK_TOKENS).max(1);
-        let tile = Tile { seq: 0, row: 0, rows: 1, position: tokens - 1, end: tokens };
+        let tile = Tile { seq: 0, row: 0, rows: 1, position: tokens - 1, end: tokens, source: tokens };
         parts = parts.max(if seqs < 4 * threads { parts_len(&vec![tile; seqs], spec, threads) } else { 0 });
     }
     let convolved = program.ops.iter().filter_map(|n| match &n.op {

@@ -152,6 +152,8 @@ mod tests {
             window: None,
             softcap: None,
             alibi: None,
+            buckets: None,
+            of_source: false,
             chunked: false,
             sinks: None,
             blocks: None,

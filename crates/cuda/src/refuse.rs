@@ -7,6 +7,9 @@ pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
     if program.looks_ahead() {
         return Some(POSITIONS);
     }
+    if program.source_ops() > 0 {
+        return Some(DISTANCES);
+    }
     if !program.states.is_empty() {
         return Some(STATES);
     }
@@ -17,6 +20,7 @@ pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
     program.ops.iter().find_map(|n| match &n.op {
         Op::Embed { by, add, .. } if *by != Lookup::Token || add.is_some() => Some(POSITIONS),
         Op::Attend { spec, .. } if spec.alibi.is_some() || spec.sinks.is_some() => Some(BIASED),
+        Op::Attend { spec, .. } if spec.buckets.is_some() => Some(DISTANCES),
         Op::Attend { spec, .. } if spec.chunked || spec.blocks.is_some() => Some(EXPERTS),
         Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. } => Some(EXPERTS),
         Op::ShortConv { .. } => Some(STATES),
@@ -29,6 +33,8 @@ pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
 const POSITIONS: &str =
     "models with a table of positions, as encoders, do not run on it; the CPU runs them (--device cpu)";
 const BIASED: &str = "has no attention with ALiBi or sinks; the CPU has (--device cpu)";
+const DISTANCES: &str =
+    "has no attention with a bias by distance and none to a source (T5); the CPU has (--device cpu)";
 const STATES: &str = "has no short convolutions and no recurrences; the CPU has (--device cpu)";
 const EXPERTS: &str = "mixtures of experts, latent, chunked and block-sparse attention do not run on it; the CPU runs them (--device cpu)";
 const GAINS: &str = "has no clipping and no norms with gains for each head; the CPU has (--device cpu)";

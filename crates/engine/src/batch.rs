@@ -56,7 +56,8 @@ impl Batch {
                 let observed = s.evictor.as_ref().map_or(0, |e| e.observe(start, rows));
                 let observe = (observed > 0).then_some(Observe { slot: s.slot(), rows: observed });
                 let step = SeqStep::new(rows, start, &s.blocks);
-                seqs.push(SeqStep { observe, adapter, state: s.state(), ..step });
+                let (state, source) = (s.state(), s.source);
+                seqs.push(SeqStep { observe, adapter, state, source, ..step });
                 continue;
             };
             let copy = |(row, branch): &(usize, usize)| KvCopy {
@@ -72,7 +73,9 @@ impl Batch {
             self.outputs.extend(first as u32..self.tokens.len() as u32);
         }
         let step = StepInputs::new(&self.tokens, &seqs, &self.outputs);
-        let step = StepInputs { stop, copies: &self.copies, snapshots: &self.snapshots, ..step };
+        // Sources are never planned with other tokens.
+        let source = plan.iter().any(|c| running[c.running].reads());
+        let step = StepInputs { stop, copies: &self.copies, snapshots: &self.snapshots, source, ..step };
         device.run(prepared, &step)
     }
 }

@@ -117,6 +117,8 @@ impl Branch {
 pub(crate) struct Generation {
     events: Outbox,
     prompt: usize,
+    /// Tokens of it that the caller has not sent.
+    pub(crate) foreign: usize,
     max_tokens: usize,
     stop_ids: Vec<u32>,
     seed: u64,
@@ -249,6 +251,7 @@ impl Generation {
         Generation {
             events,
             prompt: prompt.len(),
+            foreign: 0,
             max_tokens: max_tokens.map_or(usize::MAX, |n| n as usize),
             stop_ids: if ignore_eos { Vec::new() } else { stop_ids },
             seed,
@@ -697,7 +700,7 @@ impl Generation {
             _ => Duration::ZERO,
         };
         RequestStats {
-            prompt_tokens: self.prompt,
+            prompt_tokens: self.prompt - self.foreign,
             cached_tokens: self.cached,
             completion_tokens: self.made,
             seed: self.seed,

@@ -56,6 +56,9 @@ pub struct EngineConfig {
     /// Sequences have a state beside their KV blocks, which knows its last token alone: nothing is guessed ahead, and a prefix is
     /// shared up to a block that has a copy of the state. The engine sees to it by itself.
     pub states: bool,
+    /// Prompts are sources, which an encoder reads before the answer: no prefix is shared and nothing is guessed ahead. Set by
+    /// the engine from the Program.
+    pub sources: bool,
     /// Most bytes of such copies; see [`Self::snapshots`].
     pub snapshot_bytes: usize,
     /// Exits that the Program was built with ([`quarrel_model::decoder::Options::exits`]), for [`crate::Dola`].
@@ -83,6 +86,7 @@ impl EngineConfig {
             identity: None,
             whole: false,
             states: false,
+            sources: false,
             snapshot_bytes: SNAPSHOT_BYTES,
             exits: 0,
         }
@@ -115,7 +119,7 @@ impl EngineConfig {
             (
                 "step_tokens",
                 self.step_tokens,
-                if self.whole { self.context } else { 0 },
+                if self.whole || self.sources { self.context } else { 0 },
                 "the context of an encoder",
             ),
         ] {
@@ -138,7 +142,7 @@ impl EngineConfig {
             waiting: self.max_queue + self.max_running,
             blocks,
             // What an encoder computes of a text depends on its end.
-            prefix_cache: self.prefix_cache && !self.whole,
+            prefix_cache: self.prefix_cache && !self.whole && !self.sources,
             target: self.target_itl,
             whole: self.whole,
             states: self.states.then(scheduler::StateLimits::default),
@@ -165,11 +169,14 @@ pub struct EngineInfo {
     pub hidden: Option<usize>,
     /// Layers after which there are logits too.
     pub exits: usize,
+    /// Of a model whose decoder answers an encoder, the token that an answer begins with before its own first one; prompts are
+    /// sources then.
+    pub source: Option<u32>,
     /// Whether a sequence can be shortened in the cache.
     pub evicts: bool,
     /// Whether there is a draft model.
     pub draft: bool,
-    /// Whether tokens can be guessed ahead: not where sequences have states, out of which a wrong guess cannot be taken.
+    /// Whether tokens can be guessed ahead: not where sequences have states, out of which a wrong guess cannot be taken, or sources.
     pub speculates: bool,
     /// Bytes that the device holds, and that of a draft model: weights, activations, KV.
     pub device_bytes: usize,

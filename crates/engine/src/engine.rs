@@ -78,7 +78,13 @@ impl Engine {
         spec: Option<ModelSpec>,
     ) -> Result<Handle> {
         let states = !program.states.is_empty();
-        let config = EngineConfig { whole: program.looks_ahead(), states, ..config };
+        let sources = program.source_ops() > 0;
+        let config = EngineConfig { whole: program.looks_ahead(), states, sources, ..config };
+        let source = spec.as_ref().and_then(|s| s.source).map(|s| s.start);
+        if sources != source.is_some() {
+            let why = "the model's specification is needed with it, which says how an answer begins";
+            return Err(Error::Unsuited { what: "a program that reads sources", why });
+        }
         let mut limits = config.check()?;
         if program.positions().is_some_and(|most| config.context > most) {
             let (value, range) =
@@ -123,9 +129,10 @@ impl Engine {
             generates: logits.is_some(),
             hidden: hidden.map(|h| h.cols as usize),
             exits: exits.len(),
+            source,
             evicts,
             draft: draft.is_some(),
-            speculates: !states,
+            speculates: !states && !sources,
             device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
         };
         // Waiting requests bound the channel; the slack is for cancellations.
@@ -149,6 +156,7 @@ impl Engine {
             scratch: Scratch::default(),
             speculation: Speculation::new(&config, draft),
             context: config.context,
+            sources,
             heads,
             root,
             tier,
@@ -194,6 +202,8 @@ struct Worker {
     scratch: Scratch,
     speculation: Speculation,
     context: usize,
+    /// Prompts are sources, with the answer's first token behind them.
+    sources: bool,
     /// Key/value heads of all layers.
     heads: usize,
     /// The digest before every sequence's first block.
@@ -287,7 +297,7 @@ impl Worker {
         self.next_id += 1;
         let sequence = self.next_id;
         let mut standing = Standing { arrived: submitted - self.epoch, ..Standing::default() };
-        let (mut evictor, mut shadow) = (None, None);
+        let (mut evictor, mut shadow, mut source) = (None, None, 0);
         let (tokens, goal, task, deadline, retention) = match work {
             Work::Generate { request, events } => {
                 let seed = request.sampling.seed.unwrap_or_else(random_seed);
@@ -303,7 +313,10 @@ impl Worker {
                 }
                 let beside = shadow.as_ref().map(|s| s.0);
                 let dim = self.hidden.map_or(0, |h| h.cols as usize);
-                let g = Box::new(Generation::new(*request, seed, sequence, beside, dim, events));
+                let mut g = Box::new(Generation::new(*request, seed, sequence, beside, dim, events));
+                if self.sources {
+                    (source, g.foreign) = (tokens.len() - 1, 1);
+                }
                 (tokens, Goal::Next, Task::Generate(g), deadline, retention)
             }
             Work::Score { tokens, from, top, evictor: e, reply } => {
@@ -351,6 +364,7 @@ impl Worker {
             standing,
             retention,
             evictor,
+            source,
             adapter: handle,
             ..Sequence::new(sequence, root, tokens, goal)
         };

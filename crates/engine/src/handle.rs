@@ -224,6 +224,7 @@ impl Handle {
     /// waiting; the refusal says when to try again. An adapter that is not loaded is refused too. Dropping the stream aborts the request, also in the middle of its prompt.
     pub fn submit(&self, mut request: Request) -> Result<Stream> {
         self.check_generates("an answer")?;
+        self.add_start(&mut request)?;
         request.check(self.0.info.vocab, self.0.info.context)?;
         self.check_evicts(request.eviction)?;
         self.check_width(&request)?;
@@ -231,7 +232,7 @@ impl Handle {
         if !self.0.info.speculates && !matches!(request.speculate, Speculate::Off | Speculate::Auto) {
             let (value, range) = (
                 request.speculate.name().into(),
-                "off or auto: sequences of this model have states, out of which a wrong guess cannot be taken",
+                "off or auto: sequences of this model have states or sources, with which nothing is guessed ahead",
             );
             return Err(Error::Field { field: "speculate", value, range });
         }
@@ -279,6 +280,7 @@ impl Handle {
     pub fn score_with(&self, request: ScoreRequest) -> Result<Scores> {
         let ScoreRequest { tokens, from, eviction, kv_tokens, adapter, top } = request;
         self.check_generates("probabilities")?;
+        self.check_predicts("probabilities")?;
         check_logprobs(top)?;
         let context = self.0.info.context;
         check_budget(kv_tokens, context)?;
@@ -311,6 +313,7 @@ impl Handle {
     /// The same with an adapter.
     pub fn logits_with(&self, tokens: Vec<u32>, adapter: Option<&str>) -> Result<Vec<f32>> {
         self.check_generates("logits")?;
+        self.check_predicts("logits")?;
         self.check_length(&tokens)?;
         let (reply, answer) = sync_channel(1);
         let adapter = self.adapter(adapter)?;
@@ -322,7 +325,12 @@ impl Handle {
     /// loaded without hidden states. Dropping what comes back cancels it.
     pub fn embed(&self, request: EmbedRequest) -> Result<Embedded> {
         let Some(dim) = self.0.info.hidden else {
-            let why = "the engine was loaded without its hidden states; load it for embeddings";
+            let why = match self.0.info.source {
+                None => "the engine was loaded without its hidden states; load it for embeddings",
+                Some(_) => {
+                    "this model answers; load its encoder alone for embeddings (embed, serve --embedding-model)"
+                }
+            };
             return Err(Error::Unsuited { what: "an embedding", why });
         };
         self.check_length(&request.tokens)?;
@@ -436,6 +444,29 @@ impl Handle {
             return Ok(());
         }
         Err(Error::Unsuited { what, why: "this model is an encoder: it makes embeddings and no text" })
+    }
+
+    /// A prompt that is a source has the answer's first token behind it, which nobody has sent.
+    fn add_start(&self, request: &mut Request) -> Result<()> {
+        let Some(start) = self.0.info.source else { return Ok(()) };
+        if request.guide.as_ref().is_some_and(|g| (**g).clone().effective().is_some()) {
+            let why = "answers of a model with an encoder and a decoder are not guided";
+            return Err(Error::Unsuited { what: "guidance", why });
+        }
+        if !request.prompt.is_empty() {
+            request.prompt.push(start);
+        }
+        Ok(())
+    }
+
+    /// Rows of a prompt are nothing that a model with sources predicts.
+    fn check_predicts(&self, what: &'static str) -> Result<()> {
+        match self.0.info.source {
+            None => Ok(()),
+            Some(_) => {
+                Err(Error::Unsuited { what, why: "this model predicts its answers and not its prompt" })
+            }
+        }
     }
 
     fn check_evicts(&self, eviction: Eviction) -> Result<()> {

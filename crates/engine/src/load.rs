@@ -21,13 +21,15 @@ pub struct LoadOptions {
     pub fuse: bool,
     /// Keep the hidden states of all tokens, so that a decoder makes embeddings too; an encoder always does.
     pub hidden: bool,
+    /// Of a model whose encoder reads the prompt the encoder alone, which makes embeddings and no answers.
+    pub encoder: bool,
     /// Numbers of layers after which there are logits too, for [`crate::Dola`]: they are computed in each step, for all.
     pub exits: Vec<u32>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        LoadOptions { context: None, fuse: true, hidden: false, exits: Vec::new() }
+        LoadOptions { context: None, fuse: true, hidden: false, encoder: false, exits: Vec::new() }
     }
 }
 
@@ -64,6 +66,17 @@ pub fn identity(source: &Source) -> [u8; 32] {
 /// Most exits of an engine.
 const EXITS_MAX: usize = 32;
 
+/// Refuses a model whose decoder answers an encoder, where one is to guess for another.
+fn one_stack(spec: ModelSpec) -> Result<ModelSpec> {
+    match spec.source {
+        None => Ok(spec),
+        Some(_) => Err(Error::Unsuited {
+            what: "a draft model",
+            why: "this one answers a source, which a draft has none of",
+        }),
+    }
+}
+
 fn check_exits(exits: &[u32], spec: &ModelSpec) -> Result<()> {
     let fault = |value: String, range| Err(Error::Field { field: "exits", value, range });
     if exits.len() > EXITS_MAX {
@@ -98,11 +111,11 @@ impl Engine {
         configure: impl FnOnce(&mut EngineConfig),
         progress: impl FnMut(u64),
     ) -> Result<Loaded> {
-        let spec = quarrel_model::spec(source)?;
+        let spec = quarrel_model::spec(source)?.to_run(options.encoder);
         check_exits(&options.exits, &spec)?;
         let context = options.context.unwrap_or((spec.context as usize).min(CONTEXT_DEFAULT_MAX));
         let mut config = EngineConfig::new(context);
-        if !spec.arch.causal {
+        if !spec.arch.causal || spec.source.is_some() {
             config.step_tokens = config.step_tokens.max(context);
         }
         configure(&mut config);
@@ -122,7 +135,7 @@ impl Engine {
 impl DraftModel {
     /// Loads the weights of `source` into `device`.
     pub fn load(source: &Source, device: Box<dyn Device>, config: DraftConfig) -> Result<DraftModel> {
-        DraftModel::load_spec(source, &quarrel_model::spec(source)?, device, config)
+        DraftModel::load_spec(source, &one_stack(quarrel_model::spec(source)?)?, device, config)
     }
 
     /// The first `layers` layers of a model as a model of its own, with the last norm and the head after them: an early exit.
@@ -138,7 +151,7 @@ impl DraftModel {
 
     /// What [`Self::load_exit`] loads.
     pub fn exit_spec(source: &Source, layers: usize) -> Result<ModelSpec> {
-        let mut spec = quarrel_model::spec(source)?;
+        let mut spec = one_stack(quarrel_model::spec(source)?)?;
         if layers == 0 || layers > spec.layers.len() {
             let (field, value) = ("exit_layers", layers.to_string());
             return Err(Error::Field { field, value, range: "1 to the number of the model's layers" });

@@ -52,6 +52,9 @@ pub(crate) struct Sequence {
     pub(crate) computed: usize,
     /// Tokens that were dropped from the cache: a token's position there is its index less these.
     pub(crate) dropped: usize,
+    /// The first so many tokens are a source: they are read in one step, and then dropped, which leaves what was read of them in
+    /// the same blocks.
+    pub(crate) source: usize,
     /// Shortens it when it outgrows its budget.
     pub(crate) evictor: Option<Evictor>,
     /// Tokens that the prefix cache had at the first admission.
@@ -88,6 +91,7 @@ impl Sequence {
             goal,
             computed: 0,
             dropped: 0,
+            source: 0,
             evictor: None,
             cached: 0,
             admitted: None,
@@ -120,8 +124,16 @@ impl Sequence {
 
     /// Tokens that the cache holds at most on the way to the end of its rows.
     pub(crate) fn extent(&self) -> usize {
+        if self.source > 0 {
+            return self.source.max(self.rows().saturating_sub(self.source));
+        }
         let rows = self.rows() - self.dropped;
         self.evictor.as_ref().map_or(rows, |e| rows.min(e.most()))
+    }
+
+    /// Whether its source is to be read.
+    pub(crate) fn reads(&self) -> bool {
+        self.computed < self.source
     }
 
     /// Whether it must be shortened before its next row.

@@ -160,12 +160,14 @@ pub struct SeqStep<'a> {
     /// Where its state is kept, in programs that have [`Program::states`]: any number of the caller's, another for each sequence.
     /// From position 0 it begins with zeros, whatever was there; else it must be that of exactly `start` tokens.
     pub state: u32,
+    /// Positions of its source that the cache holds, in the same blocks; 0 in a model of one stack.
+    pub source: usize,
 }
 
 impl<'a> SeqStep<'a> {
     /// `rows` rows from position `start` on, in `blocks`, without an adapter.
     pub fn new(rows: usize, start: usize, blocks: &'a [u32]) -> SeqStep<'a> {
-        SeqStep { rows, start, blocks, observe: None, adapter: None, state: 0 }
+        SeqStep { rows, start, blocks, observe: None, adapter: None, state: 0, source: 0 }
     }
 }
 
@@ -214,12 +216,15 @@ pub struct StepInputs<'a> {
     /// Once it says yes, the device may leave the step within a layer's time, with [`Error::Stopped`]: what the step was to
     /// write, cache included, is undefined then, and nothing else is.
     pub stop: Option<Stop<'a>>,
+    /// The tokens are whole sources, from position 0 on, and only the ops that read sources run: keys and values are all that
+    /// comes of it.
+    pub source: bool,
 }
 
 impl<'a> StepInputs<'a> {
     /// A step without copies that runs to its end.
     pub fn new(tokens: &'a [u32], seqs: &'a [SeqStep<'a>], outputs: &'a [u32]) -> StepInputs<'a> {
-        StepInputs { tokens, seqs, outputs, copies: &[], snapshots: &[], stop: None }
+        StepInputs { tokens, seqs, outputs, copies: &[], snapshots: &[], stop: None, source: false }
     }
 
     /// Sequence and position of each row.
@@ -310,6 +315,34 @@ pub fn check_positions(program: &Program, step: &StepInputs) -> Result<()> {
     let longest = step.seqs.iter().map(|s| s.start + s.rows).max().unwrap_or(0);
     match program.positions().filter(|most| longest > *most) {
         Some(limit) => Err(Error::Limit { what: "tokens in a sequence", got: longest, limit }),
+        None => Ok(()),
+    }
+}
+
+/// Checks what a step says of sources.
+pub fn check_source(program: &Program, step: &StepInputs) -> Result<()> {
+    let fail = |why: &str| Err(Error::Step(why.into()));
+    let observed = step.seqs.iter().any(|s| s.observe.is_some());
+    if observed
+        && program.ops.iter().any(|n| matches!(&n.op, Op::Attend { spec, .. } if spec.buckets.is_some()))
+    {
+        return fail("attention with a bias by distance is not observed");
+    }
+    if !program.ops.first().is_some_and(|n| n.source) {
+        return match step.source || step.seqs.iter().any(|s| s.source > 0) {
+            true => fail("the model reads no sources"),
+            false => Ok(()),
+        };
+    }
+    if step.source {
+        let plain = step.outputs.is_empty() && step.copies.is_empty() && !observed;
+        return match plain && step.seqs.iter().all(|s| s.start == 0) {
+            true => Ok(()),
+            false => fail("a source is read whole, and nothing comes out of it"),
+        };
+    }
+    match step.seqs.iter().find(|s| s.source == 0 || s.blocks.len() < s.source.div_ceil(BLOCK_TOKENS)) {
+        Some(s) => Err(Error::Step(format!("{} blocks for a source of {} tokens", s.blocks.len(), s.source))),
         None => Ok(()),
     }
 }

@@ -81,8 +81,17 @@ impl Program {
                 let blocks = blocks.unwrap_or_default();
                 let cap = s.softcap.map(|c| format!(" softcap {c}")).unwrap_or_default();
                 let bias = s.alibi.map(|m| format!(" alibi {m}")).unwrap_or_default();
+                let buckets = s.buckets.map(|b| {
+                    let ways = if b.both_ways { " both ways" } else { "" };
+                    format!(" by distance up to {}{ways} {}", b.most, self.weight_text(b.table))
+                });
+                let bias = buckets.unwrap_or(bias);
                 let sinks = s.sinks.map(|s| format!(" sinks {}", self.weight_text(s))).unwrap_or_default();
-                let sees = if s.causal { "" } else { " all" };
+                let sees = match (s.of_source, s.causal) {
+                    (true, _) => " source",
+                    (false, true) => "",
+                    (false, false) => " all",
+                };
                 format!(
                     "{} = attend{sees} {} kv {} heads {}/{} dim {}/{} scale {}{window}{blocks}{cap}{bias}{sinks}",
                     v(out),

@@ -130,6 +130,10 @@ pub fn key_rotations(program: &Program) -> Result<Vec<Option<KeyRotation>>> {
             "keys have their positions from a table, or know what comes after them; neither can be moved";
         return Err(Error::Shape { at: "the cache".into(), why: why.into() });
     }
+    if program.source_ops() > 0 {
+        let why = "blocks hold a part of the source too, which cannot be moved with the tokens";
+        return Err(Error::Shape { at: "the cache".into(), why: why.into() });
+    }
     if program.ops.iter().any(|n| matches!(n.op, Op::Attend { spec, .. } if spec.blocks.is_some())) {
         let why = "attention is by blocks of positions, in which tokens cannot be moved";
         return Err(Error::Shape { at: "the cache".into(), why: why.into() });

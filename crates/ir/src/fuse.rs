@@ -55,6 +55,8 @@ fn merge_products(p: &mut Program) {
         };
         let group: Vec<usize> = (i..p.ops.len())
             .filter(|&j| plain_product(p, j) == Some((x, has_bias)) && !written_in(p, x.value, i..j))
+            // What all layers make of one value (keys of a source) would be too wide together.
+            .filter(|&j| p.ops[j].layer == p.ops[i].layer)
             .collect();
         if group.len() > 1 {
             merge_group(p, x, &group);

@@ -11,6 +11,7 @@ pub mod candidates;
 pub mod cost;
 pub mod device;
 mod display;
+pub mod distance;
 pub mod evict;
 pub mod experts;
 pub mod fuse;
@@ -18,14 +19,16 @@ pub mod op;
 pub mod program;
 pub mod reference;
 pub mod rope;
+mod scalar;
 mod uses;
 
 pub use candidates::Candidates;
 pub use device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, KvCopy, Limits, OpTime, Prepared,
     RANK_MAX, Readout, SeqStep, StateCopy, StepInputs, Stop, Weight, check_adapter, check_positions,
-    check_states, no_adapter,
+    check_source, check_states, no_adapter,
 };
+pub use distance::Buckets;
 pub use evict::{Keep, KeyRotation, Mass, Observe, Turn};
 pub use experts::{ExpertGroups, Gate, RouteSpec, Scoring};
 pub use op::{Activation, AttendSpec, Blocks, Lookup, NormKind, NormSpec, Op, ScanSpec, View, alibi_slope};

@@ -1,6 +1,7 @@
 //! The operations of a Program: about a dozen coarse ops, plain data with `u32` handles.
 //! `match op` is exhaustive everywhere, so a device without a kernel for an op does not compile.
 
+use crate::distance::Buckets;
 use crate::experts::{Gate, RouteSpec};
 use crate::program::{ValueId, WeightId};
 use crate::rope::RopeId;
@@ -139,6 +140,11 @@ pub struct AttendSpec {
     /// ALiBi (Press et al. 2022): a score falls by [`alibi_slope`] of its head for each position that the key lies back;
     /// this is the largest bias. Only where attention is causal.
     pub alibi: Option<f32>,
+    /// What is added to a score by its distance; there is no window, no blocks and no ALiBi then.
+    pub buckets: Option<Buckets>,
+    /// Keys and values are those of the sequence's source, [`crate::SeqStep::source`] of them, all of which are seen: nothing
+    /// of the above is there then.
+    pub of_source: bool,
     /// A score for each query head that takes part in its softmax and adds nothing: `[1, heads]`.
     pub sinks: Option<WeightId>,
 }
@@ -578,7 +584,9 @@ impl Op {
             Op::Route { bias, .. } => bias.iter_mut().for_each(f),
             Op::Scan { spec, .. } => [&mut spec.a, &mut spec.skip, &mut spec.dt_bias].into_iter().for_each(f),
             Op::Embed { table, .. } => f(table),
-            Op::Attend { spec, .. } => spec.sinks.iter_mut().for_each(f),
+            Op::Attend { spec, .. } => {
+                spec.sinks.iter_mut().chain(spec.buckets.as_mut().map(|b| &mut b.table)).for_each(f)
+            }
             _ => {}
         }
     }

@@ -94,6 +94,8 @@ pub struct Node {
     pub op: Op,
     /// Decoder layer, if it is in one.
     pub layer: Option<u32>,
+    /// It reads sources: it runs in steps of sources, and in no other. See [`StepInputs::source`](crate::StepInputs::source).
+    pub source: bool,
 }
 
 /// A straight-line program over matrices. Built by the methods below, checked by [`Program::check`].
@@ -118,6 +120,7 @@ pub struct Program {
     /// `[outputs, candidates::columns(k)]`: the best of the logits, where they are wanted.
     pub candidates: Option<View>,
     pub(crate) layer: Option<u32>,
+    pub(crate) source: bool,
 }
 
 impl Program {
@@ -129,6 +132,11 @@ impl Program {
     /// Ops pushed from now on belong to `layer`.
     pub fn set_layer(&mut self, layer: Option<u32>) {
         self.layer = layer;
+    }
+
+    /// Ops pushed from now on read sources, or no longer do.
+    pub fn set_source(&mut self, source: bool) {
+        self.source = source;
     }
 
     /// Declares a value and gives a view of all its columns.
@@ -164,7 +172,7 @@ impl Program {
 
     /// Appends an op to the tape.
     pub fn push(&mut self, op: Op) {
-        self.ops.push(Node { op, layer: self.layer });
+        self.ops.push(Node { op, layer: self.layer, source: self.source });
     }
 
     /// Rows of a table as a new value.
@@ -291,7 +299,30 @@ impl Program {
 
     /// Whether a token's values depend on what comes after it, so that a sequence must be whole in one step.
     pub fn looks_ahead(&self) -> bool {
-        self.ops.iter().any(|n| matches!(&n.op, Op::Attend { spec, .. } if !spec.causal))
+        let ahead = |n: &Node| matches!(&n.op, Op::Attend { spec, .. } if !spec.causal && !spec.of_source);
+        self.ops.iter().any(|n| ahead(n) && !n.source)
+    }
+
+    /// How many ops, the first ones, read sources; 0 in a model of one stack.
+    pub fn source_ops(&self) -> usize {
+        self.ops.iter().take_while(|n| n.source).count()
+    }
+
+    /// Where ops that read sources are not the first, or give others something that is not in the cache.
+    fn source_problem(&self) -> Option<String> {
+        let (reading, rest) = self.ops.split_at(self.source_ops());
+        let outs: Vec<_> = reading.iter().filter_map(|n| n.op.output()).map(|v| v.value).collect();
+        let mut taken = false;
+        rest.iter().for_each(|n| n.op.for_inputs(|v| taken |= outs.contains(&v.value)));
+        let cross = |n: &Node| matches!(&n.op, Op::Attend { spec, .. } if spec.of_source);
+        if rest.iter().any(|n| n.source) {
+            return Some("ops that read sources are not the first".into());
+        }
+        if reading.iter().any(cross) || (reading.is_empty() && rest.iter().any(cross)) {
+            return Some("attention to a source that nothing has read".into());
+        }
+        let states = !reading.is_empty() && !self.states.is_empty();
+        (taken || states).then(|| "what is read of a source goes through the cache".into())
     }
 
     /// The row kind of a view.
@@ -328,6 +359,9 @@ impl Program {
             if let Some(out) = node.op.output() {
                 written[out.value.0 as usize] = true;
             }
+        }
+        if let Some(why) = self.source_problem() {
+            return Err(Error::Shape { at: "the source".into(), why });
         }
         let is_written = |v: View| written.get(v.value.0 as usize) == Some(&true);
         if self.logits.or(self.hidden).is_none() || !self.logits.is_none_or(is_written) {
@@ -425,6 +459,12 @@ impl Program {
                         let plain = s.causal && s.window.is_none() && s.alibi.is_none();
                         plain && b.local > 0 && b.tokens.is_power_of_two()
                     })
+                    && s.buckets.is_none_or(|b| {
+                        let w = &self.weights[b.table.0 as usize];
+                        let plain = s.window.is_none() && s.alibi.is_none() && s.blocks.is_none();
+                        plain && b.fits(w.rows()) && w.cols == s.heads && (s.causal || b.both_ways)
+                    })
+                    && !(s.of_source && (s.causal || s.buckets.is_some()))
                     && s.sinks.is_none_or(|w| {
                         let w = &self.weights[w.0 as usize];
                         (w.rows(), w.cols) == (1, s.heads)

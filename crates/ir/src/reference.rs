@@ -6,72 +6,17 @@ mod recur;
 use crate::candidates;
 use crate::device::{
     Adapter, AdapterPart, BLOCK_TOKENS, Device, DeviceInfo, HostWeight, Limits, Prepared, Readout,
-    StepInputs, Weight, check_adapter, check_positions, check_states, no_adapter,
+    StepInputs, Weight, check_adapter, check_positions, check_source, check_states, no_adapter,
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
 use crate::experts::route;
-use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
+use crate::op::{AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
 use crate::rope::RopeTable;
+pub use crate::scalar::{activate, erf};
 use crate::{Error, Result};
 use quarrel_formats::quant;
 use std::collections::HashMap;
-
-/// A gate's nonlinearity in f64; `quarrel` never clamps, so NaN stays NaN.
-pub fn activate(act: Activation, x: f64) -> f64 {
-    match act {
-        // The stable form: exp never overflows.
-        Activation::Silu => {
-            if x >= 0.0 {
-                x / (1.0 + (-x).exp())
-            } else {
-                let e = x.exp();
-                x * e / (1.0 + e)
-            }
-        }
-        Activation::GeluTanh => {
-            0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
-        }
-        Activation::GeluErf => 0.5 * x * (1.0 + erf(x / std::f64::consts::SQRT_2)),
-        Activation::Relu => {
-            if x < 0.0 {
-                0.0
-            } else {
-                x
-            }
-        }
-    }
-}
-
-/// The error function by its Maclaurin series near zero and a continued fraction beyond, to about 1e-15.
-pub fn erf(x: f64) -> f64 {
-    if x.is_nan() {
-        return x;
-    }
-    let a = x.abs();
-    let value = if a < 2.5 {
-        let (mut term, mut sum) = (a, a);
-        let mut n = 0.0;
-        while term.abs() > 1e-17 * sum.abs().max(1e-300) {
-            n += 1.0;
-            term *= -a * a / n;
-            sum += term / (2.0 * n + 1.0);
-            if n > 200.0 {
-                break;
-            }
-        }
-        sum * 2.0 / std::f64::consts::PI.sqrt()
-    } else if a < 6.0 {
-        let mut f = 0.0;
-        for k in (1..=60).rev() {
-            f = f64::from(k) / 2.0 / (a + f);
-        }
-        1.0 - (-a * a).exp() / (std::f64::consts::PI.sqrt() * (a + f))
-    } else {
-        1.0
-    };
-    value.copysign(x)
-}
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
@@ -248,6 +193,13 @@ impl Ready {
         let kvh = h / (spec.heads / spec.kv_heads) as usize;
         let first = spec.first(position);
         let past = if spec.causal { position + 1 } else { end };
+        let table = spec.buckets.map(|b| (b, self.weight(all, b.table)));
+        let by_distance = |p: usize| {
+            table.map_or(0.0, |(b, table)| {
+                let row = b.row((table.len() / spec.heads as usize) as u32, p as i64 - position as i64);
+                f64::from(table[row as usize * spec.heads as usize + h])
+            })
+        };
         let scores: Vec<f64> = (first..past)
             .map(|p| {
                 let k = cache.row(blocks, p) * cache.layer.kv_heads as usize * hd + kvh * hd;
@@ -256,7 +208,10 @@ impl Ready {
                 let s = spec.softcap.map_or(s, |c| f64::from(c) * (s / f64::from(c)).tanh());
                 let slope = spec.alibi.map_or(0.0, |max| alibi_slope(max, spec.heads, h as u32));
                 let unseen = spec.blocks.is_some_and(|b| !b.sees(h, position, p));
-                if unseen { f64::NEG_INFINITY } else { s - f64::from(slope) * (position as f64 - p as f64) }
+                if unseen {
+                    return f64::NEG_INFINITY;
+                }
+                s + by_distance(p) - f64::from(slope) * (position as f64 - p as f64)
             })
             .collect();
         // `f64::max` drops NaN; a NaN score must reach the output instead.
@@ -420,7 +375,8 @@ impl Ready {
             Op::Attend { out, q, ref spec } => {
                 for (r, (s, position)) in places.iter().enumerate() {
                     let seq = &step.seqs[*s];
-                    let place = (*position, seq.start + seq.rows);
+                    let end = if spec.of_source { seq.source } else { seq.start + seq.rows };
+                    let place = (*position, end);
                     let y = self.attend_row(all, spec, &self.read_row(q, r), seq.blocks, place);
                     self.write_row(out, r, &y);
                 }
@@ -621,6 +577,7 @@ impl Device for Reference {
         let ready = &mut self.ready[prepared.0 as usize];
         step.check(&ready.limits, vocab(&ready.program))?;
         check_positions(&ready.program, step)?;
+        check_source(&ready.program, step)?;
         let loaded = |a: &Adapter| ready.adapters.get(a.0 as usize).is_some_and(Option::is_some);
         if let Some(a) = step.seqs.iter().filter_map(|s| s.adapter).find(|a| !loaded(a)) {
             return Err(no_adapter(a));
@@ -645,7 +602,7 @@ impl Device for Reference {
             mass.sums.resize(heads, Vec::new());
             mass.sums.iter_mut().for_each(|s| s.resize(mass.tokens, 0.0));
         }
-        for node in ready.program.ops.clone() {
+        for node in ready.program.ops.clone().into_iter().filter(|n| n.source == step.source) {
             // A state cannot be computed twice from where the step began.
             if matches!(node.op, Op::Attend { .. }) && !has_states && step.stop.is_some_and(|s| s.0()) {
                 ready.mass = before;
@@ -821,37 +778,4 @@ pub fn vocab(program: &Program) -> usize {
             _ => None,
         })
         .unwrap_or(usize::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn erf_matches_published_values() {
-        // Abramowitz & Stegun, table 7.1.
-        for (x, want) in [
-            (0.0, 0.0),
-            (0.1, 0.112_462_916_018_284_9),
-            (0.5, 0.520_499_877_813_046_5),
-            (1.0, 0.842_700_792_949_714_9),
-            (2.0, 0.995_322_265_018_952_7),
-            (3.0, 0.999_977_909_503_001_4),
-        ] {
-            assert!((erf(x) - want).abs() < 2e-15, "erf({x}) = {}", erf(x));
-            assert_eq!(erf(-x), -erf(x));
-        }
-        assert!(erf(f64::NAN).is_nan());
-    }
-
-    #[test]
-    fn gates_stay_finite_and_exact_at_extremes() {
-        for act in [Activation::Silu, Activation::GeluTanh, Activation::GeluErf] {
-            for x in [100.0, 1000.0] {
-                assert_eq!(activate(act, x), x, "{act:?}({x})");
-                assert!(activate(act, -x).abs() < 1e-40, "{act:?}(-{x})");
-            }
-            assert!(activate(act, f64::NAN).is_nan());
-        }
-    }
 }

@@ -39,7 +39,7 @@ pub fn uses(program: &Program) -> Vec<Uses> {
             Op::MatMul { bias, .. } | Op::MatMulExperts { bias, .. } | Op::Route { bias, .. } => {
                 [*bias, None, None]
             }
-            Op::Attend { spec, .. } => [spec.sinks, None, None],
+            Op::Attend { spec, .. } => [spec.sinks, spec.buckets.map(|b| b.table), None],
             Op::Scan { spec, .. } => [spec.a, spec.skip, spec.dt_bias].map(Some),
             Op::ShortConv { weight, bias, .. } | Op::Conv { weight, bias, .. } => {
                 [Some(*weight), *bias, None]

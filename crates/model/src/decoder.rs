@@ -1,6 +1,7 @@
 //! The only forward pass: a [`ModelSpec`] becomes a Program, of a decoder as of an encoder.
 
 use crate::arch::{Norms, QkNorm};
+use crate::encdec::Stack;
 use crate::hybrid::Mixer;
 use crate::spec::ModelSpec;
 use quarrel_ir::{
@@ -30,24 +31,19 @@ impl Default for Options {
 
 /// Builds the Program of a model. Pure: no I/O, no clock, the same spec gives the same tape.
 pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
-    let mut b = Builder { p: Program::new(), s: spec };
-    b.p.kv = spec
-        .layers
-        .iter()
-        .enumerate()
-        .filter_map(|(i, l)| {
-            let attention = KvLayer {
-                kv_heads: spec.kv_heads,
-                head_dim: spec.head_dim,
-                v_dim: spec.v_dim,
-                window: l.window,
-            };
-            spec.mixer(i).cache(spec.dim, attention)
-        })
-        .collect();
+    let mut b = Builder { p: Program::new(), s: spec, stack: spec.stack() };
+    let own = spec.layers.iter().enumerate().filter_map(|(i, l)| {
+        let attention =
+            KvLayer { kv_heads: spec.kv_heads, head_dim: spec.head_dim, v_dim: spec.v_dim, window: l.window };
+        spec.mixer(i).cache(spec.dim, attention)
+    });
+    b.p.kv = own.collect();
     let context = options.context.unwrap_or(spec.context);
     let ropes: Vec<RopeId> = spec.ropes.iter().map(|r| b.p.rope(r.table(context))).collect();
     let table = b.p.weight("token_embd.weight", spec.vocab, spec.dim);
+    if let Some(source) = &spec.source {
+        b.read_source(source, table);
+    }
     let mut x = b.embedding(table);
     let exits = if spec.arch.causal { &options.exits[..] } else { &[] };
     let mut picked = vec![None; exits.len()];
@@ -61,9 +57,10 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     if spec.arch.causal {
         let picked: Vec<View> = picked.into_iter().flatten().collect();
         assert_eq!(picked.len(), exits.len(), "an exit is behind the last layer");
-        b.head(x, table, options.hidden, &picked);
+        // What a model with a source knows of a text is in its encoder.
+        b.head(x, table, options.hidden && spec.source.is_none(), &picked);
     } else {
-        b.p.hidden = Some(x);
+        b.p.hidden = Some(if b.stack == Stack::Only { x } else { b.last_norm("hidden", x) });
     }
     if options.fuse { fuse::fuse(&b.p) } else { b.p }
 }
@@ -78,15 +75,17 @@ pub fn exit_logits(program: &Program, exits: usize) -> Vec<View> {
 pub(crate) struct Builder<'a> {
     pub(crate) p: Program,
     pub(crate) s: &'a ModelSpec,
+    /// The stack whose layers are built.
+    pub(crate) stack: Stack,
 }
 
 impl Builder<'_> {
     pub(crate) fn weight(&mut self, layer: u32, name: &str, rows: u32, cols: u32) -> WeightId {
-        self.p.weight(format!("blk.{layer}.{name}.weight"), rows, cols)
+        self.p.weight(format!("{}blk.{layer}.{name}.weight", self.stack.prefix()), rows, cols)
     }
 
     pub(crate) fn bias(&mut self, when: bool, layer: u32, name: &str, cols: u32) -> Option<WeightId> {
-        when.then(|| self.p.weight(format!("blk.{layer}.{name}.bias"), 1, cols))
+        when.then(|| self.p.weight(format!("{}blk.{layer}.{name}.bias", self.stack.prefix()), 1, cols))
     }
 
     pub(crate) fn norm_spec(&mut self, weight: String, group: u32) -> NormSpec {
@@ -130,7 +129,7 @@ impl Builder<'_> {
     }
 
     pub(crate) fn layer_norm(&mut self, layer: u32, name: &'static str, x: View, group: u32) -> View {
-        let norm = self.norm_spec(format!("blk.{layer}.{name}.weight"), group);
+        let norm = self.norm_spec(format!("{}blk.{layer}.{name}.weight", self.stack.prefix()), group);
         self.p.norm(name, x, norm)
     }
 
@@ -165,7 +164,7 @@ impl Builder<'_> {
     }
 
     /// Attention and feed-forward, one after the other or side by side.
-    fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+    pub(crate) fn block(&mut self, x: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
         let s = self.s;
         let h = self.before(l, "attn_norm", x);
         let a = match (s.mixer(l as usize), s.latent) {
@@ -180,7 +179,10 @@ impl Builder<'_> {
             let x = self.p.add("residual", x, a);
             return self.p.add("residual", x, f);
         }
-        let x = self.residual(l, ["post_attention_norm", "attn_output_norm"], x, a);
+        let mut x = self.residual(l, ["post_attention_norm", "attn_output_norm"], x, a);
+        if self.stack == Stack::Decoder {
+            x = self.cross_attention(x, l);
+        }
         let h = self.before(l, "ffn_norm", x);
         let f = self.feed_forward(h, l);
         self.residual(l, ["post_ffw_norm", "layer_output_norm"], x, f)
@@ -232,7 +234,7 @@ impl Builder<'_> {
     /// Where a layer's keys and values, or inputs, are: layers with a state alone have no such place.
     pub(crate) fn kv_layer(&self, l: u32) -> u32 {
         let stateful = |i: &u32| matches!(self.s.mixer(*i as usize), Mixer::Mamba2(_));
-        l - (0..l).filter(stateful).count() as u32
+        self.first_kv() + l - (0..l).filter(stateful).count() as u32
     }
 
     pub(crate) fn attend_spec(&mut self, l: u32, window: Option<u32>) -> AttendSpec {
@@ -245,12 +247,14 @@ impl Builder<'_> {
             head_dim: s.head_dim,
             v_dim: s.v_dim,
             scale: s.attn_scale,
-            causal: s.arch.causal,
+            causal: s.arch.causal && self.stack != Stack::Encoder,
             window,
             chunked: s.chunked && window.is_some(),
             blocks: s.blocks.filter(|(_, every)| !(l + 1).is_multiple_of(*every)).map(|(blocks, _)| blocks),
             softcap: s.attn_softcap,
             alibi: s.alibi,
+            buckets: self.buckets(l),
+            of_source: false,
             sinks,
         }
     }
@@ -291,14 +295,14 @@ impl Builder<'_> {
             let weight = self.p.stacked(parts("weight"), h.cols);
             let bias = s.ff_bias.then(|| self.p.stacked(parts("bias"), 1));
             self.p.matmul_experts("ffn_up", (h, None), 1, (weight, bias), Some(gate))
-        } else if s.arch.gated {
+        } else if s.act.1 {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
-            self.p.glu(gate, up, s.arch.act)
+            self.p.glu(gate, up, s.act.0)
         } else {
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
             let out = self.p.value("ffn_act", Rows::Tokens, s.ff);
-            self.p.push(Op::Activate { out, x: up, act: s.arch.act });
+            self.p.push(Op::Activate { out, x: up, act: s.act.0 });
             out
         };
         let y = self.linear(l, "ffn_down", a, s.dim, s.ff_bias);
@@ -321,7 +325,7 @@ impl Builder<'_> {
     fn head(&mut self, x: View, table: WeightId, hidden: bool, exits: &[View]) {
         let s = self.s;
         let picked = self.pick("picked", x);
-        let norm = self.norm_spec("output_norm.weight".into(), s.dim);
+        let norm = self.norm_spec(format!("{}output_norm.weight", self.stack.prefix()), s.dim);
         if hidden {
             // Of all tokens, whether their logits are wanted or not; what the head multiplies is a copy of its own.
             self.p.hidden = Some(self.p.norm("hidden", x, norm));

@@ -8,7 +8,7 @@ use crate::hybrid::{Hybrid, Mamba2, Mixer};
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
-use crate::{Error, Result, names, weights};
+use crate::{Error, Result, names, t5, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
 use quarrel_ir::{Growth, NormKind, Scoring};
 
@@ -66,6 +66,13 @@ const UNDERSTOOD: &[&str] = &[
 /// Keys of factors, which mean something only in families that have them.
 const FACTORS: &[&str] = &["embedding_scale", "residual_scale", "logit_scale"];
 
+/// Keys of a decoder that answers an encoder, and of a bias by distance.
+const TWO_STACKS: &[&str] =
+    &["attention.relative_buckets_count", "decoder_block_count", "decoder_start_token_id"];
+
+/// How positions are known where nothing is rotated, and no file may say how.
+const UNROTATED: &[Positions] = &[Positions::Learned, Positions::Buckets];
+
 /// Keys of recurrent layers.
 const SSM: &[&str] =
     &["ssm.conv_kernel", "ssm.group_count", "ssm.inner_size", "ssm.state_size", "ssm.time_step_rank"];
@@ -79,7 +86,12 @@ const NEUTRAL: &[(&str, i128)] = &[
 ];
 
 /// Tensors that are used without appearing in a Program.
-const SIDE_TENSORS: &[&str] = &["rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight"];
+const SIDE_TENSORS: &[&str] = &[
+    "rope_freqs.weight",
+    "rope_factors_long.weight",
+    "rope_factors_short.weight",
+    "dec.blk.0.cross_attn_rel_b.weight", // in the first checkpoints of T5, which do not use it
+];
 
 /// Reads the specification of a GGUF model.
 pub fn spec(source: &Source, meta: &Metadata) -> Result<ModelSpec> {
@@ -95,10 +107,10 @@ pub fn spec(source: &Source, meta: &Metadata) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-struct Reader<'a> {
-    arch: &'static Arch,
+pub(crate) struct Reader<'a> {
+    pub(crate) arch: &'static Arch,
     meta: &'a Metadata,
-    source: &'a Source,
+    pub(crate) source: &'a Source,
 }
 
 impl Reader<'_> {
@@ -106,11 +118,11 @@ impl Reader<'_> {
         format!("{}.{key}", self.arch.gguf)
     }
 
-    fn u32(&self, key: &str) -> Result<u32> {
+    pub(crate) fn u32(&self, key: &str) -> Result<u32> {
         self.opt_u32(key)?.ok_or_else(|| field_error(self.key(key), "is missing"))
     }
 
-    fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
+    pub(crate) fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
         let key = self.key(key);
         match self.meta.get(&key) {
             None => Ok(None),
@@ -121,7 +133,7 @@ impl Reader<'_> {
         }
     }
 
-    fn opt_f32(&self, key: &str) -> Result<Option<f32>> {
+    pub(crate) fn opt_f32(&self, key: &str) -> Result<Option<f32>> {
         let key = self.key(key);
         if !self.meta.contains(&key) {
             return Ok(None);
@@ -131,12 +143,15 @@ impl Reader<'_> {
     }
 
     /// Rows of a table, 0 where there is none.
-    fn table_rows(&self, name: &str) -> u32 {
+    pub(crate) fn table_rows(&self, name: &str) -> u32 {
         let rows = self.source.tensor(name).and_then(|t| t.shape.first());
         rows.map_or(0, |n| u32::try_from(*n).unwrap_or(u32::MAX))
     }
 
     fn spec(&self) -> Result<ModelSpec> {
+        if self.arch.positions == Positions::Buckets {
+            return t5::from_gguf(self);
+        }
         let eps = epsilon(self.arch);
         let dim = self.u32("embedding_length")?;
         let heads = self.u32("attention.head_count")?;
@@ -503,8 +518,10 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
     let flag = |b: bool| matches!(value, Value::Bool(v) if *v == b) || value.as_int() == Some(i128::from(b));
     match (arch, key) {
         (Some(a), "attention.causal") => flag(a.causal),
-        (Some(a), k) if k.ends_with("_epsilon") => k == epsilon(a),
-        (Some(a), k) if k.starts_with("rope.") && a.positions == Positions::Learned => false,
+        // T5's has the same number for both.
+        (Some(a), k) if k.ends_with("_epsilon") => k == epsilon(a) || a.positions == Positions::Buckets,
+        (Some(a), k) if TWO_STACKS.contains(&k) => a.positions == Positions::Buckets,
+        (Some(a), k) if k.starts_with("rope.") && UNROTATED.contains(&a.positions) => false,
         (Some(a), k) if FACTORS.contains(&k) => match a.multipliers {
             Multipliers::None | Multipliers::Mup => value.as_int() == Some(0),
             Multipliers::Logits => k == "logit_scale",

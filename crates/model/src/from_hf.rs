@@ -8,7 +8,7 @@ use crate::hybrid::{Hybrid, Mamba2, Mixer};
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
-use crate::{Error, Result, names, weights};
+use crate::{Error, Result, names, t5, weights};
 use quarrel_formats::Source;
 use quarrel_ir::{Activation, Blocks, Gate, Growth, Scoring};
 use serde_json::Value;
@@ -91,10 +91,10 @@ pub fn spec(source: &Source, config: &Value) -> Result<ModelSpec> {
     Ok(spec)
 }
 
-struct Reader<'a> {
-    arch: &'static Arch,
-    config: &'a Value,
-    source: &'a Source,
+pub(crate) struct Reader<'a> {
+    pub(crate) arch: &'static Arch,
+    pub(crate) config: &'a Value,
+    pub(crate) source: &'a Source,
 }
 
 impl Setting {
@@ -119,11 +119,11 @@ impl Reader<'_> {
         self.arch.hf_defaults.iter().find(|(k, _)| *k == key).map(|(_, s)| *s)
     }
 
-    fn u32(&self, key: &str) -> Result<u32> {
+    pub(crate) fn u32(&self, key: &str) -> Result<u32> {
         self.opt_u32(key)?.ok_or_else(|| field_error(key, "is missing from config.json"))
     }
 
-    fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
+    pub(crate) fn opt_u32(&self, key: &str) -> Result<Option<u32>> {
         match (self.get(key), self.default(key)) {
             (Value::Null, Some(Setting::Number(n))) => Ok(Some(n as u32)),
             (Value::Null, _) => Ok(None),
@@ -135,14 +135,14 @@ impl Reader<'_> {
         }
     }
 
-    fn f64(&self, key: &str) -> Result<Option<f64>> {
+    pub(crate) fn f64(&self, key: &str) -> Result<Option<f64>> {
         match (number(key, self.get(key))?, self.default(key)) {
             (None, Some(Setting::Number(n))) => Ok(Some(n)),
             (found, _) => Ok(found),
         }
     }
 
-    fn flag(&self, key: &str) -> Result<Option<bool>> {
+    pub(crate) fn flag(&self, key: &str) -> Result<Option<bool>> {
         match (self.get(key), self.default(key)) {
             (Value::Null, Some(Setting::Flag(b))) => Ok(Some(b)),
             (Value::Null, _) => Ok(None),
@@ -196,6 +196,9 @@ impl Reader<'_> {
     }
 
     fn spec(&self) -> Result<ModelSpec> {
+        if self.arch.positions == Positions::Buckets {
+            return t5::from_hf(self);
+        }
         self.check_activation()?;
         let (dim, heads) = (self.u32("hidden_size")?, self.u32("num_attention_heads")?);
         if heads == 0 {

@@ -7,6 +7,7 @@
 
 pub mod arch;
 pub mod decoder;
+mod encdec;
 pub mod experts;
 pub mod from_gguf;
 pub mod from_hf;
@@ -17,10 +18,11 @@ pub mod names;
 pub mod rope;
 pub mod spec;
 mod stacks;
+mod t5;
 pub mod weights;
 
 pub use arch::Arch;
-pub use spec::{LayerSpec, ModelSpec};
+pub use spec::{DistanceSpec, LayerSpec, ModelSpec, SourceSpec};
 
 use quarrel_formats::Source;
 
@@ -103,6 +105,17 @@ pub fn spec(source: &Source) -> Result<ModelSpec> {
         Source::Gguf(gguf) => from_gguf::spec(source, &gguf.metadata),
         Source::Hf(hf) => from_hf::spec(source, &hf.config),
     }
+}
+
+/// Whether a file is of a family whose encoder reads the prompt and whose decoder answers it.
+pub fn reads_source(source: &Source) -> bool {
+    let arch = match source {
+        Source::Gguf(gguf) => {
+            gguf.metadata.str("general.architecture").and_then(|name| arch::by_gguf(name, false))
+        }
+        Source::Hf(hf) => hf.config["architectures"][0].as_str().and_then(arch::by_hf),
+    };
+    arch.is_some_and(|a| a.causal && a.positions == arch::Positions::Buckets)
 }
 
 /// The file or directory that a source was opened from, for messages.

@@ -33,11 +33,13 @@ pub const COMMON: crate::arch::NameTable = &[
 /// `blk.3.ffn_up_exps.7.weight` in `blk.{}.ffn_up_exps.{}`, `3` and `7`, and `weight`.
 fn cut(canonical: &str) -> Option<(String, [&str; 2], &str)> {
     let (stem, kind) = canonical.rsplit_once('.')?;
-    Some(match stem.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
+    let (stack, name) =
+        stem.split_at(if stem.starts_with("enc.") || stem.starts_with("dec.") { 4 } else { 0 });
+    Some(match name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')) {
         Some((layer, rest)) => {
             match rest.split_once('.').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit())) {
-                Some((rest, expert)) => (format!("blk.{{}}.{rest}.{{}}"), [layer, expert], kind),
-                None => (format!("blk.{{}}.{rest}"), [layer, ""], kind),
+                Some((rest, expert)) => (format!("{stack}blk.{{}}.{rest}.{{}}"), [layer, expert], kind),
+                None => (format!("{stack}blk.{{}}.{rest}"), [layer, ""], kind),
             }
         }
         None => (stem.to_string(), [""; 2], kind),

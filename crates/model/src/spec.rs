@@ -6,7 +6,7 @@ use crate::hybrid::Mixer;
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling};
 use crate::{Error, Result};
-use quarrel_ir::{Blocks, Growth, KvLayer, NormKind, TAPS_MAX};
+use quarrel_ir::{Activation, Blocks, Buckets, Growth, KvLayer, NormKind, TAPS_MAX, WeightId};
 
 /// What differs from layer to layer.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -17,7 +17,7 @@ pub struct LayerSpec {
     pub rope: Option<usize>,
 }
 
-/// A decoder-only or encoder-only transformer.
+/// A transformer: a decoder, an encoder, or a decoder with an encoder that reads its source.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelSpec {
     /// The family's row.
@@ -102,8 +102,34 @@ pub struct ModelSpec {
     pub never: Vec<u32>,
     /// What the layers have for attention, where any has something else.
     pub mixers: Vec<Mixer>,
-    /// Layers, first to last.
+    /// The nonlinearity of dense feed-forward blocks, and whether it gates a second product.
+    pub act: (Activation, bool),
+    /// Scores have a bias by distance.
+    pub distances: Option<DistanceSpec>,
+    /// The stack that reads the source, in a model that has two.
+    pub source: Option<SourceSpec>,
+    /// Layers, first to last; of the second stack, if there are two.
     pub layers: Vec<LayerSpec>,
+}
+
+/// A bias by distance, as T5 has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DistanceSpec {
+    /// Rows of the table.
+    pub buckets: u32,
+    /// From this distance on all are in the last bucket.
+    pub most: u32,
+    /// Every layer has a table of its own, and not the first one for all.
+    pub each: bool,
+}
+
+/// The stack that reads a source, which the other one answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SourceSpec {
+    /// Its layers.
+    pub layers: u32,
+    /// The token that an answer begins with, before its first own one.
+    pub start: u32,
 }
 
 impl PartialEq for Arch {
@@ -157,6 +183,9 @@ impl ModelSpec {
             blocks: None,
             never: Vec::new(),
             mixers: Vec::new(),
+            act: (arch.act, arch.gated),
+            distances: None,
+            source: None,
             layers: Vec::new(),
         }
     }
@@ -166,7 +195,10 @@ impl ModelSpec {
         let attention =
             KvLayer { kv_heads: self.kv_heads, head_dim: self.head_dim, v_dim: self.v_dim, window: None };
         let cached = (0..self.layers.len()).filter_map(|l| self.mixer(l).cache(self.dim, attention));
-        cached.map(|c| c.kv_heads as usize * (c.head_dim + c.v_dim) as usize).sum::<usize>() * element_bytes
+        let own = cached.map(|c| c.kv_heads as usize * (c.head_dim + c.v_dim) as usize).sum::<usize>();
+        // Of a source there are the encoder's own, and what each layer reads of it.
+        let source = self.source.map_or(0, |s| s.layers as usize + self.layers.len());
+        (own + source * self.kv_heads as usize * (self.head_dim + self.v_dim) as usize) * element_bytes
     }
 
     /// What a layer has for attention.
@@ -181,12 +213,17 @@ impl ModelSpec {
         let kv = u64::from(self.kv_heads) * u64::from(self.head_dim + self.v_dim);
         let o = u64::from(self.heads * self.v_dim);
         let tables = if self.tied || !self.arch.causal { 1 } else { 2 };
-        let products = if self.arch.gated { 3 } else { 2 };
+        let products = if self.act.1 { 3 } else { 2 };
         let attention = self.latent.map_or(d * (q + kv + o), |m| m.parameters(self));
         let sparse = self.sparse.iter().filter(|s| **s).count() as u64;
         let dense = (self.layers.len() as u64).saturating_sub(sparse);
         let mixer = |l: usize| self.mixer(l).parameters(d).unwrap_or(attention);
-        (0..self.layers.len()).map(|l| mixer(l) + 2 * d).sum::<u64>()
+        let source = self.source.map_or(0, |s| {
+            let crossed = self.layers.len() as u64 * (attention + d);
+            u64::from(s.layers) * (attention + products * d * ff + 2 * d) + d + crossed
+        });
+        source
+            + (0..self.layers.len()).map(|l| mixer(l) + 2 * d).sum::<u64>()
             + dense * products * d * ff
             + sparse * self.experts.map_or(0, |e| e.parameters(d))
             + (tables * u64::from(self.vocab) + u64::from(self.positions) + u64::from(self.token_types)) * d
@@ -252,6 +289,16 @@ impl ModelSpec {
         let taps = |m: &Mixer| matches!(m, Mixer::ShortConv { taps, .. } if !(1..=TAPS_MAX).contains(taps));
         if self.mixers.iter().any(taps) {
             return Err(field_error("taps of the short convolutions", format!("must be 1..={TAPS_MAX}")));
+        }
+        if let Some(s) = self.source.filter(|s| s.layers == 0 || s.layers > 1 << 12 || s.start >= self.vocab)
+        {
+            let why = format!("has {} layers, and answers begin with token {}", s.layers, s.start);
+            return Err(field_error("the encoder", why));
+        }
+        let ways = Buckets { table: WeightId(0), most: 0, both_ways: true };
+        if let Some(d) = self.distances.filter(|d| !Buckets { most: d.most, ..ways }.fits(d.buckets)) {
+            let why = format!("are {} up to {}", d.buckets, d.most);
+            return Err(field_error("buckets of distances", why));
         }
         if self.context == 0 {
             return Err(field_error("context_length", "is 0"));

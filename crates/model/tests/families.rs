@@ -143,6 +143,21 @@ fn the_head_of_baichuan_2_has_rows_of_length_1() {
 }
 
 #[test]
+fn both_sources_give_the_same_stacks() {
+    for name in ["encdec/t5", "encdec/flan-t5", "embed/t5encoder", "embed/umt5encoder"] {
+        let dir = golden("..").join(name);
+        let [a, b] = ["model.safetensors", "model.gguf"].map(|f| open(&dir.join(f)).unwrap());
+        assert_eq!(a, b, "{name}");
+        assert_eq!(a.source.is_some(), name.starts_with("encdec"));
+        assert_eq!(a.distances.unwrap().each, name.contains("umt5"));
+        let encoder = a.clone().to_run(true);
+        let alone = |s: &ModelSpec| (s.layers.len(), s.context, s.arch.causal, s.source.is_none());
+        assert_eq!(alone(&encoder), (2, 512, false, true), "{name}");
+        assert_eq!(a.clone().to_run(false), a);
+    }
+}
+
+#[test]
 fn an_unknown_family_is_refused_with_the_nearest_and_the_difference() {
     let e = gguf("qwen3", &[("qwen3", "qwen9"), ("attn_k_norm", "attn_k_nose")]).unwrap_err();
     for part in ["\"qwen9\" is not supported", "nearest is qwen3", "blk.*.attn_k_nose.weight", "llama, "] {
@@ -208,6 +223,20 @@ fn what_a_known_family_does_not_have_is_refused_by_name() {
         ),
         (hf("phi3-small", &[("dummy_token_indices", json!([64]))]), "have 64 of 64"),
         (hf("phi3-small", &[("gegelu_limit", json!(7.0))]), "gegelu_limit"),
+        (
+            hf("../encdec/t5", &[("feed_forward_proj", json!("gated-gelu"))]),
+            "feed_forward_proj: is \"gated-gelu\"",
+        ),
+        (hf("../encdec/flan-t5", &[("feed_forward_proj", json!("gated-silu"))]), "feed_forward_proj"),
+        (hf("../encdec/t5", &[("relative_attention_num_buckets", json!(33))]), "buckets of distances"),
+        (hf("../encdec/t5", &[("decoder_start_token_id", json!(96))]), "answers begin with token 96"),
+        (hf("../encdec/t5", &[("num_decoder_layers", json!(2))]), "decoder.block.2."),
+        (
+            gguf("../encdec/t5", &[("relative_buckets_count", "relative_buckets_noses")]),
+            "t5.attention.relative_buckets_noses",
+        ),
+        // What only two stacks have is nothing for others.
+        (gguf("olmo-clip", &[("attention.clamp_kqv", "decoder_block_count")]), "olmo.decoder_block_count"),
         (
             hf(
                 "phi3-small",

@@ -2,7 +2,7 @@
 //! Nothing here changes how a model runs; a finding says what to look at.
 
 use anyhow::Result;
-use quarrel_engine::Handle;
+use quarrel_engine::{Event, Handle, Request, Sampling};
 use quarrel_formats::Source;
 use quarrel_hub::LocalModel;
 use quarrel_model::ModelSpec;
@@ -114,6 +114,7 @@ fn vocabulary(spec: &ModelSpec, tokenizer: &Tokenizer) -> Finding {
 fn rotations(spec: &ModelSpec) -> Finding {
     let Some(rope) = spec.ropes.first() else {
         let how = match spec.alibi {
+            _ if spec.distances.is_some() => "a bias by distance",
             Some(_) => "ALiBi",
             None if spec.positions == 0 => "the order in which recurrent layers see tokens",
             None => "a table",
@@ -300,6 +301,9 @@ pub fn smoke(opened: &Opened, handle: &Handle) -> Result<Vec<Finding>> {
     if ids.len() < 4 {
         return Ok(vec![finding("prose", Grade::Wrong, format!("a sentence is {} tokens", ids.len()))]);
     }
+    if handle.info().source.is_some() {
+        return answered(opened, handle, ids);
+    }
     let mut out = Vec::new();
     let from = 1.max(ids.len() / 4);
     match handle.score(ids.clone(), from) {
@@ -330,13 +334,42 @@ pub fn smoke(opened: &Opened, handle: &Handle) -> Result<Vec<Finding>> {
         let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(i, _)| i);
         ids.push(best as u32);
     }
-    let new = &ids[start..];
+    out.push(goes_on(opened, &ids[start..])?);
+    Ok(out)
+}
+
+/// What a model whose encoder reads the sentence answers it with.
+fn answered(opened: &Opened, handle: &Handle, prompt: Vec<u32>) -> Result<Vec<Finding>> {
+    let request = Request {
+        sampling: Sampling { temperature: 0.0, ..Sampling::default() },
+        max_tokens: Some(TOKENS as u32),
+        stop_ids: opened.tokenizer.end_of_generation().to_vec(),
+        ..Request::new(prompt)
+    };
+    let mut ids = Vec::new();
+    let events = match handle.submit(request) {
+        Ok(events) => events,
+        Err(e) => return Ok(vec![finding("answer", Grade::Wrong, e.to_string())]),
+    };
+    for event in events {
+        match event {
+            Event::Token { id, .. } => ids.push(id),
+            Event::Failed(e) => return Ok(vec![finding("answer", Grade::Wrong, e.to_string())]),
+            _ => {}
+        }
+    }
+    Ok(vec![goes_on(opened, &ids)?])
+}
+
+fn goes_on(opened: &Opened, new: &[u32]) -> Result<Finding> {
     let text = opened.tokenizer.decode(new)?;
     let distinct = new.iter().collect::<std::collections::HashSet<_>>().len();
-    out.push(if distinct <= 2 && !new.iter().any(|id| opened.tokenizer.is_end_of_generation(*id)) {
-        finding("generation", Grade::Note, format!("goes on with {text:?}: the same again and again"))
-    } else {
-        finding("generation", Grade::Good, format!("goes on with {text:?}"))
-    });
-    Ok(out)
+    let same =
+        distinct <= 2 && new.len() > 2 && !new.iter().any(|id| opened.tokenizer.is_end_of_generation(*id));
+    Ok(match same {
+        true => {
+            finding("generation", Grade::Note, format!("goes on with {text:?}: the same again and again"))
+        }
+        false => finding("generation", Grade::Good, format!("goes on with {text:?}")),
+    })
 }

@@ -36,6 +36,8 @@ pub struct EngineOptions {
     pub disk_cache: Option<DiskCache>,
     /// Keep the hidden states, so that a decoder makes embeddings too.
     pub embeddings: bool,
+    /// Of a model whose encoder reads the prompt the encoder alone, for embeddings and no answers.
+    pub encoder: bool,
     /// Layers after which there are logits too, to contrast with.
     pub exits: Option<Exits>,
     /// The model's own first layers take the place of a draft model.
@@ -103,6 +105,7 @@ impl Opened {
         let load = LoadOptions {
             context: Some(context),
             hidden: options.embeddings,
+            encoder: options.encoder,
             exits,
             ..LoadOptions::default()
         };
@@ -127,6 +130,11 @@ impl Opened {
     /// Whether it makes vectors of texts and no tokens.
     pub fn is_encoder(&self) -> Result<bool> {
         Ok(!quarrel_model::spec(&self.source)?.arch.causal)
+    }
+
+    /// Whether its encoder reads the prompt, and its decoder answers it.
+    pub fn reads_source(&self) -> bool {
+        quarrel_model::reads_source(&self.source)
     }
 
     /// A draft model's tokens must be this one's.

@@ -93,7 +93,7 @@ pub struct Planner {
 impl Planner {
     /// Reads the header; the process as it is now counts as the program.
     pub fn new(opened: &Opened, args: &EngineOptions) -> Result<Planner> {
-        let spec = quarrel_model::spec(&opened.source)?;
+        let spec = quarrel_model::spec(&opened.source)?.to_run(args.encoder);
         let exits = args.exits.as_ref().map_or_else(Vec::new, |e| e.layers(&spec));
         let options = decoder::Options { hidden: args.embeddings, exits, ..decoder::Options::default() };
         let model = Planned::new(&opened.source, &spec, &options)?;
@@ -271,7 +271,7 @@ pub fn sizes(
     config.snapshot_bytes = config.snapshot_bytes.max(usage.batch.saturating_mul(SNAPSHOT_BYTES_EACH));
     // An encoder's texts are whole in a step; short ones share it.
     config.whole = planner.model.program.looks_ahead();
-    if config.whole {
+    if config.whole || planner.model.program.source_ops() > 0 {
         config.step_tokens = EngineConfig::new(context).step_tokens.max(context).max(usage.batch + 1);
     }
     if usage.batch > 1 {

@@ -32,7 +32,11 @@ impl Opened {
         if source.tensors().len() == 0 {
             bail!("{} is a vocabulary without weights; it can tokenize, not answer", local.name);
         }
-        let tokenizer = Arc::new(tokenizer_of(&source)?);
+        let mut tokenizer = tokenizer_of(&source)?;
+        if quarrel_model::reads_source(&source) {
+            tokenizer.end_prompts();
+        }
+        let tokenizer = Arc::new(tokenizer);
         let mut template = template_of(&source)?;
         let params = ModelParams::read(&local, &source)?;
         if template.is_none() && local.template.is_some() {

@@ -105,11 +105,15 @@ pub fn render(tokenizer: &Tokenizer, template: &ChatTemplate, input: &RenderInpu
     Ok(template.render(&input)?)
 }
 
-/// The ids of a prompt: names of control tokens are those tokens, and it begins with bos where the model wants one, once.
+/// The ids of a prompt: names of control tokens are those tokens, and it begins with bos where the model wants one, once; as a
+/// source that an encoder reads, it ends with eos likewise.
 pub fn encode_prompt(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
     let mut ids = tokenizer.encode(text, Special::Parse, Ends::None)?;
     if let Some(bos) = tokenizer.bos().filter(|bos| tokenizer.adds_bos() && ids.first() != Some(bos)) {
         ids.insert(0, bos);
+    }
+    if let Some(eos) = tokenizer.eos().filter(|eos| tokenizer.ends_prompts() && ids.last() != Some(eos)) {
+        ids.push(eos);
     }
     Ok(ids)
 }

@@ -253,10 +253,11 @@ impl Models {
                 pool: settings.pool,
                 spare: 0,
             };
-            let mut engine = EngineOptions { embeddings: true, ..settings.engine };
+            let encoder = settings.embedding_model.as_ref() == Some(&source.id);
+            let mut engine = EngineOptions { embeddings: true, encoder, ..settings.engine };
             let mut draft = settings.draft.map(|d| Opened::new((d.resolve)()?, talk)).transpose()?;
-            if opened.is_encoder()? {
-                // An encoder has no logits to look at early, and no next token to guess.
+            if opened.is_encoder()? || opened.reads_source() {
+                // An encoder has no logits to look at early, and no next token to guess; an answer to a source has no guesses.
                 (engine.exits, engine.exit_layers, draft) = (None, None, None);
             }
             if let Some(Err(e)) = draft.as_ref().map(|d| opened.check_draft(d)) {

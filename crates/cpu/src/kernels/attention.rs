@@ -8,12 +8,14 @@
 //! in one, the constants of the exponential would take the registers of the sums.
 
 use super::attention_codes;
+use super::bias::{Bias, Biases, Distances, biased};
 use super::elementwise::softcap;
 use crate::kv::codes::{Q4, Q8, rotate};
 use crate::kv::{Bf16, Element, KvHead, Stored, padded, prefetch};
 use crate::simd::{F32x16, Isa, Kernel, LANES, Simd};
 use quarrel_ir::{AttendSpec, BLOCK_TOKENS, alibi_slope};
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Positions of a chunk.
 pub(crate) const CHUNK: usize = 128;
@@ -88,6 +90,10 @@ pub(crate) struct Queries {
     pub(crate) spans: Vec<Span>,
     /// What each would see without blocks.
     whole: Vec<Span>,
+    /// The bias by distance, where there is one, and the first query head that was taken.
+    distances: Option<(Arc<Distances>, usize)>,
+    /// With that, the position of each vector of a key head.
+    positions: Vec<usize>,
     /// How much a score of each vector of each key head falls for each position back; empty without ALiBi.
     slopes: Vec<f32>,
 }
@@ -132,6 +138,7 @@ impl Queries {
         self.spans.extend(rows.flat_map(|(_, span)| std::iter::repeat_n(span, heads)));
         self.whole.clone_from(&self.spans);
         self.slopes.clear();
+        self.distances = None;
         if let Some(max) = spec.alibi {
             let slope = |h: usize| alibi_slope(max, spec.heads, h as u32);
             let rows = self.spans.len() / heads;
@@ -155,10 +162,28 @@ impl Queries {
         any
     }
 
-    /// The ALiBi of the vectors from `at` on of the `i`th key head that was taken: slopes, and what the vectors see.
-    pub(super) fn bias(&self, i: usize, at: usize) -> Option<(&[f32], &[Span])> {
+    /// Notes where the vectors of each head are, of which the first is query head `first`, for a bias by distance.
+    pub(crate) fn measure(
+        &mut self,
+        distances: &Arc<Distances>,
+        first: usize,
+        position: usize,
+        heads: usize,
+    ) {
+        self.distances = Some((distances.clone(), first));
+        self.positions.clear();
+        self.positions.extend((0..self.spans.len()).map(|v| position + v / heads));
+    }
+
+    /// The bias of the vectors from `at` on of the `i`th key head that was taken.
+    pub(super) fn bias(&self, spec: &AttendSpec, i: usize, at: usize) -> Option<Biases<'_>> {
+        if let Some((distances, first)) = &self.distances {
+            let heads = (spec.heads / spec.kv_heads) as usize;
+            let (first, positions) = (first + i * heads, &self.positions[..]);
+            return Some(Biases::Tables { distances, first, heads, at, positions });
+        }
         let slopes = self.slopes.get(i * self.spans.len() + at..)?;
-        (!slopes.is_empty()).then_some((slopes, &self.spans[at..]))
+        (!slopes.is_empty()).then_some(Biases::Slopes(slopes, &self.spans[at..]))
     }
 
     /// The packed vectors of the `i`th key head that was taken.
@@ -375,7 +400,7 @@ unsafe fn chunk<E: Element>(
             }
             (from, to) = (from.max(clamped.0), to.min(clamped.1));
         }
-        let bias = queries.bias(taken, at);
+        let bias = queries.bias(spec, taken, at);
         at += n;
         if lo >= hi {
             continue;
@@ -541,7 +566,7 @@ pub(super) struct Soften<'a> {
     pub(super) spec: &'a AttendSpec,
     pub(super) spans: &'a [Span],
     /// As [`Queries::bias`] gives it.
-    pub(super) bias: Option<(&'a [f32], &'a [Span])>,
+    pub(super) bias: Option<Biases<'a>>,
     pub(super) blocks: Range<usize>,
     pub(super) start: usize,
     pub(super) weights: &'a mut Weights,
@@ -556,7 +581,7 @@ impl Kernel for Soften<'_> {
     fn run<S: Simd>(self, s: S) {
         let rows = self.weights.iter_mut().zip(self.spans).zip(self.parts.chunks_exact_mut(self.len));
         for (i, ((row, span), part)) in rows.enumerate() {
-            let bias = self.bias.map(|(slopes, spans)| (slopes[i], spans[i].1 - 1));
+            let bias = self.bias.map(|b| b.of(i));
             let row = &mut row[self.blocks.start * BLOCK_TOKENS..self.blocks.end * BLOCK_TOKENS];
             let first = self.start + self.blocks.start * BLOCK_TOKENS;
             (part[0], part[1]) = soften(s, self.spec, *span, bias, first, row);
@@ -576,22 +601,13 @@ pub(super) fn seen<S: Simd>(s: S, span: Span, first: usize, x: S::F, none: S::F)
     index.select_lt(s.splat(span.0.saturating_sub(first) as f32), none, x)
 }
 
-/// Scores of the positions from `first` on, with a bias that is the slope for each position before the given one.
-#[inline(always)]
-pub(super) fn biased<S: Simd>(s: S, bias: Option<(f32, usize)>, first: usize, score: S::F) -> S::F {
-    let Some((slope, position)) = bias else { return score };
-    let index: [f32; LANES] = std::array::from_fn(|i| i as f32);
-    let behind = s.load(&index) + s.splat(first as f32 - position as f32);
-    behind.fma(s.splat(slope), score)
-}
-
 /// One row of [`Soften`], whose first score is that of position `first`; returns the largest score and the sum.
 #[inline(always)]
 fn soften<S: Simd>(
     s: S,
     spec: &AttendSpec,
     span: Span,
-    bias: Option<(f32, usize)>,
+    bias: Option<Bias>,
     mut first: usize,
     row: &mut [f32],
 ) -> (f32, f32) {

@@ -196,7 +196,7 @@ pub(super) unsafe fn chunk<C: Codes>(
         }
         // Later groups find the chunk in the core's cache.
         let fetch = if at == 0 { &values } else { &none };
-        let bias = queries.bias(taken, at);
+        let bias = queries.bias(spec, taken, at);
         at += size;
         if lo >= hi {
             continue;

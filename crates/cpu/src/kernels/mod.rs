@@ -4,6 +4,7 @@
 
 pub(crate) mod attention;
 mod attention_codes;
+pub(crate) mod bias;
 pub(crate) mod combine;
 pub(crate) mod elementwise;
 pub(crate) mod embed;

@@ -3,7 +3,8 @@
 //! A row's weights are computed as if it were alone, and rows are added in their order, so the sums are the same on any
 //! number of threads and however a prompt was cut.
 
-use super::attention::{Span, biased, with_sink};
+use super::attention::{Span, with_sink};
+use super::bias::{Bias, biased};
 use super::elementwise::softcap;
 use crate::kv::codes::{self, Codes, GROUP, LINE, Part, Q4, Q8, SCALES};
 use crate::kv::{Element, KvHead, Stored};
@@ -141,7 +142,10 @@ impl<T: ReadKeys> Kernel for Observed<'_, T> {
             for (h, scores) in scores.chunks_exact_mut(width).enumerate() {
                 let h = self.first + h;
                 let slope = self.spec.alibi.map(|max| alibi_slope(max, self.spec.heads, h as u32));
-                let head = Head { bias: slope.map(|s| (s, span.1 - 1)), sink: self.sinks.get(h).copied() };
+                let head = Head {
+                    bias: slope.map(|s| Bias::Slope(s, span.1 - 1)),
+                    sink: self.sinks.get(h).copied(),
+                };
                 soften(
                     s,
                     self.spec,
@@ -188,7 +192,7 @@ fn dots<S: Simd, const R: usize>(s: S, keys: &[f32], q: &[f32], out: &mut [f32],
 
 /// What is a query head's own.
 struct Head {
-    bias: Option<(f32, usize)>,
+    bias: Option<Bias<'static>>,
     sink: Option<f32>,
 }
 

@@ -13,7 +13,11 @@ impl Scheduler {
     pub(crate) fn rewind(&mut self, id: u64, back: usize) {
         let (running, states) = (self.index(id), self.limits.states.is_some());
         let Some(s) = self.running.iter_mut().chain(&mut self.waiting).find(|s| s.id == id) else { return };
-        debug_assert!(back < s.tokens.len() && s.dropped == 0, "{back} of {}", s.tokens.len());
+        debug_assert!(
+            back < s.tokens.len() - s.source && (s.dropped == 0 || s.source > 0),
+            "{back} of {}",
+            s.tokens.len()
+        );
         s.tokens.truncate(s.tokens.len().saturating_sub(back).max(1));
         s.digests.truncate(s.tokens.len() / BLOCK_TOKENS);
         if states {
@@ -22,7 +26,8 @@ impl Scheduler {
         }
         s.computed = s.computed.min(s.tokens.len() - 1);
         s.published = s.published.min(s.computed / BLOCK_TOKENS);
-        let rest = s.blocks.split_off(s.computed.div_ceil(BLOCK_TOKENS).min(s.blocks.len()));
+        let kept = s.held().max(s.source).div_ceil(BLOCK_TOKENS);
+        let rest = s.blocks.split_off(kept.min(s.blocks.len()));
         self.blocks.release(&rest);
     }
 

@@ -10,6 +10,7 @@
 mod ahead;
 mod back;
 mod snapshots;
+mod sources;
 mod turn;
 
 pub(crate) use ahead::Ahead;
@@ -160,6 +161,9 @@ pub(crate) struct Scheduler {
     budget: usize,
     /// What the last step computed.
     work: Work,
+    /// Whether the planned step reads sources, and whether the last one did.
+    reading: bool,
+    has_read: bool,
 }
 
 /// What is left of a step's budget.
@@ -185,6 +189,8 @@ impl Scheduler {
             next_order: 0,
             budget: 0,
             work: Work::default(),
+            reading: false,
+            has_read: false,
         }
     }
 
@@ -305,6 +311,9 @@ impl Scheduler {
         let ids = |s: &Scheduler, keep: &dyn Fn(usize) -> bool| -> Vec<u64> {
             s.running.iter().filter(|s| keep(s.left())).map(|s| s.id).collect()
         };
+        if self.share_sources(&mut left, below) {
+            return;
+        }
         if self.limits.whole {
             // The senior one fits always, so that none waits for ever.
             self.budget = left.rows;
@@ -382,9 +391,13 @@ impl Scheduler {
         let plan = std::mem::take(&mut self.plan);
         self.work = planned.of_rows(planned.rows + self.guessed());
         self.pace.observe(self.work, elapsed);
+        self.has_read = self.reading;
         for chunk in &plan {
             let s = &mut self.running[chunk.running];
             s.computed = chunk.rows.end;
+            if s.computed == s.source {
+                s.dropped = s.source;
+            }
             self.shares.charge(&s.standing.key, chunk.rows.len());
             self.publish(chunk.running, below);
         }
@@ -648,6 +661,11 @@ impl Scheduler {
         let end_by_outputs = wanted.start.max(start) + left.outputs;
         let room = s.evictor.as_ref().map_or(usize::MAX, |e| e.room(start - s.dropped));
         let end = s.rows().min(start + left.rows.min(most).min(room)).min(end_by_outputs);
+        let end = if s.reads() { s.source } else { end };
+        let source = s.source;
+        if s.reads() != self.reading || (self.reading && end - start > left.rows) {
+            return;
+        }
         if end <= start || (self.limits.whole && (start > 0 || end < s.rows())) {
             return;
         }
@@ -670,7 +688,7 @@ impl Scheduler {
             };
             match held {
                 Some(old) => {
-                    if at * BLOCK_TOKENS < first {
+                    if at * BLOCK_TOKENS < first.max(source) {
                         self.counts.copies += 1;
                         self.ops.push(BlockOp::Copy { from: old, to: block });
                     }

@@ -63,7 +63,7 @@ impl Speculation {
             guesser: Guesser::default(),
             draft: draft.map(|model| Drafting { model, pace: Pace::default() }),
             // A state knows no token before its last, to which a wrong guess would have to go back.
-            most: if config.states { 0 } else { config.guesses },
+            most: if config.states || config.sources { 0 } else { config.guesses },
             context: config.context,
             row_cost: config.row_cost_permille.map(|c| f64::from(c) / 1000.0),
             open: Vec::new(),

@@ -17,6 +17,10 @@ with the difference, never run approximately.
 Contexts beyond the first training are known as `linear`, `dynamic` (NTK), `llama3`, `yarn` and `longrope`; rotations may be
 of a part of each head. LongRoPE and `dynamic` depend on the context that is served (`--ctx`), and hold for all its tokens.
 
+T5 and its kin answer a prompt that their encoder reads ([how](adr/0008-encoder-decoder.md)), on the CPU; the prompt ends with eos. The
+encoder alone makes embeddings, out of a file of its own or of the whole (`quarrel embed`, `serve --embedding-model`). Their goldens are
+in `goldens/encdec` and `goldens/embed`.
+
 Attention sees everything before a token, a window, a chunk, or blocks: the token's own and a few before it, the first ones,
 and every so many'th, which differ by head. What is not seen is not read, so a window or a pattern costs what it sees and not
 the context. Attention by blocks runs on the CPU alone and cannot be combined with eviction. Phi-3-small's folder needs a
@@ -87,6 +91,7 @@ fn differences(a: &Arch) -> Vec<String> {
         Positions::Rotated => {}
         Positions::Learned => say(true, "learned positions"),
         Positions::Alibi => say(true, "ALiBi"),
+        Positions::Buckets => say(true, "a bias by distance"),
         Positions::RotatedBut { layers } => say(true, &format!("ALiBi with {layers} layers")),
     }
     match a.unrotated {

@@ -15,7 +15,7 @@ mod llama;
 mod pairs;
 mod qwen;
 
-pub use encoders::{BERT, NOMIC_BERT};
+pub use encoders::{BERT, NOMIC_BERT, T5, T5_ENCODER};
 pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMOE, QWEN2_MOE, QWEN3_MOE};
 pub use gemma::{GEMMA, GEMMA2, GEMMA3};
 pub use gpt::{BLOOM, FALCON, GPT2, GPTNEO, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
@@ -73,6 +73,8 @@ pub enum Positions {
     Learned,
     /// Scores fall with the distance (ALiBi).
     Alibi,
+    /// Scores have a bias by the bucket of the distance (T5).
+    Buckets,
     /// Rotated, but ALiBi in the checkpoint with this many layers, for which no file has a field.
     RotatedBut {
         /// The layer count that marks the exception.

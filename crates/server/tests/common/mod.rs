@@ -53,7 +53,7 @@ pub(crate) fn model(dir: &Path) -> LocalModel {
     local(path)
 }
 
-fn local(path: PathBuf) -> LocalModel {
+pub(crate) fn local(path: PathBuf) -> LocalModel {
     LocalModel {
         size: fs::metadata(&path).unwrap().len(),
         name: path.display().to_string(),

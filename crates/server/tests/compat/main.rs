@@ -11,3 +11,4 @@ mod guidance;
 mod ollama;
 mod responses;
 mod sampling;
+mod sources;

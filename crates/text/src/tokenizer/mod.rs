@@ -71,6 +71,7 @@ pub struct Tokenizer {
     end_of_generation: Vec<u32>,
     add_bos: bool,
     add_eos: bool,
+    ends_prompts: bool,
     strip_leading_space: bool,
     parse: OnceLock<Partition>,
     plain: OnceLock<Partition>,
@@ -239,6 +240,7 @@ impl Tokenizer {
             end_of_generation: Vec::new(),
             add_bos,
             add_eos,
+            ends_prompts: false,
             strip_leading_space,
             parse: OnceLock::new(),
             plain: OnceLock::new(),
@@ -271,6 +273,7 @@ impl Tokenizer {
             end_of_generation: Vec::new(),
             add_bos: false,
             add_eos: false,
+            ends_prompts: false,
             strip_leading_space: tokens.strip_leading_space,
             parse: OnceLock::new(),
             plain: OnceLock::new(),
@@ -490,6 +493,16 @@ impl Tokenizer {
     /// Whether [`Ends::Model`] ends a text with eos.
     pub fn adds_eos(&self) -> bool {
         self.add_eos
+    }
+
+    /// Prompts end with eos from now on, if [`Ends::Model`] ends a text with it: they are texts that an encoder reads.
+    pub fn end_prompts(&mut self) {
+        self.ends_prompts = self.add_eos;
+    }
+
+    /// Whether prompts end with eos.
+    pub fn ends_prompts(&self) -> bool {
+        self.ends_prompts
     }
 
     /// All ids that end an answer, ascending: eos, end of turn, end of message, by field and by well-known name.
