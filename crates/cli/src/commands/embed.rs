@@ -28,7 +28,7 @@ pub(crate) fn run(args: Embed) -> Result<()> {
     let texts = texts(&args)?;
     interrupt::install()?;
     let opened = quarrel_runtime::Opened::new(models::resolve(&args.fetch.named(args.target))?, TALK)?;
-let options = quarrel_runtime::EngineOptions { embeddings: true, encoder: true, ..args.engine.options() };
+    let options = quarrel_runtime::EngineOptions { embeddings: true, encoder: true, ..args.engine.options() };
     let usage = Use { batch: AT_ONCE.min(texts.len()), outputs: 1, pool: Pool::Fits, ..Use::ONE };
     let running = opened.load(&options, usage, None, 0, TALK, |_| {})?;
     let own = running.embeddings.pooling;
