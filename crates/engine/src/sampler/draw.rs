@@ -43,9 +43,17 @@ fn draw_sorted(candidates: &mut [Candidate], uniform: f64) -> Draw {
 
 /// Splits the list by rank, and then only the part in which the drawn one lies. What weighs less than one unit is not drawn.
 fn draw_split(candidates: &mut [Candidate], uniform: f64) -> Draw {
-    let unit = candidates.iter().fold(0.0, |m: f64, c| m.max(f64::from(c.weight))) / UNITS;
-    let units = |c: &Candidate| u128::from((f64::from(c.weight) / unit) as u64);
-    let mass = |part: &[Candidate]| part.iter().map(units).sum::<u128>();
+    let most = candidates.iter().fold(0.0, |m: f64, c| m.max(f64::from(c.weight)));
+    if most == 0.0 {
+        return draw_sorted(candidates, uniform); // all have vanished alike
+    }
+    let scale = UNITS / most;
+    let mass = |part: &[Candidate]| -> u128 {
+        // So many of the largest fit into 64 bits.
+        let units =
+            |part: &[Candidate]| part.iter().map(|c| (f64::from(c.weight) * scale) as u64).sum::<u64>();
+        part.chunks(1 << 18).map(|part| u128::from(units(part))).sum()
+    };
     let total = mass(candidates);
     let mut left = ((uniform * total as f64) as u128).min(total - 1);
     let mut part = candidates;
@@ -62,7 +70,7 @@ fn draw_split(candidates: &mut [Candidate], uniform: f64) -> Draw {
             others
         };
     }
-    Draw { of: part[0], total: total as f64 * unit }
+    Draw { of: part[0], total: total as f64 / scale }
 }
 
 #[cfg(test)]
