@@ -2,6 +2,7 @@
 //! seed and settings give the same tokens, however the candidates were found; and what a device has chosen as the best of a row is enough
 //! to draw from it, nearly always.
 
+use super::top_p::boundary;
 use super::{Candidate, best_first};
 
 /// A candidate that was drawn.
@@ -55,22 +56,10 @@ fn draw_split(candidates: &mut [Candidate], uniform: f64) -> Draw {
         part.chunks(1 << 18).map(|part| u128::from(units(part))).sum()
     };
     let total = mass(candidates);
-    let mut left = ((uniform * total as f64) as u128).min(total - 1);
-    let mut part = candidates;
-    while part.len() > 1 {
-        let middle = part.len() / 2;
-        part.select_nth_unstable_by(middle, best_first);
-        let mass = mass(&part[..middle]);
-        let (better, others) = part.split_at_mut(middle);
-        // The mass of the part stays larger than `left`, so the last one has a weight.
-        part = if left < mass {
-            better
-        } else {
-            left -= mass;
-            others
-        };
-    }
-    Draw { of: part[0], total: total as f64 / scale }
+    let drawn = ((uniform * total as f64) as u128).min(total - 1);
+    // What is drawn has a weight: only with it is the mass larger than `drawn`.
+    let at = boundary(candidates, drawn + 1, mass, best_first);
+    Draw { of: candidates[at], total: total as f64 / scale }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 use super::set::Set;
 use super::{Candidate, best_first};
 use std::cmp::Ordering;
+use std::ops::SubAssign;
 
 /// Keeps the nucleus. `least` is a share of the best one's weight below which a later stage keeps nothing anyway.
 pub(super) fn apply(set: &mut Set, p: f32, least: f32) {
@@ -25,21 +26,33 @@ pub(super) fn smallest_set(
     total: f64,
     order: impl Fn(&Candidate, &Candidate) -> Ordering,
 ) {
-    let mut need = f64::from(p) * total;
-    // The set ends in `low..high`: everything before `low` is in it.
+    let mass = |part: &[Candidate]| part.iter().map(|c| f64::from(c.weight)).sum();
+    let last = boundary(candidates, f64::from(p) * total, mass, order);
+    candidates.truncate(last + 1);
+}
+
+/// The rank in some order of the candidate with which the mass of those up to it reaches `need`; the last one's if none does. It
+/// then stands at that place, and those before it in no order.
+pub(super) fn boundary<M: PartialOrd + SubAssign>(
+    candidates: &mut [Candidate],
+    mut need: M,
+    mass: impl Fn(&[Candidate]) -> M,
+    order: impl Fn(&Candidate, &Candidate) -> Ordering,
+) -> usize {
+    // It is one of `low..high`: everything before `low` is not enough.
     let (mut low, mut high) = (0, candidates.len());
     while high - low > 1 {
         let middle = low + (high - low) / 2;
         candidates[low..high].select_nth_unstable_by(middle - low, &order);
-        let mass: f64 = candidates[low..middle].iter().map(|c| f64::from(c.weight)).sum();
-        if mass >= need {
+        let better = mass(&candidates[low..middle]);
+        if better >= need {
             high = middle;
         } else {
-            need -= mass;
+            need -= better;
             low = middle;
         }
     }
-    candidates.truncate(high);
+    low
 }
 
 /// Tokens of less weight than this cannot be in the nucleus: all `n` of them together weigh less than `1 - p`.
