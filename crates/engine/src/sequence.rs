@@ -122,6 +122,11 @@ impl Sequence {
         self.computed - self.dropped
     }
 
+    /// Blocks that hold what is computed of it, and what was read of its source.
+    pub(crate) fn held_blocks(&self) -> usize {
+        self.held().max(self.source).div_ceil(BLOCK_TOKENS)
+    }
+
     /// Tokens that the cache holds at most on the way to the end of its rows.
     pub(crate) fn extent(&self) -> usize {
         if self.source > 0 {

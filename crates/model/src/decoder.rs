@@ -325,7 +325,7 @@ impl Builder<'_> {
     fn head(&mut self, x: View, table: WeightId, hidden: bool, exits: &[View]) {
         let s = self.s;
         let picked = self.pick("picked", x);
-        let norm = self.norm_spec(format!("{}output_norm.weight", self.stack.prefix()), s.dim);
+        let norm = self.output_norm();
         if hidden {
             // Of all tokens, whether their logits are wanted or not; what the head multiplies is a copy of its own.
             self.p.hidden = Some(self.p.norm("hidden", x, norm));

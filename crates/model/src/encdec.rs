@@ -3,7 +3,7 @@
 use crate::arch::T5_ENCODER;
 use crate::decoder::Builder;
 use crate::spec::{LayerSpec, ModelSpec, SourceSpec};
-use quarrel_ir::{AttendSpec, Buckets, KvLayer, Op, View, WeightId};
+use quarrel_ir::{AttendSpec, Buckets, KvLayer, NormSpec, Op, View, WeightId};
 
 /// A stack of layers, by its place in the names of tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,8 +96,13 @@ impl Builder<'_> {
     }
 
     /// The norm behind a stack's last layer.
+    pub(crate) fn output_norm(&mut self) -> NormSpec {
+        self.norm_spec(format!("{}output_norm.weight", self.stack.prefix()), self.s.dim)
+    }
+
+    /// Its result.
     pub(crate) fn last_norm(&mut self, name: &'static str, x: View) -> View {
-        let norm = self.norm_spec(format!("{}output_norm.weight", self.stack.prefix()), self.s.dim);
+        let norm = self.output_norm();
         self.p.norm(name, x, norm)
     }
 

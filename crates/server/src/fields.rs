@@ -310,16 +310,14 @@ impl Fields {
 
     /// The search, if one is asked for; the engine knows what it goes with.
     fn beams(&self) -> Result<Option<Beams>, ApiError> {
-        let Some(width) = self.beams else {
-            return match self.length_penalty {
-                None => Ok(None),
-                Some(_) => {
-                    let message = "length_penalty: it belongs to a search; give beams too, 2 to 128";
-                    Err(ApiError::field("length_penalty", message))
-                }
-            };
-        };
-        Ok(Some(Beams { width, length_penalty: self.length_penalty.unwrap_or(1.0) }))
+        match (self.beams, self.length_penalty) {
+            (Some(width), penalty) => Ok(Some(Beams { width, length_penalty: penalty.unwrap_or(1.0) })),
+            (None, None) => Ok(None),
+            (None, Some(_)) => {
+                let message = "length_penalty: it belongs to a search; give beams too, 2 to 128";
+                Err(ApiError::field("length_penalty", message))
+            }
+        }
     }
 
     /// The engine's request; its tokens are guessed in the `usual` way where it does not say how.

@@ -26,8 +26,7 @@ impl Scheduler {
         }
         s.computed = s.computed.min(s.tokens.len() - 1);
         s.published = s.published.min(s.computed / BLOCK_TOKENS);
-        let kept = s.held().max(s.source).div_ceil(BLOCK_TOKENS);
-        let rest = s.blocks.split_off(kept.min(s.blocks.len()));
+        let rest = s.blocks.split_off(s.held_blocks().min(s.blocks.len()));
         self.blocks.release(&rest);
     }
 

@@ -447,7 +447,7 @@ impl Scheduler {
         // Whoever wants hidden states has those of the tokens until here.
         let mut s = Sequence { id, states: false, ..s.clone() };
         // Blocks behind what is computed are room for guesses, and nobody else's.
-        s.blocks.truncate(s.held().max(s.source).div_ceil(BLOCK_TOKENS));
+        s.blocks.truncate(s.held_blocks());
         self.shares.enter(&s.standing.key);
         if self.running.len() < self.limits.running && !s.blocks.is_empty() {
             s.blocks.iter().for_each(|b| self.blocks.share(*b));
