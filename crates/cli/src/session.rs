@@ -132,6 +132,7 @@ fn load_with(
 ) -> Result<Running> {
     let extra = lora.map(Lora::bytes).transpose()?.unwrap_or(0);
     let mut bar = LoadBar { total: opened.source.total_bytes(), done: 0, started: Instant::now(), bar: None };
+    let draft = draft.map(|d| opened.drafted_by(d)).transpose()?;
     let loaded = opened.load(options, usage, draft, extra, TALK, |bytes| bar.advance(bytes));
     bar.finish();
     let quarrel_runtime::Running { handle, trained, load, .. } = loaded?;

@@ -29,7 +29,7 @@ pub use embed::Embeddings;
 pub use exits::Exits;
 pub use explain::{token_text, trace_json};
 pub use guide::{CoherenceOptions, GuideOptions};
-pub use load::{EngineOptions, Running};
+pub use load::{Draft, EngineOptions, Running};
 pub use meaning::{Embedder, Sentences};
 pub use obey::obey;
 pub use open::{Opened, open_source, template_of, tokenizer_at, tokenizer_of};

@@ -58,6 +58,10 @@ pub struct Running {
     pub load: Duration,
 }
 
+/// A model that guesses for another: see [`Opened::drafted_by`].
+#[derive(Clone, Copy)]
+pub struct Draft<'a>(&'a Opened);
+
 impl Opened {
     /// Loads the weights, with the sizes that options and memory allow. `extra` bytes of the budget are kept for what is
     /// loaded later, `draft` is a smaller model that guesses tokens ahead, and `progress` gets the bytes of each weight.
@@ -65,7 +69,7 @@ impl Opened {
         &self,
         options: &EngineOptions,
         usage: Use,
-        draft: Option<&Opened>,
+        draft: Option<Draft>,
         extra: u64,
         talk: Talk,
         progress: impl FnMut(u64),
@@ -73,6 +77,7 @@ impl Opened {
         let started = Instant::now();
         let memory_budget = options.memory_budget.map(|b| b.saturating_sub(extra));
         let options = &EngineOptions { memory_budget, ..options.clone() };
+        let draft = draft.map(|d| d.0);
         let planner = Planner::new(self, options)?.with_draft(self, draft, options.exit_layers)?;
         let sizes = memory::sizes(self, &planner, options, usage, talk)?;
         let trained = planner.spec.context as usize;
@@ -85,10 +90,7 @@ impl Opened {
         let device = planner.start(sizes.kv)?;
         let beside = DraftConfig::beside(&sizes.config);
         let draft = match (draft, options.exit_layers) {
-            (Some(draft), _) => {
-                self.check_draft(draft)?;
-                Some(DraftModel::load(&draft.source, planner.start(sizes.kv)?, beside)?)
-            }
+            (Some(draft), _) => Some(DraftModel::load(&draft.source, planner.start(sizes.kv)?, beside)?),
             (None, Some(layers)) => {
                 let device = planner.start(sizes.kv)?;
                 Some(DraftModel::load_exit(&self.source, layers as usize, device, beside)?)
@@ -137,8 +139,8 @@ impl Opened {
         quarrel_model::reads_source(&self.source)
     }
 
-    /// A draft model's tokens must be this one's.
-    pub fn check_draft(&self, draft: &Opened) -> Result<()> {
+    /// A smaller model as one that guesses for this one: its tokens must be this one's.
+    pub fn drafted_by<'a>(&self, draft: &'a Opened) -> Result<Draft<'a>> {
         let (a, b) = (&self.tokenizer, &draft.tokenizer);
         let differs =
             |id: &u32| !matches!((a.token_bytes(*id), b.token_bytes(*id)), (Ok(a), Ok(b)) if a == b);
@@ -149,7 +151,7 @@ impl Opened {
         }
         match (0..size as u32).find(differs) {
             Some(id) => bail!("{name} cannot guess for {ours}: token {id} is another"),
-            None => Ok(()),
+            None => Ok(Draft(draft)),
         }
     }
 }

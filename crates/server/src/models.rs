@@ -255,17 +255,22 @@ impl Models {
             };
             let encoder = settings.embedding_model.as_ref() == Some(&source.id);
             let mut engine = EngineOptions { embeddings: true, encoder, ..settings.engine };
-            let mut draft = settings.draft.map(|d| Opened::new((d.resolve)()?, talk)).transpose()?;
-            if opened.is_encoder()? || opened.reads_source() {
-                // An encoder has no logits to look at early, and no next token to guess; an answer to a source has no guesses.
-                (engine.exits, engine.exit_layers, draft) = (None, None, None);
+            // An encoder has no logits to look at early, and no next token to guess; an answer to a source has no guesses.
+            let alone = opened.is_encoder()? || opened.reads_source();
+            if alone {
+                (engine.exits, engine.exit_layers) = (None, None);
             }
-            if let Some(Err(e)) = draft.as_ref().map(|d| opened.check_draft(d)) {
-                anyhow::ensure!(!is_first, "--draft: {e:#}");
-                (talk.note)(&format!("{e:#}; it is served without"));
-                draft = None;
-            }
-            let running = opened.load(&engine, usage, draft.as_ref(), 0, talk, |_| {})?;
+            let smaller = settings.draft.filter(|_| !alone);
+            let smaller = smaller.map(|d| Opened::new((d.resolve)()?, talk)).transpose()?;
+            let draft = match smaller.as_ref().map(|d| opened.drafted_by(d)).transpose() {
+                Ok(draft) => draft,
+                Err(e) => {
+                    anyhow::ensure!(!is_first, "--draft: {e:#}");
+                    (talk.note)(&format!("{e:#}; it is served without"));
+                    None
+                }
+            };
+            let running = opened.load(&engine, usage, draft, 0, talk, |_| {})?;
             if draft.is_some() && !running.handle.info().speculates {
                 let name = &opened.local.name;
                 (talk.note)(&format!(
