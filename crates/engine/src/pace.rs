@@ -12,6 +12,10 @@ use std::time::Duration;
 /// next token. Pauses then stay below twice what they are without the prompt, and the prompt takes half of the device.
 const SHARE: f64 = 1.8;
 
+/// Seconds that a step may take for prompts in any case: 40 tokens a second. Shorter steps would only be shorter: nobody reads
+/// so fast, and few rows of a prompt cost more each, most of all far behind its beginning.
+const SMOOTH: f64 = 0.025;
+
 /// Seconds that a step may always take for the sake of many who wait for their first token: 20 tokens a second are faster than
 /// people read.
 const PAUSE: f64 = 0.05;
@@ -154,15 +158,16 @@ impl Pace {
 
     /// Seconds that a step may take: `alone`, what it takes with `decodes` only, the rows of sequences that wait for their next
     /// token, and `whole`, with the prompts beside them, of which so many wait for their first. That is `target`; by default
-    /// [`SHARE`] times `alone`, or while it stays below [`PAUSE`] what makes all wait alike: each second of a prompt holds up every
-    /// decoding sequence, each second without holds up every prompt.
+    /// [`SHARE`] times `alone` and [`SMOOTH`] at least, or while it stays below [`PAUSE`] what makes all wait alike: each second of a
+    /// prompt holds up every decoding sequence, each second without holds up every prompt.
     pub(crate) fn allowed(&self, decodes: Work, prompts: usize, target: Option<Duration>) -> Allowed {
         if decodes.rows == 0 {
             return Allowed { alone: 0.0, whole: f64::INFINITY };
         }
         let alone = self.expected(decodes);
         let fair = alone * (1.0 + prompts as f64 / decodes.rows as f64);
-        let whole = target.map_or_else(|| fair.min(PAUSE).max(SHARE * alone), |t| t.as_secs_f64());
+        let whole =
+            target.map_or_else(|| fair.min(PAUSE).max(SHARE * alone).max(SMOOTH), |t| t.as_secs_f64());
         Allowed { alone, whole }
     }
 
@@ -258,8 +263,12 @@ mod tests {
         assert_eq!(p.allowed(Work::default(), 1, None).whole, f64::INFINITY, "nobody waits for a token");
         assert_eq!(p.rows_beside(near(0), 0, f64::INFINITY, 4096), 4096);
         let (auto, many) = (rows(1, None), rows(400, None));
-        assert!((7..13).contains(&auto), "{auto} rows of 0.5 ms beside a step of 6 ms");
+        assert!((30..45).contains(&auto), "{auto} rows of 0.5 ms beside a step of 6 ms, until it takes 25");
         assert!((60..105).contains(&many), "{many} rows for 400 that wait, until it takes 50 ms");
+        let mut slow = Pace::default();
+        feed(&mut slow, 0.04, 0.005, (0..200).map(|i| [4, 20, 1][i % 3]));
+        let more = slow.rows_beside(near(4), 0, slow.allowed(near(4), 1, None).whole, 4096);
+        assert!((7..13).contains(&more), "{more} rows of 5 ms beside a step of 60 ms");
         let target = rows(1, Some(Duration::from_millis(50)));
         assert!((60..105).contains(&target), "{target}");
         assert_eq!(rows(400, Some(Duration::from_millis(1))), 0);

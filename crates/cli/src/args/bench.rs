@@ -152,7 +152,7 @@ pub(crate) struct ServeLoad {
     /// Short requests on eight streams, with the memory before and after
     #[arg(long, value_name = "N", requires = "serve", default_value_t = 0, help_heading = "With --serve")]
     pub(crate) soak: u32,
-    /// How long a step may take while somebody waits for its next token [default: 1.8 times what it takes without prompts, and up to 50 ms where many prompts wait]
+    /// How long a step may take while somebody waits for its next token [default: 1.8 times what it takes without prompts, 25 ms at least, and up to 50 ms where many prompts wait]
     #[arg(long, value_name = "MS", requires = "serve", value_parser = above_zero, help_heading = "With --serve")]
     pub(crate) target_itl_ms: Option<f32>,
     /// Seed of the arrivals

@@ -85,7 +85,7 @@ pub(crate) struct Serve {
     /// Tokens in the cache of all sequences of a model together [default: 1024 for each, a context at least, no more than fit into half of the free memory]
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(16..), help_heading = "Server")]
     pub(crate) kv_pool: Option<u32>,
-    /// How long a step may take while somebody waits for its next token, in milliseconds [default: 1.8 times what it takes without prompts, and up to 50 ms where many prompts wait]
+    /// How long a step may take while somebody waits for its next token, in milliseconds [default: 1.8 times what it takes without prompts, 25 ms at least, and up to 50 ms where many prompts wait]
     #[arg(long, value_name = "MS", value_parser = clap::value_parser!(u32).range(1..), help_heading = "Server")]
     pub(crate) target_itl_ms: Option<u32>,
     /// Unload a model that nobody used for so many minutes [default: never]
