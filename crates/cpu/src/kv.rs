@@ -448,14 +448,15 @@ pub(crate) fn huge_pages(map: &MmapMut) {
     let _ = map;
 }
 
-/// Asks the processor for the cache line at `p`, which may be any address: nothing is read that the program can see.
+/// Asks the processor for the cache line at `p`, which may be any address, to come into the second cache: nothing is read that the
+/// program can see.
 #[inline(always)]
 pub(crate) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
     {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
         // SAFETY: SSE is part of x86-64, and a prefetch of a bad address does nothing.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) };
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) };
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = p;

@@ -32,7 +32,7 @@ const WIDEN: usize = 3;
 /// Activations of a call, in bytes: they stay in the core's cache while units come and go.
 const CACHED: usize = 1 << 20;
 /// Bytes from what is read to what is asked for.
-const AHEAD: usize = 2048;
+const AHEAD: usize = 4096;
 
 /// Rows of the chunks that kernels take; all but the last chunk are of the largest size.
 fn chunk_sizes(isa: Isa) -> &'static [usize] {

@@ -15,8 +15,10 @@ use crate::pack::{
 /// From so many rows on a tile is unpacked first.
 const MANY: usize = 16;
 
-/// Bytes between the codes that are multiplied and those that are asked for: the hardware's own prefetch stops at every 4 KiB.
-const AHEAD: usize = 4096;
+/// Bytes of codes between those that are multiplied and those that are asked for, into the second cache: the first has too few
+/// buffers to wait for memory in (two dozen lines, which is half of what one thread can read), and the hardware's own prefetch stops
+/// at every 4 KiB.
+const AHEAD: usize = 16384;
 
 /// A product of neighbouring tiles with some rows.
 #[derive(Clone, Copy)]
@@ -80,6 +82,11 @@ struct Cursor<S: Lanes, T, const UNPACKED: bool> {
     codes: *const u8,
     scales: *const u8,
     bytes: usize,
+    /// The codes that are asked for next, and where those of their tile end.
+    fetch: *const u8,
+    fetch_end: *const u8,
+    /// Bytes from there to the next tile's codes: the scales.
+    gap: usize,
     factor: S::F,
     offset: S::F,
     format: PhantomData<T>,
@@ -90,10 +97,17 @@ impl<S: Lanes, T: Format, const UNPACKED: bool> Cursor<S, T, UNPACKED> {
     #[inline(always)]
     unsafe fn new(tile: Tile) -> Self {
         let zero = unsafe { S::fzero() };
+        let codes = tile.scales as usize - tile.codes as usize;
+        // What is ahead may lie several tiles on.
+        let tiles = if UNPACKED { 0 } else { AHEAD / codes };
+        let fetch = tile.codes.wrapping_add(tiles * tile.bytes);
         Cursor {
             codes: tile.codes,
             scales: tile.scales,
             bytes: tile.bytes,
+            fetch: if UNPACKED { fetch } else { fetch.wrapping_add(AHEAD % codes) },
+            fetch_end: fetch.wrapping_add(codes),
+            gap: tile.bytes.wrapping_sub(codes),
             factor: zero,
             offset: zero,
             format: PhantomData,
@@ -196,13 +210,20 @@ impl<S: Lanes, T: Format, const UNPACKED: bool> Cursor<S, T, UNPACKED> {
         }
     }
 
-    /// Asks for the codes that come later.
+    /// Asks for a block of the codes that come later.
     #[inline(always)]
-    fn prefetch(&self) {
-        if !UNPACKED {
-            for line in (0..plane_bytes(T::BITS) * S::L).step_by(64) {
-                S::prefetch(self.codes.wrapping_add(AHEAD + line));
-            }
+    fn prefetch(&mut self) {
+        if UNPACKED {
+            return;
+        }
+        let bytes = plane_bytes(T::BITS) * S::L;
+        for line in (0..bytes).step_by(64) {
+            S::prefetch(self.fetch.wrapping_add(line));
+        }
+        self.fetch = self.fetch.wrapping_add(bytes);
+        if self.fetch >= self.fetch_end {
+            self.fetch = self.fetch.wrapping_add(self.gap);
+            self.fetch_end = self.fetch_end.wrapping_add(self.bytes);
         }
     }
 
@@ -302,7 +323,7 @@ unsafe fn sums<S: Lanes, T: Format, const R: usize, const UNPACKED: bool>(
 /// As [`rows`].
 #[inline(always)]
 unsafe fn block<S: Lanes, T: Format, const R: usize, const UNPACKED: bool>(
-    at: &Cursor<S, T, UNPACKED>,
+    at: &mut Cursor<S, T, UNPACKED>,
     b: usize,
     x: *const XBlock,
     acc: &mut [S::F; R],
@@ -356,7 +377,7 @@ unsafe fn rows<S: Lanes, T: Format, const R: usize, const UNPACKED: bool>(
         for _ in 0..blocks / T::SCALES.blocks() {
             at.open();
             for b in 0..T::SCALES.blocks() {
-                block(&at, b, x, &mut acc);
+                block(&mut at, b, x, &mut acc);
                 at.next_block();
                 x = x.add(stride);
             }
@@ -384,6 +405,7 @@ unsafe fn unpack<S: Lanes, T: Format>(tile: Tile, blocks: usize, to: *mut u8) {
         for _ in 0..blocks / T::SCALES.blocks() {
             at.open();
             for b in 0..T::SCALES.blocks() {
+                at.prefetch();
                 let out = Cursor::<S, T, true>::new(Tile { codes: to, scales: to, bytes: 0 });
                 for j in 0..8 {
                     S::put(at.code(j), to.add(4 * S::L * j));

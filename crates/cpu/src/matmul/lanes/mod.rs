@@ -104,7 +104,7 @@ pub(crate) trait Lanes: Copy {
     unsafe fn u8(p: *const u8) -> Self::F;
     /// `L` signed bytes.
     unsafe fn i8(p: *const u8) -> Self::F;
-    /// Asks for the cache line at `p`, which may be anywhere.
+    /// Asks for the cache line at `p`, which may be anywhere, to come into the second cache.
     fn prefetch(p: *const u8);
     /// Product.
     unsafe fn mul(a: Self::F, b: Self::F) -> Self::F;
