@@ -88,6 +88,10 @@ pub fn compare(
     progress("loading");
     let program = decoder(spec, &Options::default());
     crate::session::check_states(&program)?;
+    if program.source_ops() > 0 {
+        let why = "a decoder that answers an encoder predicts nothing of a text; types of the cache are compared on models that do";
+        return Err(Error::Work(why.into()));
+    }
     let mut cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), ..CpuOptions::default() })?;
     let ids = weights::load(source, spec, &program, &mut cpu, |_| ())?;
     let limits = Limits { rows: STEP, outputs: ROWS, kv_blocks: longest.div_ceil(BLOCK_TOKENS) };

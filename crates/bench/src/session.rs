@@ -66,14 +66,12 @@ pub struct Session {
     choosing: f64,
     /// Prompt tokens of a step.
     step: usize,
+    /// Prompts are sources, which an encoder reads whole; what is decoded answers one of as many tokens as the depth.
+    sources: bool,
 }
 
 /// Refuses models whose steps cannot be measured behind a cache that nobody computed.
 pub(crate) fn check_states(program: &Program) -> Result<()> {
-    if program.source_ops() > 0 {
-        let why = "models whose decoder answers an encoder are not measured";
-        return Err(crate::Error::Work(why.into()));
-    }
     if program.states.is_empty() {
         return Ok(());
     }
@@ -97,7 +95,13 @@ impl Session {
         check_states(&program)?;
         program.choose(COUNT);
         let ids = weights::load(source, spec, &program, &mut *device, |_| ())?;
-        let limits = Limits { rows: work.rows(), outputs: work.sequences(), kv_blocks: work.kv_blocks() };
+        let sources = program.source_ops() > 0;
+        let step = if sources { work.prompt.max(work.step) } else { work.step };
+        let limits = Limits {
+            rows: work.rows().max(if sources { step } else { 0 }),
+            outputs: work.sequences(),
+            kv_blocks: work.kv_blocks(),
+        };
         let prepared = device.prepare(program.clone(), &ids, limits)?;
         let stored = program
             .weights
@@ -126,7 +130,8 @@ impl Session {
             logits,
             best: Vec::new(),
             choosing: 0.0,
-            step: work.step,
+            step,
+            sources,
         };
         session.warm()?;
         Ok(session)
@@ -140,6 +145,9 @@ impl Session {
         let full = (tokens / BLOCK_TOKENS).max(1) as u32;
         let pairs: Vec<(u32, u32)> = (full..self.limits.kv_blocks as u32).map(|b| (b % full, b)).collect();
         self.device.copy_blocks(self.prepared, &pairs)?;
+        if self.sources {
+            self.decode(1, 0, 1)?;
+        }
         Ok(self.device.read(self.prepared, Readout::Logits(0), &mut self.logits)?)
     }
 
@@ -176,20 +184,28 @@ impl Session {
             let ends = i * self.step + part.len() == tokens;
             let last = [part.len() as u32 - 1];
             let seqs = [SeqStep::new(part.len(), i * self.step, &self.blocks)];
-            let step = StepInputs::new(part, &seqs, if ends { &last } else { &[] });
+            let outputs = if ends && !self.sources { &last[..] } else { &[] };
+            let step = StepInputs { source: self.sources, ..StepInputs::new(part, &seqs, outputs) };
             self.device.run(self.prepared, &step)?;
+        }
+        if self.sources {
+            return Ok(()); // nothing comes out of it
         }
         std::hint::black_box(self.choose(1)?);
         Ok(())
     }
 
-    fn decode(&mut self, sequences: usize, start: usize, steps: usize) -> Result<()> {
-        let each = (start + steps).div_ceil(BLOCK_TOKENS);
+    fn decode(&mut self, sequences: usize, depth: usize, steps: usize) -> Result<()> {
+        let each = (depth + steps).div_ceil(BLOCK_TOKENS);
+        let (start, source) = if self.sources { (0, depth.max(1)) } else { (depth, 0) };
         let outputs: Vec<u32> = (0..sequences as u32).collect();
         let mut tokens = made_up(sequences, self.vocab);
         for i in 0..steps {
             let seqs: Vec<SeqStep> = (0..sequences)
-                .map(|s| SeqStep::new(1, start + i, &self.blocks[s * each..(s + 1) * each]))
+                .map(|s| SeqStep {
+                    source,
+                    ..SeqStep::new(1, start + i, &self.blocks[s * each..(s + 1) * each])
+                })
                 .collect();
             self.device.run(self.prepared, &StepInputs::new(&tokens, &seqs, &outputs))?;
             tokens.copy_from_slice(&self.choose(sequences)?);
@@ -225,9 +241,14 @@ impl Session {
     /// What each op of the tape moves and computes in a whole case.
     pub fn costs(&self, case: Case) -> Vec<Cost> {
         let mut sums = vec![Cost::default(); self.program.ops.len()];
+        let (depth, reads) = match case {
+            Case::Prompt(_) => (0, self.sources),
+            Case::Decode { depth, .. } | Case::Batch { depth, .. } => (depth, false),
+        };
+        let (first, source) = if self.sources { (0, depth.max(1) as u64) } else { (depth, 0) };
         let mut step = |seqs: &[(u64, u64)], outputs: u64| {
-            let shape = StepShape { seqs, outputs, kv_element_bytes: KV_ELEMENT_BYTES as u64 };
-            for (sum, node) in sums.iter_mut().zip(&self.program.ops) {
+            let shape = StepShape { seqs, outputs, kv_element_bytes: KV_ELEMENT_BYTES as u64, source };
+            for (sum, node) in sums.iter_mut().zip(&self.program.ops).filter(|(_, n)| n.source == reads) {
                 let c = cost(&self.program, &node.op, &shape, |w| self.stored[w].bytes);
                 sum.weight_bytes += c.weight_bytes;
                 sum.kv_bytes += c.kv_bytes;
@@ -239,14 +260,14 @@ impl Session {
             Case::Prompt(tokens) => {
                 for at in (0..tokens).step_by(self.step) {
                     let rows = self.step.min(tokens - at);
-                    step(&[(at as u64, rows as u64)], u64::from(at + rows == tokens));
+                    step(&[(at as u64, rows as u64)], u64::from(at + rows == tokens && !reads));
                 }
             }
-            Case::Decode { depth, tokens } => {
-                (depth..depth + tokens).for_each(|at| step(&[(at as u64, 1)], 1));
+            Case::Decode { tokens, .. } => {
+                (first..first + tokens).for_each(|at| step(&[(at as u64, 1)], 1));
             }
-            Case::Batch { sequences, depth, steps } => {
-                (depth..depth + steps)
+            Case::Batch { sequences, steps, .. } => {
+                (first..first + steps)
                     .for_each(|at| step(&vec![(at as u64, 1); sequences], sequences as u64));
             }
         }
@@ -300,6 +321,36 @@ mod tests {
         assert_eq!(best(&logits), 99);
         assert_eq!(best(&[-1.0, -0.5, -2.0]), 1);
         assert_eq!(best(&[]), 0);
+    }
+
+    /// A prompt is read by the encoder alone, and what is decoded costs more behind a longer source.
+    #[test]
+    fn encoder_and_decoder_are_measured_apart() {
+        let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/../conform/goldens/encdec/flan-t5/model.gguf");
+        let source = Source::open(goldens).unwrap();
+        let spec = quarrel_model::spec(&source).unwrap();
+        let wish = crate::work::Wish {
+            prompt: Some(300),
+            decode: Some(3),
+            depths: Some(vec![200]),
+            batch: Some(vec![2]),
+            batch_depth: 40,
+            repeat: 1,
+        };
+        let (work, _) = Work::new(&wish, spec.context as usize).unwrap();
+        let options = quarrel_cpu::CpuOptions { threads: Some(1), ..Default::default() };
+        let cpu = Box::new(quarrel_cpu::Cpu::new(options).unwrap());
+        let mut session = Session::new(&source, &spec, &work, cpu).unwrap();
+        let mut bytes = Vec::new();
+        for case in work.cases() {
+            assert!(session.time(case).unwrap() > 0.0, "{}", case.name());
+            bytes.push(session.totals(case).bytes);
+            for (node, cost) in session.program.ops.iter().zip(session.costs(case)) {
+                assert!(node.source == matches!(case, Case::Prompt(_)) || cost == Cost::default());
+            }
+        }
+        let [prompt, near, far, batch] = bytes[..] else { panic!("{} cases", bytes.len()) };
+        assert!(prompt > 0.0 && far > near && batch > 0.0, "{bytes:?}");
     }
 
     #[test]

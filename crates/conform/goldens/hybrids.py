@@ -1,4 +1,4 @@
-"""The families that make_families.py makes whose layers are not all attention; rows as in families.py."""
+"""The families that make_families.py makes whose layers are not all attention, or of several streams; rows as in families.py."""
 
 import re
 
@@ -46,7 +46,32 @@ def published_granite(name):
     return name
 
 
+def gemma3n_tensors():
+    """The same for Gemma 3n: the matrices of all streams but the first are in one, and the last of its names has an ending."""
+    held = {}
+    def tensors(name, data):
+        if m := re.match(r"model\.altup_(unembed_)?projections\.(\d)", name):
+            own = held.setdefault(m[1], [])
+            own.append(data)
+            to = "altup_unembd_proj.weight" if m[1] else "altup_proj.weight"
+            whole = [(to, np.stack(own))] if len(own) == 3 else []
+            if whole:
+                held.pop(m[1])
+            return whole
+        if m := re.match(r"model\.layers\.(\d+)\.altup\.correct_output_scale", name):
+            return [(f"blk.{m[1]}.altup_correct_scale.weight", data)]
+        return None
+    return tensors
+
+
 def rows(config):
+    kinds = ["sliding_attention", "full_attention", "sliding_attention", "full_attention", "sliding_attention"]
+    gemma3n = config(
+        "Gemma3nForCausalLM", "gemma3n_text", hidden_activation="gelu_pytorch_tanh", num_hidden_layers=5, head_dim=16,
+        intermediate_size=[40] * 5, layer_types=kinds, sliding_window=8, rope_theta=1000000.0, rope_local_base_freq=10000.0,
+        rms_norm_eps=1e-6, final_logit_softcapping=5.0, vocab_size_per_layer_input=60, hidden_size_per_layer_input=8,
+        altup_active_idx=0, altup_coef_clip=120.0, altup_correct_scale=True, altup_num_inputs=4, num_kv_shared_layers=2,
+        laurel_rank=6, activation_sparsity_pattern=[0.75, 0.0, 0.9, 0.25, 0.0], tie_word_embeddings=True)
     lfm2 = dict(
         architectures=["Lfm2ForCausalLM"], model_type="lfm2", hidden_size=32, block_ff_dim=54, block_multiple_of=8,
         block_ffn_dim_multiplier=1.0, block_auto_adjust_ff_dim=True, conv_L_cache=3, conv_bias=False, full_attn_idxs=[1, 3],
@@ -65,6 +90,15 @@ def rows(config):
         "ssm.time_step_rank": 4, "rope.scaling.finetuned": False}
     hybrid = dict(gguf="GRANITE_HYBRID", rope=False, permute=True, published=published_granite)
     return {
+        # The last two layers attend to keys and values of others, and have their own in the file, as published ones do; some
+        # tokens have no input of their own. The factors of the router are larger than random ones would be.
+        "gemma3n": dict(config=gemma3n, gguf="GEMMA3N", convert=gemma3n_tensors(), scaled={"modality_router": 12.0}, beside={
+            f"model.layers.{l}.self_attn.{name}.weight": np.zeros(shape) for l in (3, 4)
+            for name, shape in (("k_proj", (32, 32)), ("v_proj", (32, 32)), ("k_norm", (16,)))}, meta={
+            "attention.sliding_window": 8, "attention.sliding_window_pattern": [k.startswith("s") for k in kinds],
+            "final_logit_softcapping": 5.0, "altup.active_idx": 0, "altup.num_inputs": 4, "embedding_length_per_layer_input": 8,
+            "attention.shared_kv_layers": 2.0,
+            "activation_sparsity_scale": [0.6744897, float("-inf"), 1.2815515, -0.6744897, float("-inf")]}),
         # Two of four layers are short convolutions, the first too; the width of the feed-forward block is rounded up.
         "lfm2": dict(config=lfm2, gguf="LFM2", rms=True, ff=40,
                      meta={"attention.head_count_kv": [0, 2, 0, 2], "shortconv.l_cache": 3}),

@@ -208,8 +208,9 @@ def make(name: str, spec: dict) -> int:
         conf = SimpleNamespace(**computed) if own else AutoConfig.from_pretrained(temp)
         blank = own(conf) if own else AutoModelForCausalLM.from_config(conf, dtype=torch.float32)
         tied = conf.tie_word_embeddings
-        state = {k: random_weight(k, t.shape, tied, spec.get("minus_one", False))
-                 for k, t in blank.state_dict().items() if not (tied and k.startswith("lm_head.")) and k not in spec.get("skip", ())}
+        scale = lambda k: next((by for part, by in spec.get("scaled", {}).items() if part in k), 1.0)
+        state = {k: (random_weight(k, t.shape, tied, spec.get("minus_one", False)) * scale(k)).to(torch.bfloat16)
+                 for k, t in (blank.state_dict() | spec.get("beside", {})).items() if not (tied and k.startswith("lm_head.")) and k not in spec.get("skip", ())}
         save_file(state, temp / "model.safetensors", metadata=dict(format="pt"))
         load = dict(dtype=torch.float32, attn_implementation="eager")
         if own:

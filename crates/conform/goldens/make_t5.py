@@ -7,6 +7,7 @@ Made with torch 2.15.0, transformers 5.23.0, gguf 0.19.0, numpy 2.4.6.
 
 embed/t5encoder, embed/umt5encoder   encoders alone, as make_embed.py has them (hidden.bin)
 encdec/t5, encdec/flan-t5            both stacks: T5 1.0 (ReLU, tied and scaled head) and 1.1 (gated GELU, a head of its own)
+encdec/mt5                           1.1 under mT5's names, with heads that are narrower together than the model
 
 Each folder of encdec/ holds
   config.json, tokenizer.json, model.safetensors   as a published checkpoint has them
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoConfig, T5EncoderModel, T5ForConditionalGeneration, UMT5EncoderModel
+from transformers import AutoConfig, MT5ForConditionalGeneration, T5EncoderModel, T5ForConditionalGeneration, UMT5EncoderModel
 
 HERE = Path(__file__).parent
 CONFIG = dict(
@@ -169,9 +170,9 @@ def encoder(name, cls, kind, arch_name, **more):
 
 
 @torch.no_grad()
-def whole(name, tied, **more):
-    folder, c, model = prepare("encdec", name, T5ForConditionalGeneration, "t5", architectures=["T5ForConditionalGeneration"],
-                               tie_word_embeddings=tied, tied=tied, **more)
+def whole(name, tied, cls=T5ForConditionalGeneration, **more):
+    folder, c, model = prepare("encdec", name, cls, "t5", architectures=[cls.__name__], tie_word_embeddings=tied, tied=tied,
+                               **more)
     config = {k: v for k, v in c.items() if k != "tied"}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     assert (model.lm_head.weight.data_ptr() == model.shared.weight.data_ptr()) == tied
@@ -199,3 +200,4 @@ if __name__ == "__main__":
     encoder("umt5encoder", UMT5EncoderModel, "umt5", "UMT5EncoderModel", feed_forward_proj="gated-gelu")
     whole("t5", True)
     whole("flan-t5", False, feed_forward_proj="gated-gelu")
+    whole("mt5", False, MT5ForConditionalGeneration, model_type="mt5", feed_forward_proj="gated-gelu", num_heads=2, d_kv=6)

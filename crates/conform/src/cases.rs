@@ -4,8 +4,8 @@ use crate::random::{Rng, f32_tensor, tensor};
 use crate::{Tensors, compare, input_program, prepare, run_chunks};
 use quarrel_formats::DType;
 use quarrel_ir::{
-    Activation, AttendSpec, Device, ExpertGroups, Gate, KvLayer, Limits, NormKind, NormSpec, Op, Program,
-    Result, RopeStyle, RopeTable, RouteSpec, Rows, ScanSpec, Scoring, View, WeightPart,
+    Activation, AttendSpec, Device, ExpertGroups, Gate, KvLayer, Limits, Lookup, NormKind, NormSpec, Op,
+    Program, Result, RopeStyle, RopeTable, RouteSpec, Rows, ScanSpec, Scoring, View, WeightPart,
 };
 
 /// Rows of the input tables.
@@ -373,6 +373,38 @@ pub fn elementwise(rng: &mut Rng) -> Vec<Case> {
             p.push(Op::PickRows { out, x: g });
             p.logits = Some(out);
             cases.push(Case::new(format!("{cols} columns, {rows} rows"), p, t, rows, Measure::Largest));
+        }
+    }
+    cases
+}
+
+/// What streams are mixed by: sums with factors, blocks by a row's own small matrix, rows of another's length, cut-off rows, gains
+/// alone, and a table that not every token has a row in.
+pub fn streams(rng: &mut Rng) -> Vec<Case> {
+    let mut cases = Vec::new();
+    for (cols, n, sums) in [(1, 1, 1), (7, 2, 3), (33, 4, 4), (64, 1, 3), (130, 5, 2)] {
+        for rows in [1, 2, 65] {
+            let (mut p, x, mut t) = with_input(n * cols + sums * n, rng);
+            let (blocks, weights) = (x.slice(0, n * cols), x.slice(n * cols, sums * n));
+            let shape = [VOCAB as usize - 9, (sums * cols) as usize];
+            t.insert("short".into(), tensor("short", DType::F32, &shape, 1.0, rng));
+            let table = p.weight("short", VOCAB - 9, sums * cols);
+            let add = p.value("add", Rows::Tokens, sums * cols);
+            p.push(Op::Embed { out: add, table, scale: 0.5, by: Lookup::TokenOr(4), add: None });
+            let mixed = p.value("mixed", Rows::Tokens, sums * cols);
+            p.push(Op::Combine { out: mixed, x: blocks, weights, sums, add: Some(add) });
+            let rescaled = p.value("rescaled", Rows::Tokens, sums * cols);
+            let like = blocks.slice(0, cols);
+            p.push(Op::Rescale { out: rescaled, x: mixed, like, floor: 1e-5 });
+            let out = p.value("y", Rows::Tokens, sums * cols);
+            p.push(Op::Add { out, a: rescaled, b: add, by: [0.75, -1.5] });
+            p.push(Op::Cutoff { x: out.slice(0, cols), by: 0.4 });
+            t.insert("gain".into(), tensor("gain", DType::F32, &[cols as usize], 1.0, rng));
+            let weight = Some(p.weight("gain", 1, cols));
+            let gain = NormSpec { kind: NormKind::Plain, eps: 0.0, group: cols, weight, bias: None };
+            p.logits = Some(p.norm("z", out, gain));
+            let name = format!("{sums} sums of {n} blocks of {cols}, {rows} rows");
+            cases.push(Case::new(name, p, t, rows, Measure::Largest));
         }
     }
     cases

@@ -1,4 +1,14 @@
-//! Distances between logits, in f64.
+//! What goldens hold, and distances between logits, in f64.
+
+use std::path::Path;
+
+/// The numbers of a file of little-endian f32, as goldens have them. It panics where there is no such file.
+pub fn floats(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let (numbers, rest) = bytes.as_chunks();
+    assert!(rest.is_empty(), "{} does not hold whole numbers", path.display());
+    numbers.iter().map(|b| f32::from_le_bytes(*b)).collect()
+}
 
 /// `log softmax` of a row.
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {

@@ -1,4 +1,4 @@
-//! Tiny random models of seven families as GGUF files, with matrices of any tensor type.
+//! Tiny random models of eight families as GGUF files, with matrices of any tensor type.
 
 use crate::random::{Rng, f32_tensor, tensor};
 use quarrel_formats::gguf::{NewTensor, write};
@@ -31,6 +31,8 @@ pub enum Family {
     Granite,
     /// An encoder that reads the prompt, and a decoder (T5 1.1).
     T5,
+    /// Four streams, an input for each layer, gates that are cut off, and two layers that attend to keys and values of others.
+    Gemma3n,
 }
 
 impl Family {
@@ -43,6 +45,7 @@ impl Family {
             Family::Lfm2 => "lfm2",
             Family::Granite => "granitehybrid",
             Family::T5 => "t5",
+            Family::Gemma3n => "gemma3n",
         }
     }
 
@@ -50,7 +53,9 @@ impl Family {
     fn heads(self) -> [usize; 4] {
         match self {
             Family::Llama => [6, 2, 128, 128],
-            Family::Gemma | Family::Experts | Family::Lfm2 | Family::Granite => [4, 1, 64, 64],
+            Family::Gemma | Family::Gemma3n | Family::Experts | Family::Lfm2 | Family::Granite => {
+                [4, 1, 64, 64]
+            }
             Family::T5 => [4, 4, 64, 64],
             Family::Latent => [4, 1, RANK + ROTATED, RANK],
         }
@@ -65,13 +70,16 @@ const ROTATED: usize = 32;
 const PLAIN: usize = 256;
 const VALUE: usize = 64;
 const EXPERTS: usize = 4;
+/// Columns of a layer's own input, and rank of its residual.
+const INPUT: usize = 64;
 
 /// Writes a model of random weights, the same for the same arguments.
 pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     let [heads, kv_heads, head_dim, v_dim] = family.heads();
     let (arch, ff) = (family.name(), 256);
     let (lfm2, granite) = (family == Family::Lfm2, family == Family::Granite);
-    let layers = if lfm2 || granite { LAYERS + 1 } else { LAYERS };
+    let gemma3n = family == Family::Gemma3n;
+    let layers = LAYERS + if lfm2 || granite { 1 } else { 0 } + if gemma3n { 2 } else { 0 };
     let mut meta = Metadata::new();
     meta.insert("general.architecture", Value::String(arch.into()));
     let mut number = |key: &str, n: usize| drop(meta.insert(format!("{arch}.{key}"), Value::U32(n as u32)));
@@ -100,6 +108,13 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
             number("attention.sliding_window", 50);
             number("attention.sliding_window_pattern", 2);
         }
+        Family::Gemma3n => {
+            number("attention.sliding_window", 50);
+            number("attention.sliding_window_pattern", 2);
+            number("attention.shared_kv_layers", 2);
+            number("altup.num_inputs", 4);
+            number("embedding_length_per_layer_input", INPUT);
+        }
         Family::Experts => {}
         Family::T5 => {
             number("attention.relative_buckets_count", 32);
@@ -121,6 +136,10 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         number("expert_used_count", 2);
         meta.insert(format!("{arch}.expert_weights_norm"), Value::Bool(true));
     }
+    if gemma3n {
+        let cut = Array::F32(vec![0.3, f32::NEG_INFINITY, -0.2, f32::NEG_INFINITY]);
+        meta.insert(format!("{arch}.activation_sparsity_scale"), Value::Array(cut));
+    }
     if granite {
         meta.insert(format!("{arch}.rope.scaling.finetuned"), Value::Bool(false));
     }
@@ -135,7 +154,10 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
     // Gains lie near 1; the rows of a matrix have a length near 1.5.
     let mut add = |name: String, shape: &[usize]| {
         tensors.push(match *shape {
-            [.., _, cols] => tensor(&name, dtype, shape, 1.5 * (cols as f32).powf(-0.5), &mut rng),
+            [.., _, cols] => {
+                let dtype = if cols.is_multiple_of(dtype.block_len()) { dtype } else { DType::F32 };
+                tensor(&name, dtype, shape, 1.5 * (cols as f32).powf(-0.5), &mut rng)
+            }
             _ => {
                 let gains: Vec<f32> = (0..shape[0]).map(|_| 1.0 + 0.2 * rng.normal()).collect();
                 f32_tensor(&name, shape, &gains)
@@ -193,11 +215,23 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
                 layer("attn_output", &[DIM, heads * head_dim]);
             }
         }
-        if family == Family::Gemma {
+        if family == Family::Gemma || gemma3n {
             layer("post_attention_norm", &[DIM]);
             layer("post_ffw_norm", &[DIM]);
         }
-        if matches!(family, Family::Gemma | Family::Experts) || (lfm2 && l == 1) {
+        if gemma3n {
+            ["laurel_post_norm", "post_norm", "altup_router_norm", "altup_correct_scale"]
+                .iter()
+                .for_each(|name| layer(name, &[DIM]));
+            layer("laurel_l", &[INPUT, DIM]);
+            layer("laurel_r", &[DIM, INPUT]);
+            layer("inp_gate", &[INPUT, DIM]);
+            layer("proj", &[DIM, INPUT]);
+            layer("altup_router", &[4, DIM]);
+            layer("altup_predict_coef", &[16, 4]);
+            layer("altup_correct_coef", &[4, 4]);
+        }
+        if matches!(family, Family::Gemma | Family::Gemma3n | Family::Experts) || (lfm2 && l == 1) {
             layer("attn_q_norm", &[head_dim]);
             layer("attn_k_norm", &[head_dim]);
         }
@@ -218,7 +252,14 @@ pub fn write_gguf(path: &Path, family: Family, dtype: DType, seed: u64) {
         }
     }
     add(if lfm2 { "token_embd_norm" } else { "output_norm" }.to_string() + ".weight", &[DIM]);
-    if !matches!(family, Family::Gemma | Family::Lfm2 | Family::Granite) {
+    if gemma3n {
+        add("per_layer_token_embd.weight".into(), &[VOCAB - 7, layers * INPUT]);
+        add("per_layer_model_proj.weight".into(), &[layers * INPUT, DIM]);
+        add("per_layer_proj_norm.weight".into(), &[INPUT]);
+        add("altup_proj.weight".into(), &[3, DIM, DIM]);
+        add("altup_unembd_proj.weight".into(), &[3, DIM, DIM]);
+    }
+    if !matches!(family, Family::Gemma | Family::Gemma3n | Family::Lfm2 | Family::Granite) {
         add("output.weight".into(), &[VOCAB, DIM]);
     }
     for l in (0..layers).filter(|l| granite && *l != 1) {

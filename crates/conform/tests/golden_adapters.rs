@@ -71,11 +71,7 @@ fn check(make: &dyn Fn() -> Box<dyn Device>, kl_max: f64, diff_max: f32) {
         let golden: Golden = json(dir.join("golden.json"));
         let base = goldens.join("tiny").join(&golden.model);
         let model: Model = json(base.join("golden.json"));
-        let want: Vec<f32> = std::fs::read(dir.join("logits.bin"))
-            .unwrap()
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect();
+        let want = compare::floats(&dir.join("logits.bin"));
         let adapters = std::iter::once(dir.clone()).chain(golden.gguf.then(|| dir.join("adapter.gguf")));
         for adapter in adapters {
             for file in ["model.safetensors", "model.gguf"] {
@@ -124,13 +120,9 @@ fn an_engine_loads_adapters_from_files_while_it_runs() {
         assert_eq!((info.name.as_str(), info.uses), (name, 0));
         let off = handle.load_adapter("off", dir.join(file), 0.0).unwrap();
         assert_eq!(off.bytes, info.bytes);
-        let all = std::fs::read(dir.join("logits.bin")).unwrap();
-        let want: Vec<f32> = all[4 * row.start..4 * row.end]
-            .chunks_exact(4)
-            .map(|b| f32::from_le_bytes(b.try_into().unwrap()))
-            .collect();
+        let want = &compare::floats(&dir.join("logits.bin"))[row.clone()];
         let got = handle.logits_with(prompt.clone(), Some(name)).unwrap();
-        let diff = compare::max_abs_diff(&want, &got);
+        let diff = compare::max_abs_diff(want, &got);
         assert!(diff < 0.1, "{name}: {diff:e}");
         assert!(handle.logits_with(prompt.clone(), Some("off")).unwrap() == plain, "a scale of 0");
         handle.unload_adapter("off").unwrap();

@@ -37,8 +37,7 @@ fn cases() -> Vec<Case> {
         .map(|dir| {
             let text = std::fs::read_to_string(dir.join("golden.json")).unwrap();
             let golden: Golden = serde_json::from_str(&text).unwrap();
-            let bytes = std::fs::read(dir.join("logits.bin")).unwrap();
-            let mut all = bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap()));
+            let mut all = compare::floats(&dir.join("logits.bin")).into_iter();
             let logits = golden
                 .prompts
                 .iter()
@@ -65,14 +64,14 @@ fn sources(case: &Case) -> Vec<PathBuf> {
 fn run(
     device: &mut dyn Device,
     path: &Path,
-    context: Option<u32>,
+    (context, fuse): (Option<u32>, bool),
     prompt: &[u32],
     chunk: usize,
     more: usize,
 ) -> Result<(Vec<f32>, Vec<u32>), Box<dyn std::error::Error>> {
     let source = Source::open(path)?;
     let spec = quarrel_model::spec(&source)?;
-    let program = decoder(&spec, &Options { context, ..Options::default() });
+    let program = decoder(&spec, &Options { context, fuse, ..Options::default() });
     let weights = quarrel_model::weights::load(&source, &spec, &program, device, |_| {})?;
     let limits = Limits { rows: 64, outputs: 64, kv_blocks: 8 };
     let prepared = device.prepare(program, &weights, limits)?;
@@ -112,7 +111,8 @@ fn check(make: &dyn Fn() -> Box<dyn Device>, kl_max: f64, diff_max: f32) {
                     let more = if chunk == 1 { greedy.len().saturating_sub(1) } else { 0 };
                     let context = case.golden.contexts.get(i).copied();
                     let at = format!("{}, {} tokens, chunks of {chunk}", path.display(), prompt.len());
-                    let (got, next) = match run(make().as_mut(), &path, context, prompt, chunk, more) {
+                    let (got, next) = match run(make().as_mut(), &path, (context, true), prompt, chunk, more)
+                    {
                         Ok(ran) => ran,
                         Err(e) => {
                             problems.push(format!("{at}: {e}"));
@@ -134,18 +134,38 @@ fn check(make: &dyn Fn() -> Box<dyn Device>, kl_max: f64, diff_max: f32) {
     assert!(problems.is_empty(), "{} differ:\n{}", problems.len(), problems.join("\n"));
 }
 
+fn reference() -> Box<dyn Device> {
+    Box::new(Reference::default())
+}
+
+fn cpu() -> Box<dyn Device> {
+    Box::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap())
+}
+
 #[test]
 fn reference_equals_transformers() {
-    check(&|| Box::new(Reference::default()), 1e-6, 2e-3);
+    check(&reference, 1e-6, 2e-3);
 }
 
 #[test]
 fn cpu_equals_transformers() {
-    check(
-        &|| Box::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }).unwrap()),
-        1e-3,
-        0.1,
-    );
+    check(&cpu, 1e-3, 0.1);
+}
+
+/// A tape of every family says the same whether it is fused or not, to the bit.
+#[test]
+fn fusion_changes_no_bits() {
+    for case in cases() {
+        for path in sources(&case) {
+            let (prompt, context) = (&case.golden.prompts[1], case.golden.contexts.get(1).copied());
+            for make in [reference, cpu] {
+                let of = |fuse| run(make().as_mut(), &path, (context, fuse), prompt, 6, 0).unwrap().0;
+                let (plain, fused) = (of(false), of(true));
+                let same = plain.iter().zip(&fused).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{}, {}", path.display(), make().info().name);
+            }
+        }
+    }
 }
 
 /// Each golden proves a row of the table, and each golden that a row names is there.

@@ -453,6 +453,11 @@ fn t5_answers_the_same_whatever_the_load() {
 }
 
 #[test]
+fn gemma_3n_answers_the_same_whatever_the_load() {
+    run(Family::Gemma3n, 3);
+}
+
+#[test]
 fn latent_attention_answers_the_same_whatever_the_load() {
     run(Family::Latent, 4);
 }

@@ -73,6 +73,13 @@ fn elementwise_ops_and_picked_rows() {
 }
 
 #[test]
+fn streams_are_mixed() {
+    for case in cases::streams(&mut Rng(9)) {
+        check(&case, 2e-5);
+    }
+}
+
+#[test]
 fn the_best_of_rows_with_ties() {
     for case in cases::candidates(&mut Rng(7)) {
         check(&case, 1e-6);

@@ -7,7 +7,7 @@ use crate::experts;
 use crate::kernels::attention::{self, Cached, Queries};
 use crate::kernels::bias::Distances;
 use crate::kernels::elementwise::{Each, map};
-use crate::kernels::norm::{Norm, norm};
+use crate::kernels::norm::{Norm, cutoff, norm, rescale};
 use crate::kernels::observe::{self, Observed, ReadKeys, Sums};
 use crate::kernels::top_k::{self, TopK};
 use crate::kernels::{combine::combine, embed::embed, recurrent, rope::rope, short_conv};
@@ -304,6 +304,10 @@ impl Run<'_> {
                     let (out, add) = unsafe { (out.row_mut(r), add.map(|a| a.row(r))) };
                     let row = match by {
                         Lookup::Token => self.step.tokens[r],
+                        Lookup::TokenOr(other) => match self.step.tokens[r] {
+                            token if token < held.decl.rows() => token,
+                            _ => other,
+                        },
                         Lookup::Position => self.places[r].1 as u32,
                         Lookup::Row(row) => row,
                     };
@@ -334,14 +338,30 @@ impl Run<'_> {
                     route(spec, bias, logits, &mut scratch.scores, out);
                 }
             }
-            Op::Combine { out, x, weights, add } => {
+            Op::Combine { out, x, weights, sums, add } => {
                 let (rows, out, x) = (self.rows(out), self.mat(out), self.mat(x));
                 let (weights, add) = (self.mat(weights), add.map(|a| self.mat(a)));
                 for r in team.share(rows) {
                     // SAFETY: as above.
                     let (out, x, weights) = unsafe { (out.row_mut(r), x.row(r), weights.row(r)) };
                     // SAFETY: as above.
-                    combine(self.isa, x, weights, add.map(|a| unsafe { a.row(r) }), out);
+                    let add = add.map(|a| unsafe { a.row(r) });
+                    combine(self.isa, x, weights, sums as usize, add, out);
+                }
+            }
+            Op::Rescale { out, x, like, floor } => {
+                let (rows, out, x, like) = (self.rows(out), self.mat(out), self.mat(x), self.mat(like));
+                for r in team.share(rows) {
+                    // SAFETY: rows are split over the threads; `prepare` refused an output that overlaps an input.
+                    let (out, x, like) = unsafe { (out.row_mut(r), x.row(r), like.row(r)) };
+                    rescale(self.isa, x, like, floor, out);
+                }
+            }
+            Op::Cutoff { x, by } => {
+                let (rows, x) = (self.rows(x), self.mat(x));
+                for r in team.share(rows) {
+                    // SAFETY: rows are split over the threads.
+                    cutoff(self.isa, by, unsafe { x.row_mut(r) });
                 }
             }
             Op::Rope { x, head_dim, table } => {
@@ -375,7 +395,8 @@ impl Run<'_> {
             Op::Conv { .. } | Op::Scan { .. } => recurrent::recur(self, team, op),
             Op::Glu { out, gate, up, act } => self.each(team, op, Each::Glu(act), out, Some(gate), Some(up)),
             Op::Activate { out, x, act } => self.each(team, op, Each::Activate(act), out, Some(x), None),
-            Op::Add { out, a, b } => self.each(team, op, Each::Add, out, Some(a), Some(b)),
+            Op::Add { out, a, b, by: [1.0, 1.0] } => self.each(team, op, Each::Add, out, Some(a), Some(b)),
+            Op::Add { out, a, b, by } => self.each(team, op, Each::Mix(by), out, Some(a), Some(b)),
             Op::Scale { x, by } => self.each(team, op, Each::Scale(by), x, None, None),
             Op::Clip { x, by } => self.each(team, op, Each::Clip(by), x, None, None),
             Op::Softcap { x, cap } => self.each(team, op, Each::Softcap(cap), x, None, None),

@@ -69,9 +69,10 @@ const AROUND: usize = 64 << 10;
 /// Tokens whose rows of a mapped table are resident before they are given back.
 pub(crate) const TABLE_TOKENS: usize = 256;
 
-/// Resident bytes of a mapped table of so many bytes: text has few different tokens, and frequent ones are neighbours.
-pub(crate) fn table_bytes(bytes: usize) -> usize {
-    bytes.min(TABLE_TOKENS / 8 * AROUND)
+/// Resident bytes of a mapped table of so many bytes and rows: text has few different tokens, and frequent ones are neighbours, but
+/// of long rows each has pages of its own.
+pub(crate) fn table_bytes(bytes: usize, rows: usize) -> usize {
+    bytes.min(TABLE_TOKENS * (AROUND / 8).max(bytes / rows.max(1)))
 }
 
 /// The footprint of a Program whose weights are `stored`, one entry for each part of each of [`Program::weights`].
@@ -161,7 +162,8 @@ fn weight(f: &mut Footprint, isa: Isa, decl: &WeightDecl, stored: &[Stored], use
     let given_back = uses.matrix && !in_place && !uses.table;
     f.vectors += stored.iter().filter(|s| !s.mapped && !given_back).map(|s| s.bytes).sum::<usize>();
     if uses.table && !in_place {
-        f.tables += stored.iter().filter(|s| s.mapped).map(|s| table_bytes(s.bytes)).sum::<usize>();
+        let mapped = stored.iter().zip(&decl.parts).filter(|(s, _)| s.mapped);
+        f.tables += mapped.map(|(s, p)| table_bytes(s.bytes, p.rows as usize)).sum::<usize>();
     }
     kinds
 }

@@ -59,6 +59,8 @@ pub(crate) fn by_rows(op: &Op) -> bool {
         | Op::ShortConv { .. }
         | Op::Route { .. }
         | Op::Combine { .. }
+        | Op::Rescale { .. }
+        | Op::Cutoff { .. }
         | Op::TopK { .. }
         | Op::PickRows { .. } => true,
         Op::MatMul { .. }

@@ -95,6 +95,7 @@ impl Held {
         if self.pieces.iter().any(|p| p.mapped_bytes() > 0) {
             return 0; // counted with the matrices
         }
-        self.tensors.iter().filter(|t| t.data.is_mapped()).map(|t| table_bytes(t.data.len())).sum()
+        let mapped = self.tensors.iter().zip(&self.decl.parts).filter(|(t, _)| t.data.is_mapped());
+        mapped.map(|(t, p)| table_bytes(t.data.len(), p.rows as usize)).sum()
     }
 }

@@ -407,9 +407,10 @@ fn what_does_not_fit_is_refused_by_name() {
     let message = cpu.run(prepared, &step).unwrap_err().to_string();
     assert!(message.contains("tokens in a step is 5, the limit is 4"), "{message}");
     let x = program.ops[0].op.output().unwrap();
-    program
-        .ops
-        .insert(1, quarrel_ir::Node { op: Op::Add { out: x, a: x, b: x }, layer: None, source: false });
+    program.ops.insert(
+        1,
+        quarrel_ir::Node { op: Op::Add { out: x, a: x, b: x, by: [1.0; 2] }, layer: None, source: false },
+    );
     let message = cpu.prepare(program, &ids, limits).unwrap_err().to_string();
     assert!(message.contains("op 1 (add)") && message.contains("overlaps"), "{message}");
 }

@@ -135,18 +135,20 @@ impl Tape<'_> {
             Op::Attend { out, q, ref spec } => self.attend(pass, out, q, spec),
             Op::Glu { out, gate, up, act } => self.map(pass, "map_glu", out, gate, Some(up), code(act), 0.0),
             Op::Activate { out, x, act } => self.map(pass, "map_act", out, x, None, code(act), 0.0),
-            Op::Add { out, a, b } => self.map(pass, "map_add", out, a, Some(b), 0, 0.0),
+            Op::Add { out, a, b, .. } => self.map(pass, "map_add", out, a, Some(b), 0, 0.0),
             Op::Scale { x, by } => self.map(pass, "map_scale", x, x, None, 0, by),
             Op::Softcap { x, cap } => self.map(pass, "map_softcap", x, x, None, 0, cap),
             Op::TopK { out, x } => self.top_k(pass, out, x),
             Op::Route { .. }
             | Op::MatMulExperts { .. }
             | Op::Combine { .. }
+            | Op::Rescale { .. }
+            | Op::Cutoff { .. }
             | Op::Clip { .. }
             | Op::ShortConv { .. }
             | Op::Conv { .. }
             | Op::Scan { .. } => {
-                unreachable!("`prepare` refused programs with experts, clipping, convolutions or recurrences")
+                unreachable!("`prepare` refused programs with experts, streams, clipping, or states")
             }
             Op::PickRows { out, x } => {
                 let (o, i) = (self.at(out), self.at(x));
@@ -742,6 +744,7 @@ pub(crate) fn kind(kind: NormKind) -> i32 {
     match kind {
         NormKind::Rms => 1,
         NormKind::Layer => 2,
+        NormKind::Plain => unreachable!("`prepare` refused gains without a norm"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! What programs ask for that has no kernels here. A program is refused by name when it is prepared, and never computed wrongly.
 
-use quarrel_ir::{Lookup, Op, Program, WeightId};
+use quarrel_ir::{Lookup, NormKind, Op, Program, WeightId};
 
 /// Why a program cannot run, if it cannot.
 pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
@@ -18,6 +18,12 @@ pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
     }
     let many = |w: WeightId| program.weights[w.0 as usize].rows() > 1;
     program.ops.iter().find_map(|n| match &n.op {
+        Op::Embed { by: Lookup::TokenOr(_), .. } | Op::Rescale { .. } | Op::Cutoff { .. } => Some(STREAMS),
+        Op::Combine { sums, .. } if *sums != 1 => Some(STREAMS),
+        Op::Add { by, .. } if *by != [1.0; 2] => Some(STREAMS),
+        Op::Norm { norm, .. } | Op::MatMul { norm: Some(norm), .. } if norm.kind == NormKind::Plain => {
+            Some(STREAMS)
+        }
         Op::Embed { by, add, .. } if *by != Lookup::Token || add.is_some() => Some(POSITIONS),
         Op::Attend { spec, .. } if spec.alibi.is_some() || spec.sinks.is_some() => Some(BIASED),
         Op::Attend { spec, .. } if spec.buckets.is_some() => Some(DISTANCES),
@@ -30,6 +36,7 @@ pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
     })
 }
 
+const STREAMS: &str = "models of several streams with inputs for each layer (Gemma 3n) do not run on it; the CPU runs them (--device cpu)";
 const POSITIONS: &str =
     "models with a table of positions, as encoders, do not run on it; the CPU runs them (--device cpu)";
 const BIASED: &str = "has no attention with ALiBi or sinks; the CPU has (--device cpu)";
@@ -38,3 +45,32 @@ const DISTANCES: &str =
 const STATES: &str = "has no short convolutions and no recurrences; the CPU has (--device cpu)";
 const EXPERTS: &str = "mixtures of experts, latent, chunked and block-sparse attention do not run on it; the CPU runs them (--device cpu)";
 const GAINS: &str = "has no clipping and no norms with gains for each head; the CPU has (--device cpu)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quarrel_ir::Rows;
+
+    #[test]
+    fn streams_are_refused_by_name() {
+        let mut plain = Program::new();
+        let table = plain.weight("table", 8, 4);
+        let x = plain.embed("x", table, 1.0);
+        plain.add("y", x, x);
+        assert_eq!(unsupported(&plain), None);
+        let out = |p: &mut Program| p.value("out", Rows::Tokens, 4);
+        let ops: [&dyn Fn(&mut Program) -> Op; 5] = [
+            &|_| Op::Cutoff { x, by: 1.0 },
+            &|p| Op::Rescale { out: out(p), x, like: x, floor: 0.0 },
+            &|p| Op::Add { out: out(p), a: x, b: x, by: [1.0, -1.0] },
+            &|p| Op::Combine { out: out(p), x, weights: x, sums: 2, add: None },
+            &|p| Op::Embed { out: out(p), table, scale: 1.0, by: Lookup::TokenOr(0), add: None },
+        ];
+        for op in ops {
+            let mut p = plain.clone();
+            let op = op(&mut p);
+            p.push(op);
+            assert!(unsupported(&p).is_some_and(|why| why.contains("Gemma 3n")), "{:?}", p.ops.last());
+        }
+    }
+}

@@ -178,6 +178,9 @@ pub struct EngineInfo {
     pub draft: bool,
     /// Whether tokens can be guessed ahead: not where sequences have states, out of which a wrong guess cannot be taken, or sources.
     pub speculates: bool,
+    /// Whether blocks go to memory and disk below the device, where it is given them: not where sequences have states, or share no
+    /// prefixes.
+    pub tiers: bool,
     /// Bytes that the device holds, and that of a draft model: weights, activations, KV.
     pub device_bytes: usize,
 }

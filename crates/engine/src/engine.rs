@@ -113,9 +113,10 @@ impl Engine {
             limits.prefix_cache &= s.snapshots > 0;
         }
         let block_bytes = device.block_bytes(prepared);
+        // What lies below are blocks that others may find; one of them would need the state behind it, which is not kept there.
+        let tiers = limits.prefix_cache && !states;
         let tier = match (config.host_cache, &config.disk_cache) {
-            // A block below would need the state behind it, which is not kept there.
-            _ if states => None,
+            _ if !tiers => None,
             (0, None) => None,
             (memory, disk) => Some(Tier::open(memory, disk.as_ref(), block_bytes)?),
         };
@@ -133,6 +134,7 @@ impl Engine {
             evicts,
             draft: draft.is_some(),
             speculates: !states && !sources,
+            tiers,
             device_bytes: device.memory() + draft.as_ref().map_or(0, DraftModel::device_bytes),
         };
         // Waiting requests bound the channel; the slack is for cancellations.

@@ -25,6 +25,8 @@ pub struct StepShape<'a> {
     pub outputs: u64,
     /// Bytes of one cached element.
     pub kv_element_bytes: u64,
+    /// Tokens of the source of each sequence, where it has one.
+    pub source: u64,
 }
 
 impl StepShape<'_> {
@@ -33,7 +35,7 @@ impl StepShape<'_> {
         self.seqs.iter().map(|(_, rows)| rows).sum()
     }
 
-    /// Sequences whose states are read and written.
+    /// Sequences that have rows: those whose states are read and written.
     fn states(&self) -> u64 {
         self.seqs.iter().filter(|(_, rows)| *rows > 0).count() as u64
     }
@@ -99,7 +101,7 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
             c.weight_bytes = weight_bytes(weight.0 as usize) / experts.max(1) * pairs.min(experts);
             c.flops = 2 * pairs * u64::from(w.rows()) / experts.max(1) * u64::from(w.cols);
         }
-        Op::Combine { x, .. } => c.flops = 2 * rows(*x) * u64::from(x.cols),
+        Op::Combine { x, sums, .. } => c.flops = 2 * rows(*x) * u64::from(x.cols) * u64::from(*sums),
         Op::Route { logits, .. } => c.flops = 8 * rows(*logits) * u64::from(logits.cols),
         Op::StoreKv { k, v, .. } => {
             c.kv_bytes = step.rows() * u64::from(k.cols + v.cols) * step.kv_element_bytes;
@@ -107,6 +109,8 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
         Op::Attend { spec: s, .. } => {
             let position = u64::from(s.kv_heads * (s.head_dim + s.v_dim)) * step.kv_element_bytes;
             let (read, attended) = match s.blocks {
+                // The keys and values of the source, all of them for every row.
+                _ if s.of_source => (step.states() * step.source, step.rows() * step.source),
                 None => (step.read(s.window), step.attended(s.window, s.causal)),
                 // Heads do not share what they read.
                 Some(b) => {
@@ -132,7 +136,9 @@ pub fn cost(program: &Program, op: &Op, step: &StepShape, weight_bytes: impl Fn(
             c.kv_bytes = step.states() * 8 * numbers;
             c.flops = 5 * rows(*x) * numbers;
         }
-        Op::Norm { x, .. } => c.flops = 4 * rows(*x) * u64::from(x.cols),
+        Op::Norm { x, .. } | Op::Rescale { x, .. } | Op::Cutoff { x, .. } => {
+            c.flops = 4 * rows(*x) * u64::from(x.cols)
+        }
         Op::Rope { x, .. } => c.flops = 3 * rows(*x) * u64::from(x.cols),
         Op::Glu { out, .. } | Op::Activate { out, .. } => c.flops = 8 * rows(*out) * u64::from(out.cols),
         Op::Add { out, .. } => c.flops = rows(*out) * u64::from(out.cols),
@@ -152,7 +158,7 @@ mod tests {
 
     #[test]
     fn a_window_bounds_what_is_read_and_seen() {
-        let shape = |seqs| StepShape { seqs, outputs: 1, kv_element_bytes: 2 };
+        let shape = |seqs| StepShape { seqs, outputs: 1, kv_element_bytes: 2, source: 0 };
         let prompt = shape(&[(0, 4)]);
         assert_eq!((prompt.rows(), prompt.read(None), prompt.attended(None, true)), (4, 4, 1 + 2 + 3 + 4));
         assert_eq!(prompt.attended(None, false), 4 * 4);

@@ -31,6 +31,7 @@ impl Program {
         let kind = match n.kind {
             NormKind::Rms => "rms",
             NormKind::Layer => "layer",
+            NormKind::Plain => "gain",
         };
         let weight = n.weight.map(|w| format!(" {}", self.weight_text(w))).unwrap_or_default();
         let bias = n.bias.map(|w| format!(" bias {}", self.weight_text(w))).unwrap_or_default();
@@ -44,6 +45,7 @@ impl Program {
                 let add = add.map(|a| format!("{} + ", self.view(a))).unwrap_or_default();
                 let by = match by {
                     Lookup::Token => String::new(),
+                    Lookup::TokenOr(r) => format!(" or row {r}"),
                     Lookup::Position => " by position".into(),
                     Lookup::Row(r) => format!(" row {r}"),
                 };
@@ -152,11 +154,17 @@ impl Program {
                     self.weight_text(*weight)
                 )
             }
-            Op::Combine { out, x, weights, add } => {
+            Op::Combine { out, x, weights, sums, add } => {
                 let add = add.map(|a| format!("{} + ", self.view(a))).unwrap_or_default();
-                format!("{} = {add}combine {} by {}", v(out), v(x), v(weights))
+                let sums = if *sums == 1 { String::new() } else { format!(" to {sums}") };
+                format!("{} = {add}combine {}{sums} by {}", v(out), v(x), v(weights))
             }
-            Op::Add { out, a, b } => format!("{} = {} + {}", v(out), v(a), v(b)),
+            Op::Add { out, a, b, by: [1.0, 1.0] } => format!("{} = {} + {}", v(out), v(a), v(b)),
+            Op::Add { out, a, b, by } => format!("{} = {} {} + {} {}", v(out), by[0], v(a), by[1], v(b)),
+            Op::Rescale { out, x, like, floor } => {
+                format!("{} = rescale {} like {} floor {floor:e}", v(out), v(x), v(like))
+            }
+            Op::Cutoff { x, by } => format!("cutoff {} at {by} deviations", v(x)),
             Op::Scale { x, by } => format!("scale {} * {by}", v(x)),
             Op::Clip { x, by } => format!("clip {} at {by}", v(x)),
             Op::Softcap { x, cap } => format!("softcap {} at {cap}", v(x)),

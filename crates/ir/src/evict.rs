@@ -77,7 +77,7 @@ pub struct Observe {
 /// Attention that the tokens of a sequence have received from the observed rows.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Mass {
-    /// Rows that were observed; each gave a mass of 1 in every head.
+    /// Rows that were observed; each gave a mass of 1 in every head, for each layer that reads it.
     pub rows: usize,
     /// Tokens of the sequence when a row was last observed.
     pub tokens: usize,

@@ -171,7 +171,7 @@ fn add_epilogues(p: &mut Program) {
         let Op::MatMul { out: y, add: None, glu: None, .. } = p.ops[i].op else { continue };
         let users = readers(p, y.value);
         let [j] = users[..] else { continue };
-        let Op::Add { out, a, b } = p.ops[j].op else { continue };
+        let Op::Add { out, a, b, by: [1.0, 1.0] } = p.ops[j].op else { continue };
         let other = if a == y { b } else { a };
         if !whole(p, y) || (a != y && b != y) || other.value == y.value || written_in(p, other.value, i..j) {
             continue;

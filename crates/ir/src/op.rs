@@ -32,6 +32,8 @@ pub enum NormKind {
     Rms,
     /// `(x - mean) / sqrt(var + eps)` (Ba et al. 2016).
     Layer,
+    /// `x` as it is, so that there are gain and bias alone.
+    Plain,
 }
 
 /// A normalisation over groups of columns.
@@ -67,6 +69,8 @@ pub enum Activation {
 pub enum Lookup {
     /// That of its id.
     Token,
+    /// That of its id, and this one for ids that the table has no row for.
+    TokenOr(u32),
     /// That of its position in its sequence; see [`crate::Program::positions`].
     Position,
     /// The same one for every token: a BERT's type of token, which is 0 in a text of one part.
@@ -349,18 +353,20 @@ pub enum Op {
         /// The product with the first half of the parts gates that with the second.
         glu: Option<Gate>,
     },
-    /// `out = sum_j weights[j] * x[j]`, or `out = add + ..`, of blocks of columns as wide as `out`.
+    /// `out[i] = sum_j weights[i, j] * x[j]`, or `out[i] = add[i] + ..`, of blocks of columns: a row's own small matrix mixes them.
     Combine {
-        /// `[rows, cols]`.
+        /// `[rows, sums * cols]`.
         out: View,
         /// `[rows, n * cols]`.
         x: View,
-        /// `[rows, n]`.
+        /// `[rows, sums * n]`.
         weights: View,
-        /// Added to the sum.
+        /// Blocks of `out`.
+        sums: u32,
+        /// Added to the sums.
         add: Option<View>,
     },
-    /// `out = a + b`.
+    /// `out = by[0] * a + by[1] * b`.
     Add {
         /// Output.
         out: View,
@@ -368,6 +374,27 @@ pub enum Op {
         a: View,
         /// Right.
         b: View,
+        /// Factors of both.
+        by: [f32; 2],
+    },
+    /// Each block of `x` that is as wide as `like`, brought to its length: `out = x * rms(like) / sqrt(max(mean(x^2), floor))`.
+    Rescale {
+        /// As wide as `x`.
+        out: View,
+        /// Blocks of `like.cols` columns.
+        x: View,
+        /// Whose length they get.
+        like: View,
+        /// The least mean square that is divided by.
+        floor: f32,
+    },
+    /// `x = max(x - (mean + by * deviation), 0)` by the mean and the deviation of each row, in place: of numbers that lie as a
+    /// Gaussian's do, a fixed part is left.
+    Cutoff {
+        /// Cut.
+        x: View,
+        /// Deviations above the mean.
+        by: f32,
     },
     /// `x = x * by`, in place.
     Scale {
@@ -437,6 +464,8 @@ impl Op {
             Op::MatMulExperts { .. } => "matmul_experts",
             Op::Combine { .. } => "combine",
             Op::Add { .. } => "add",
+            Op::Rescale { .. } => "rescale",
+            Op::Cutoff { .. } => "cutoff",
             Op::Scale { .. } => "scale",
             Op::Clip { .. } => "clip",
             Op::Softcap { .. } => "softcap",
@@ -461,16 +490,22 @@ impl Op {
             | Op::MatMulExperts { out, .. }
             | Op::Combine { out, .. }
             | Op::Add { out, .. }
+            | Op::Rescale { out, .. }
             | Op::PickRows { out, .. }
             | Op::TopK { out, .. } => Some(out),
-            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => Some(x),
+            Op::Rope { x, .. }
+            | Op::Cutoff { x, .. }
+            | Op::Scale { x, .. }
+            | Op::Clip { x, .. }
+            | Op::Softcap { x, .. } => Some(x),
             Op::StoreKv { .. } => None,
         }
     }
 
     /// Whether the op changes a view that an earlier op wrote.
     pub fn in_place(&self) -> bool {
-        matches!(self, Op::Rope { .. } | Op::Scale { .. } | Op::Clip { .. } | Op::Softcap { .. })
+        let cut = matches!(self, Op::Cutoff { .. } | Op::Clip { .. } | Op::Softcap { .. });
+        cut || matches!(self, Op::Rope { .. } | Op::Scale { .. })
     }
 
     /// Calls `f` on every view that the op reads.
@@ -498,9 +533,11 @@ impl Op {
                 }
                 f(out, false);
             }
-            Op::Rope { x, .. } | Op::Scale { x, .. } | Op::Clip { x, .. } | Op::Softcap { x, .. } => {
-                f(x, true)
-            }
+            Op::Rope { x, .. }
+            | Op::Cutoff { x, .. }
+            | Op::Scale { x, .. }
+            | Op::Clip { x, .. }
+            | Op::Softcap { x, .. } => f(x, true),
             Op::StoreKv { k, v, .. } => {
                 f(k, true);
                 f(v, true);
@@ -542,7 +579,7 @@ impl Op {
                 }
                 f(out, false);
             }
-            Op::Combine { out, x, weights, add } => {
+            Op::Combine { out, x, weights, add, .. } => {
                 f(x, true);
                 f(weights, true);
                 if let Some(add) = add {
@@ -550,7 +587,7 @@ impl Op {
                 }
                 f(out, false);
             }
-            Op::Add { out, a, b } => {
+            Op::Add { out, a, b, .. } | Op::Rescale { out, x: a, like: b, .. } => {
                 f(a, true);
                 f(b, true);
                 f(out, false);

@@ -199,7 +199,7 @@ impl Program {
     /// `a + b` as a new value.
     pub fn add(&mut self, name: &'static str, a: View, b: View) -> View {
         let out = self.value(name, self.rows_of(a), a.cols);
-        self.push(Op::Add { out, a, b });
+        self.push(Op::Add { out, a, b, by: [1.0; 2] });
         out
     }
 
@@ -237,7 +237,7 @@ impl Program {
     /// The weighted sum of blocks of columns as a new value.
     pub fn combine(&mut self, name: &'static str, x: View, weights: View, add: Option<View>) -> View {
         let out = self.value(name, self.rows_of(x), x.cols / weights.cols.max(1));
-        self.push(Op::Combine { out, x, weights, add });
+        self.push(Op::Combine { out, x, weights, sums: 1, add });
         out
     }
 
@@ -395,7 +395,7 @@ impl Program {
         match op {
             Op::Embed { out, table, by, add, .. } => {
                 let (cols, rows) = (w(*table).cols, w(*table).rows());
-                if matches!(by, Lookup::Row(r) if *r >= rows) {
+                if matches!(by, Lookup::Row(r) | Lookup::TokenOr(r) if *r >= rows) {
                     return Some(format!("{by:?} of a table of {rows} rows"));
                 }
                 (cols != out.cols)
@@ -518,15 +518,23 @@ impl Program {
                 spec.problem(logits.cols)
             }
             Op::MatMulExperts { .. } => self.experts_problem(op),
-            Op::Combine { out, x, weights, add } => {
-                let fits = u64::from(weights.cols) * u64::from(out.cols) == u64::from(x.cols)
+            Op::Combine { out, x, weights, sums, add } => {
+                let whole = |v: &View| v.cols.is_multiple_of(*sums);
+                let fits = *sums > 0
+                    && whole(out)
+                    && whole(weights)
+                    && u64::from(weights.cols / sums) * u64::from(out.cols / sums) == u64::from(x.cols)
                     && [*x, *weights].iter().all(|v| self.rows_of(*v) == self.rows_of(*out));
                 (!fits)
                     .then(|| format!("{} weights of {} columns from {}", weights.cols, out.cols, x.cols))
                     .or_else(|| add.and_then(|a| same(*out, a)))
             }
-            Op::Add { out, a, b } => same(*out, *a).or_else(|| same(*out, *b)),
-            Op::Scale { .. } | Op::Clip { .. } | Op::Softcap { .. } => None,
+            Op::Add { out, a, b, .. } => same(*out, *a).or_else(|| same(*out, *b)),
+            Op::Rescale { out, x, like, .. } => {
+                let fits = x.cols.is_multiple_of(like.cols) && self.rows_of(*like) == self.rows_of(*x);
+                (!fits).then(|| format!("{} columns like {}", x.cols, like.cols)).or_else(|| same(*out, *x))
+            }
+            Op::Cutoff { .. } | Op::Scale { .. } | Op::Clip { .. } | Op::Softcap { .. } => None,
             Op::PickRows { out, x } => (out.cols != x.cols
                 || self.rows_of(*out) != Rows::Outputs
                 || self.rows_of(*x) != Rows::Tokens)

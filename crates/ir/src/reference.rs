@@ -10,7 +10,7 @@ use crate::device::{
 };
 use crate::evict::{Keep, KeyRotation, Mass, Turn, check_compact, key_rotations};
 use crate::experts::route;
-use crate::op::{AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
+use crate::op::{Activation, AttendSpec, Lookup, NormKind, NormSpec, Op, View, alibi_slope};
 use crate::program::{KvLayer, Program, Rows, WeightDecl, WeightId};
 use crate::rope::RopeTable;
 pub use crate::scalar::{activate, erf};
@@ -28,11 +28,14 @@ fn normalise(spec: &NormSpec, weight: Option<&[f32]>, bias: Option<&[f32]>, x: &
     for (i, (x, out)) in x.chunks_exact(g).zip(out.chunks_exact_mut(g)).enumerate() {
         let weight = weight.map(|w| &w[i * g % w.len()..]);
         let mean = match spec.kind {
-            NormKind::Rms => 0.0,
+            NormKind::Rms | NormKind::Plain => 0.0,
             NormKind::Layer => x.iter().map(|v| f64::from(*v)).sum::<f64>() / g as f64,
         };
         let var = x.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>() / g as f64;
-        let inv = 1.0 / (var + f64::from(spec.eps)).sqrt();
+        let inv = match spec.kind {
+            NormKind::Plain => 1.0,
+            NormKind::Rms | NormKind::Layer => 1.0 / (var + f64::from(spec.eps)).sqrt(),
+        };
         for i in 0..g {
             let gain = weight.map_or(1.0, |w| f64::from(w[i]));
             let shift = bias.map_or(0.0, |b| f64::from(b[i]));
@@ -300,6 +303,10 @@ impl Ready {
                 for (r, t) in step.tokens.iter().enumerate() {
                     let at = match by {
                         Lookup::Token => *t as usize,
+                        Lookup::TokenOr(other) if *t >= self.program.weights[table.0 as usize].rows() => {
+                            other as usize
+                        }
+                        Lookup::TokenOr(_) => *t as usize,
                         Lookup::Position => places[r].1,
                         Lookup::Row(row) => row as usize,
                     };
@@ -462,28 +469,52 @@ impl Ready {
                     self.write_row(out, r, &row);
                 }
             }
-            Op::Combine { out, x, weights, add } => {
+            Op::Combine { out, x, weights, sums, add } => {
                 for r in 0..self.row_count(out) {
                     let (x, weights) = (self.read_row(x, r), self.read_row(weights, r));
                     let add = add.map(|a| self.read_row(a, r));
-                    let cols = out.cols as usize;
+                    let (cols, n) = ((out.cols / sums) as usize, weights.len() / sums as usize);
                     let sum = |c: usize| -> f64 {
-                        weights
+                        weights[c / cols * n..][..n]
                             .iter()
                             .enumerate()
-                            .map(|(j, w)| f64::from(*w) * f64::from(x[j * cols + c]))
+                            .map(|(j, w)| f64::from(*w) * f64::from(x[j * cols + c % cols]))
                             .sum()
                     };
-                    let y: Vec<f32> =
-                        (0..cols).map(|c| add.as_ref().map_or(0.0, |a| a[c]) + sum(c) as f32).collect();
+                    let y: Vec<f32> = (0..out.cols as usize)
+                        .map(|c| add.as_ref().map_or(0.0, |a| a[c]) + sum(c) as f32)
+                        .collect();
                     self.write_row(out, r, &y);
                 }
             }
-            Op::Add { out, a, b } => {
+            Op::Add { out, a, b, by } => {
                 for r in 0..self.row_count(out) {
                     let (x, y) = (self.read_row(a, r), self.read_row(b, r));
-                    let sum: Vec<f32> = x.iter().zip(&y).map(|(x, y)| x + y).collect();
+                    let sum: Vec<f32> = x.iter().zip(&y).map(|(x, y)| by[0] * x + by[1] * y).collect();
                     self.write_row(out, r, &sum);
+                }
+            }
+            Op::Rescale { out, x, like, floor } => {
+                let mean = |x: &[f32]| dot(x, x) / x.len() as f64;
+                for r in 0..self.row_count(out) {
+                    let length = mean(&self.read_row(like, r)).sqrt();
+                    let mut row = self.read_row(x, r);
+                    for block in row.chunks_exact_mut(like.cols as usize) {
+                        // `f64::max` drops NaN, but a row that has one keeps it.
+                        let by = length / mean(block).max(f64::from(floor)).sqrt();
+                        block.iter_mut().for_each(|x| *x = (f64::from(*x) * by) as f32);
+                    }
+                    self.write_row(out, r, &row);
+                }
+            }
+            Op::Cutoff { x, by } => {
+                for r in 0..self.row_count(x) {
+                    let mut row = self.read_row(x, r);
+                    let mean = row.iter().map(|v| f64::from(*v)).sum::<f64>() / row.len() as f64;
+                    let var = row.iter().map(|v| (f64::from(*v) - mean).powi(2)).sum::<f64>();
+                    let cut = mean + f64::from(by) * (var / row.len() as f64).sqrt();
+                    row.iter_mut().for_each(|v| *v = activate(Activation::Relu, f64::from(*v) - cut) as f32);
+                    self.write_row(x, r, &row);
                 }
             }
             Op::Scale { x, by } => self.map_rows(x, x, |v| v * by),

@@ -32,7 +32,7 @@ impl Default for Options {
 /// Builds the Program of a model. Pure: no I/O, no clock, the same spec gives the same tape.
 pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     let mut b = Builder { p: Program::new(), s: spec, stack: spec.stack() };
-    let own = spec.layers.iter().enumerate().filter_map(|(i, l)| {
+    let own = spec.layers.iter().enumerate().filter(|(i, _)| spec.keeps(*i)).filter_map(|(i, l)| {
         let attention =
             KvLayer { kv_heads: spec.kv_heads, head_dim: spec.head_dim, v_dim: spec.v_dim, window: l.window };
         spec.mixer(i).cache(spec.dim, attention)
@@ -44,13 +44,18 @@ pub fn decoder(spec: &ModelSpec, options: &Options) -> Program {
     if let Some(source) = &spec.source {
         b.read_source(source, table);
     }
-    let mut x = b.embedding(table);
+    let x = b.embedding(table);
+    let (mut x, flow) = b.part(x);
     let exits = if spec.arch.causal { &options.exits[..] } else { &[] };
     let mut picked = vec![None; exits.len()];
     for (l, layer) in spec.layers.iter().enumerate() {
         b.p.set_layer(Some(l as u32));
         b.leave(x, l as u32, exits, &mut picked);
-        x = b.block(x, l as u32, layer.window, layer.rope.and_then(|r| ropes.get(r).copied()));
+        let rope = layer.rope.and_then(|r| ropes.get(r).copied());
+        x = match &flow {
+            Some(flow) => b.stream_block(x, l as u32, layer.window, rope, flow),
+            None => b.block(x, l as u32, layer.window, rope),
+        };
     }
     b.p.set_layer(None);
     b.leave(x, spec.layers.len() as u32, exits, &mut picked);
@@ -196,11 +201,14 @@ impl Builder<'_> {
         y
     }
 
-    fn attention(&mut self, h: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+    pub(crate) fn attention(&mut self, h: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
         let s = self.s;
         let mut q = self.linear(l, "attn_q", h, s.heads * s.head_dim, s.qkv_bias);
+        if !s.keeps(l as usize) {
+            return self.shared_attention(q, l, window, rope);
+        }
         let mut k = self.linear(l, "attn_k", h, s.kv_heads * s.head_dim, s.qkv_bias);
-        let v = self.linear(l, "attn_v", h, s.kv_heads * s.v_dim, s.qkv_bias);
+        let mut v = self.linear(l, "attn_v", h, s.kv_heads * s.v_dim, s.qkv_bias);
         if let Some(by) = s.clip {
             [q, k, v].into_iter().for_each(|x| self.p.push(Op::Clip { x, by }));
         }
@@ -218,6 +226,10 @@ impl Builder<'_> {
             k = self.layer_norm(l, "attn_k_norm", k, of_k);
         }
         [q, k] = self.bare([q, k], rope.is_some());
+        if s.arch.value_norm {
+            let norm = NormSpec { kind: NormKind::Rms, eps: s.eps, group: s.v_dim, weight: None, bias: None };
+            v = self.p.norm("attn_v_norm", v, norm);
+        }
         if let Some(table) = rope {
             for x in [q, k] {
                 self.p.push(Op::Rope { x, head_dim: s.head_dim, table });
@@ -225,15 +237,32 @@ impl Builder<'_> {
         }
         let kv_layer = self.kv_layer(l);
         self.p.push(Op::StoreKv { k, v, kv_layer });
+        self.attended(q, l, window)
+    }
+
+    /// Attention of a layer without keys and values to those of another.
+    fn shared_attention(&mut self, mut q: View, l: u32, window: Option<u32>, rope: Option<RopeId>) -> View {
+        let head_dim = self.s.head_dim;
+        if self.s.qk_norm == QkNorm::PerHead {
+            q = self.layer_norm(l, "attn_q_norm", q, head_dim);
+        }
+        if let Some(table) = rope {
+            self.p.push(Op::Rope { x: q, head_dim, table });
+        }
+        self.attended(q, l, window)
+    }
+
+    fn attended(&mut self, q: View, l: u32, window: Option<u32>) -> View {
         let spec = self.attend_spec(l, window);
         let a = self.p.attend(q, spec);
-        let y = self.linear(l, "attn_output", a, s.dim, s.out_bias);
+        let y = self.linear(l, "attn_output", a, self.s.dim, self.s.out_bias);
         self.scaled(y)
     }
 
     /// Where a layer's keys and values, or inputs, are: layers with a state alone have no such place.
     pub(crate) fn kv_layer(&self, l: u32) -> u32 {
         let stateful = |i: &u32| matches!(self.s.mixer(*i as usize), Mixer::Mamba2(_));
+        let l = self.s.cache_of(l as usize).expect("`check` has found the layer that each reads") as u32;
         self.first_kv() + l - (0..l).filter(stateful).count() as u32
     }
 
@@ -282,7 +311,7 @@ impl Builder<'_> {
         [q, k]
     }
 
-    fn feed_forward(&mut self, h: View, l: u32) -> View {
+    pub(crate) fn feed_forward(&mut self, h: View, l: u32) -> View {
         let s = self.s;
         if let Some(experts) = s.experts.filter(|_| s.sparse.get(l as usize) == Some(&true)) {
             let y = self.mixture(h, l, &experts);
@@ -298,6 +327,9 @@ impl Builder<'_> {
         } else if s.act.1 {
             let gate = self.linear(l, "ffn_gate", h, s.ff, s.ff_bias);
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
+            if let Some(by) = s.cutoffs.get(l as usize).copied().flatten() {
+                self.p.push(Op::Cutoff { x: gate, by });
+            }
             self.p.glu(gate, up, s.act.0)
         } else {
             let up = self.linear(l, "ffn_up", h, s.ff, s.ff_bias);
@@ -328,6 +360,7 @@ impl Builder<'_> {
         let norm = self.output_norm();
         if hidden {
             // Of all tokens, whether their logits are wanted or not; what the head multiplies is a copy of its own.
+            let x = self.merged(x);
             self.p.hidden = Some(self.p.norm("hidden", x, norm));
         }
         let weight = if s.tied { table } else { self.p.weight("output.weight", s.vocab, s.dim) };
@@ -335,7 +368,8 @@ impl Builder<'_> {
         let all = self.p.value("logits", Rows::Outputs, s.vocab * (1 + exits.len() as u32));
         // The whole model's first, then one exit's after the other's.
         for (i, x) in [picked].iter().chain(exits).enumerate() {
-            let (out, x) = (all.slice(s.vocab * i as u32, s.vocab), self.p.norm("output_norm", *x, norm));
+            let x = self.merged(*x);
+            let (out, x) = (all.slice(s.vocab * i as u32, s.vocab), self.p.norm("output_norm", x, norm));
             self.p.push(Op::MatMul { out, x, norm: None, weight, bias, add: None, glu: None });
             if s.logit_scale != 1.0 {
                 self.p.push(Op::Scale { x: out, by: s.logit_scale });

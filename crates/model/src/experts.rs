@@ -242,7 +242,7 @@ impl Builder<'_> {
 pub(crate) fn of_stack(canonical: &str) -> Option<(String, usize)> {
     let (stem, kind) = canonical.rsplit_once('.')?;
     let (stem, index) = stem.rsplit_once('.')?;
-    ["_exps", "attn_k_b", "attn_v_b", "attn_q_norm", "attn_k_norm"]
+    ["_exps", "attn_k_b", "attn_v_b", "attn_q_norm", "attn_k_norm", "altup_proj", "altup_unembd_proj"]
         .iter()
         .any(|s| stem.ends_with(s))
         .then_some(())?;

@@ -8,6 +8,7 @@ use crate::hybrid::{Hybrid, Mamba2, Mixer};
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
+use crate::streams::{self, Streams};
 use crate::{Error, Result, names, t5, weights};
 use quarrel_formats::{DType, Metadata, Source, Value, quant};
 use quarrel_ir::{Growth, NormKind, Scoring};
@@ -72,6 +73,22 @@ const TWO_STACKS: &[&str] =
 
 /// How positions are known where nothing is rotated, and no file may say how.
 const UNROTATED: &[Positions] = &[Positions::Learned, Positions::Buckets];
+
+/// Keys of models of several streams.
+const STREAMS: &[&str] = &[
+    "activation_sparsity_scale",
+    "altup.active_idx",
+    "altup.num_inputs",
+    "attention.shared_kv_layers",
+    "embedding_length_per_layer_input",
+    // As Ollama's own files say it; the last three say again what is known, or what training alone needs.
+    "altup.correct_scale",
+    "head_dim",
+    "rope.freq_base_local",
+    "altup.lr_multiplier",
+    "laurel_rank",
+    "num_kv_shared_layers",
+];
 
 /// Keys of recurrent layers.
 const SSM: &[&str] =
@@ -158,7 +175,11 @@ impl Reader<'_> {
         if heads == 0 || dim == 0 {
             return Err(field_error(self.key("attention.head_count"), "and embedding_length must not be 0"));
         }
-        let head_dim = self.opt_u32("attention.key_length")?.unwrap_or(dim / heads);
+        let head_dim = match self.opt_u32("attention.key_length")? {
+            None if self.arch.streams => self.opt_u32("head_dim")?,
+            said => said,
+        };
+        let head_dim = head_dim.unwrap_or(dim / heads);
         let count = self.u32("block_count")?;
         let table = self.source.tensor("token_embd.weight");
         let vocab = table
@@ -189,12 +210,18 @@ impl Reader<'_> {
             kv_heads: kv_heads.unwrap_or(heads),
             head_dim,
             v_dim: self.opt_u32("attention.value_length")?.unwrap_or(head_dim),
-            ff: self.u32("feed_forward_length")?,
+            ff: self.same_u32("feed_forward_length")?,
             context: self.u32("context_length")?,
             eps: self.opt_f32(eps)?.ok_or_else(|| field_error(self.key(eps), "is missing"))?,
             attn_scale: spread * scale.unwrap_or_else(|| attn_scale(self.arch, count, dim, heads, head_dim)),
+            streams: self.streams(count)?,
+            first_shared: self.first_shared(count)?,
+            cutoffs: self.cutoffs(count)?,
             attn_softcap: self.opt_f32("attn_logit_softcapping")?.filter(|c| *c != 0.0),
-            logit_softcap: self.opt_f32("final_logit_softcapping")?.filter(|c| *c != 0.0),
+            logit_softcap: self
+                .opt_f32("final_logit_softcapping")?
+                .or(self.arch.default_number("final_logit_softcapping").map(|c| c as f32))
+                .filter(|c| *c != 0.0),
             qk_norm: spec::qk_norm(self.arch, of_attention),
             norm_bias: spec::has_norm_bias(has),
             clip: self.opt_f32("attention.clamp_kqv")?.filter(|by| *by != 0.0),
@@ -228,6 +255,52 @@ impl Reader<'_> {
             ..ModelSpec::new(self.arch)
         };
         Ok(spec.with_latent(latent))
+    }
+
+    /// A number that may be listed for every layer, if it is the same in all.
+    fn same_u32(&self, key: &str) -> Result<u32> {
+        let Some(listed) = self.meta.i32s(&self.key(key)) else { return self.u32(key) };
+        let first = listed.first().and_then(|n| u32::try_from(*n).ok());
+        first.filter(|_| listed.iter().all(|n| *n == listed[0])).ok_or_else(|| {
+            field_error(self.key(key), "differs from layer to layer, which this family is not known to do")
+        })
+    }
+
+    fn streams(&self, layers: u32) -> Result<Option<Streams>> {
+        if !self.arch.streams {
+            return Ok(None);
+        }
+        if let Some(n) = self.opt_u32("altup.active_idx")?.filter(|n| *n != 0) {
+            return Err(field_error(self.key("altup.active_idx"), format!("is {n}; only 0 is supported")));
+        }
+        if self.flag("altup.correct_scale")? == Some(false) {
+            return Err(field_error(self.key("altup.correct_scale"), "is false; only true is supported"));
+        }
+        let (count, input) = (self.u32("altup.num_inputs")?, self.u32("embedding_length_per_layer_input")?);
+        Ok(Some(Streams::read(self.source, self.arch, [count, input, layers])))
+    }
+
+    fn first_shared(&self, layers: u32) -> Result<Option<usize>> {
+        // The first files have it as a number with a fraction of 0.
+        let (key, shared) = ("attention.shared_kv_layers", self.opt_f32("attention.shared_kv_layers")?);
+        let Some(shared) = shared.filter(|n| *n != 0.0) else { return Ok(None) };
+        if shared < 0.0 || shared.fract() != 0.0 {
+            return Err(field_error(self.key(key), format!("is {shared}")));
+        }
+        streams::first_shared(layers, shared as u32, &self.key(key)).map(Some)
+    }
+
+    /// Where gates are cut off: what is minus infinity says nowhere.
+    fn cutoffs(&self, layers: u32) -> Result<Vec<Option<f32>>> {
+        let key = self.key("activation_sparsity_scale");
+        match self.meta.f32s(&key) {
+            None if !self.arch.streams => Ok(Vec::new()),
+            None if !self.meta.contains(&key) => Ok(streams::cutoffs(layers)),
+            Some(by) if by.len() == layers as usize => {
+                Ok(by.iter().map(|by| Some(*by).filter(|by| *by != f32::NEG_INFINITY)).collect())
+            }
+            _ => Err(field_error(key, format!("must be {layers} numbers"))),
+        }
     }
 
     fn flag(&self, key: &str) -> Result<Option<bool>> {
@@ -414,6 +487,10 @@ impl Reader<'_> {
         }
         let global = Rotary { style: self.arch.gguf_rope, dims, base, scaling: self.scaling()? };
         let local_base = match self.opt_f32("rope.freq_base_swa")? {
+            None if self.arch.streams => self.opt_f32("rope.freq_base_local")?,
+            said => said,
+        };
+        let local_base = match local_base {
             Some(b) if self.arch.local_rope_base.is_some() => Some(f64::from(b)),
             Some(b) if f64::from(b) == base => None,
             Some(_) => {
@@ -509,7 +586,7 @@ fn refuse(arch: &'static Arch, what: &'static str, mut unknown: Vec<String>) -> 
 fn epsilon(arch: &Arch) -> &'static str {
     match arch.norm {
         NormKind::Rms => "attention.layer_norm_rms_epsilon",
-        NormKind::Layer => "attention.layer_norm_epsilon",
+        NormKind::Layer | NormKind::Plain => "attention.layer_norm_epsilon",
     }
 }
 
@@ -532,6 +609,7 @@ fn understood(arch: Option<&Arch>, key: &str, value: &Value) -> bool {
         (Some(a), "attention.temperature_scale") => a.growing,
         (Some(a), "rope.scaling.yarn_log_multiplier") => a.growing || a.latent,
         (Some(a), "attention.clamp_kqv") if a.clips => true,
+        (Some(a), k) if STREAMS.contains(&k) => a.streams,
         (Some(a), "attention.max_alibi_bias") => a.positions == Positions::Alibi,
         (_, k) => UNDERSTOOD.contains(&k),
     }

@@ -1,13 +1,14 @@
 //! A specification from a Hugging Face `config.json`. As with GGUF, a setting that would change the result and is not
 //! understood is refused by name.
 
-use crate::arch::{self, Arch, Multipliers, Positions, QkNorm, Setting, WindowPattern};
+use crate::arch::{self, Arch, AttnScale, Multipliers, Positions, QkNorm, Setting, WindowPattern};
 use crate::experts::{ExpertSpec, Said};
 use crate::from_gguf::shorten;
 use crate::hybrid::{Hybrid, Mamba2, Mixer};
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling, yarn_attention};
 use crate::spec::{self, LayerSpec, ModelSpec, attn_scale, field_error, layers, local_layers};
+use crate::streams::{self, Streams};
 use crate::{Error, Result, names, t5, weights};
 use quarrel_formats::Source;
 use quarrel_ir::{Activation, Blocks, Gate, Growth, Scoring};
@@ -63,8 +64,9 @@ const KNOWN: &[&str] = &[
     "vocab_size",
 ];
 
-/// The parts of a model that sees which text does not need.
-const SIGHT: &[&str] = &["vision_tower.", "multi_modal_projector."];
+/// The parts of a model that sees or hears which text does not need.
+const SIGHT: &[&str] =
+    &["vision_tower.", "multi_modal_projector.", "embed_vision.", "audio_tower.", "embed_audio."];
 
 /// Names of nonlinearities.
 const ACTIVATIONS: &[(&str, Activation)] = &[
@@ -221,12 +223,12 @@ impl Reader<'_> {
             _ => Vec::new(),
         };
         let scale = match (self.f64("query_pre_attn_scalar")?, self.f64("attention_multiplier")?) {
-            (Some(s), _) => s.powf(-0.5) as f32,
-            (None, Some(s)) => s as f32,
-            (None, None) if self.arch.multipliers == Multipliers::Mup => {
+            (Some(s), _) if self.arch.attn_scale != AttnScale::One => s.powf(-0.5) as f32,
+            (_, Some(s)) => s as f32,
+            (_, None) if self.arch.multipliers == Multipliers::Mup => {
                 self.f64("mup_attn_multiplier")?.unwrap_or(1.0) as f32 / head_dim.max(1) as f32
             }
-            (None, None) => attn_scale(self.arch, count, dim, heads, head_dim),
+            (_, None) => attn_scale(self.arch, count, dim, heads, head_dim),
         };
         let cap = |key: &str| Ok::<_, Error>(self.f64(key)?.filter(|c| *c != 0.0).map(|c| c as f32));
         let [embed_scale, residual_scale, logit_scale] = self.factors(dim, count)?;
@@ -253,6 +255,9 @@ impl Reader<'_> {
             context: self.u32("max_position_embeddings")?,
             eps: eps as f32,
             attn_scale: scale,
+            streams: self.streams(count)?,
+            first_shared: self.first_shared(count)?,
+            cutoffs: self.cutoffs(count)?,
             attn_softcap: cap("attn_logit_softcapping")?,
             logit_softcap: cap("final_logit_softcapping")?,
             qk_norm: spec::qk_norm(self.arch, of_attention),
@@ -297,6 +302,34 @@ impl Reader<'_> {
             ..ModelSpec::new(self.arch)
         };
         Ok(spec.with_latent(latent))
+    }
+
+    fn streams(&self, layers: u32) -> Result<Option<Streams>> {
+        if !self.arch.streams {
+            return Ok(None);
+        }
+        let (count, input) = (self.u32("altup_num_inputs")?, self.u32("hidden_size_per_layer_input")?);
+        Ok(Some(Streams::read(self.source, self.arch, [count, input, layers])))
+    }
+
+    fn first_shared(&self, layers: u32) -> Result<Option<usize>> {
+        let shared = self.opt_u32("num_kv_shared_layers")?.filter(|n| *n > 0 && self.arch.streams);
+        shared.map(|n| streams::first_shared(layers, n, "num_kv_shared_layers")).transpose()
+    }
+
+    /// Where gates are cut off, by the share of them that goes.
+    fn cutoffs(&self, layers: u32) -> Result<Vec<Option<f32>>> {
+        let key = "activation_sparsity_pattern";
+        let share = |v: &Value| v.as_f64().filter(|s| (0.0..1.0).contains(s));
+        match &self.config[key] {
+            _ if !self.arch.streams => Ok(Vec::new()),
+            Value::Null => Ok(streams::cutoffs(layers)),
+            Value::Array(listed) if listed.len() == layers as usize => {
+                let all: Option<Vec<_>> = listed.iter().map(|v| share(v).map(streams::deviations)).collect();
+                all.ok_or_else(|| field_error(key, "has what is no share below 1"))
+            }
+            _ => Err(field_error(key, format!("must be {layers} numbers"))),
+        }
     }
 
     /// What queries, keys and values are clipped at; refused where the family is not known to do it.
@@ -403,6 +436,13 @@ impl Reader<'_> {
         let alone = self.arch.hybrid.is_some() && self.opt_u32("num_local_experts")?.unwrap_or(0) == 0;
         if let Some(n) = self.opt_u32("shared_intermediate_size")?.filter(|_| alone) {
             return Ok(n);
+        }
+        // One for each layer, as Gemma 3n says it.
+        if let Some(listed) = self.config["intermediate_size"].as_array() {
+            let first = listed.first().and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
+            return first.filter(|_| listed.iter().all(|n| *n == listed[0])).ok_or_else(|| {
+                field_error("intermediate_size", "differs from layer to layer, which is not supported")
+            });
         }
         // What LFM2 says there is a number that the width is computed from.
         let computed = !self.config["block_multiple_of"].is_null();

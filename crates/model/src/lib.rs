@@ -18,6 +18,7 @@ pub mod names;
 pub mod rope;
 pub mod spec;
 mod stacks;
+pub mod streams;
 mod t5;
 pub mod weights;
 

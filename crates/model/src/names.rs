@@ -42,7 +42,10 @@ fn cut(canonical: &str) -> Option<(String, [&str; 2], &str)> {
                 None => (format!("{stack}blk.{{}}.{rest}"), [layer, ""], kind),
             }
         }
-        None => (stem.to_string(), [""; 2], kind),
+        None => match name.rsplit_once('.').filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit())) {
+            Some((name, number)) => (format!("{stack}{name}.{{}}"), [number, ""], kind),
+            None => (stem.to_string(), [""; 2], kind),
+        },
     })
 }
 

@@ -5,6 +5,7 @@ use crate::experts::ExpertSpec;
 use crate::hybrid::Mixer;
 use crate::latent::Latent;
 use crate::rope::{Rotary, Scaling};
+use crate::streams::Streams;
 use crate::{Error, Result};
 use quarrel_ir::{Activation, Blocks, Buckets, Growth, KvLayer, NormKind, TAPS_MAX, WeightId};
 
@@ -108,6 +109,12 @@ pub struct ModelSpec {
     pub distances: Option<DistanceSpec>,
     /// The stack that reads the source, in a model that has two.
     pub source: Option<SourceSpec>,
+    /// The residual streams, in a model that has several.
+    pub streams: Option<Streams>,
+    /// Layers from this one on have no keys and values of their own: see [`ModelSpec::cache_of`].
+    pub first_shared: Option<usize>,
+    /// Of each layer that has one, how many deviations above their mean the gates of its feed-forward block are cut off.
+    pub cutoffs: Vec<Option<f32>>,
     /// Layers, first to last; of the second stack, if there are two.
     pub layers: Vec<LayerSpec>,
 }
@@ -186,6 +193,9 @@ impl ModelSpec {
             act: (arch.act, arch.gated),
             distances: None,
             source: None,
+            streams: None,
+            first_shared: None,
+            cutoffs: Vec::new(),
             layers: Vec::new(),
         }
     }
@@ -194,7 +204,8 @@ impl ModelSpec {
     pub fn kv_bytes_per_token(&self, element_bytes: usize) -> usize {
         let attention =
             KvLayer { kv_heads: self.kv_heads, head_dim: self.head_dim, v_dim: self.v_dim, window: None };
-        let cached = (0..self.layers.len()).filter_map(|l| self.mixer(l).cache(self.dim, attention));
+        let own = (0..self.layers.len()).filter(|l| self.keeps(*l));
+        let cached = own.filter_map(|l| self.mixer(l).cache(self.dim, attention));
         let own = cached.map(|c| c.kv_heads as usize * (c.head_dim + c.v_dim) as usize).sum::<usize>();
         // Of a source there are the encoder's own, and what each layer reads of it.
         let source = self.source.map_or(0, |s| s.layers as usize + self.layers.len());
@@ -217,12 +228,18 @@ impl ModelSpec {
         let attention = self.latent.map_or(d * (q + kv + o), |m| m.parameters(self));
         let sparse = self.sparse.iter().filter(|s| **s).count() as u64;
         let dense = (self.layers.len() as u64).saturating_sub(sparse);
-        let mixer = |l: usize| self.mixer(l).parameters(d).unwrap_or(attention);
+        let mixer = |l: usize| match self.mixer(l).parameters(d) {
+            Some(n) => n,
+            None if self.keeps(l) => attention,
+            None => attention - d * kv,
+        };
+        let streams = self.streams.map_or(0, |s| s.parameters(d, self.layers.len() as u64));
         let source = self.source.map_or(0, |s| {
             let crossed = self.layers.len() as u64 * (attention + d);
             u64::from(s.layers) * (attention + products * d * ff + 2 * d) + d + crossed
         });
         source
+            + streams
             + (0..self.layers.len()).map(|l| mixer(l) + 2 * d).sum::<u64>()
             + dense * products * d * ff
             + sparse * self.experts.map_or(0, |e| e.parameters(d))
@@ -299,6 +316,16 @@ impl ModelSpec {
         if let Some(d) = self.distances.filter(|d| !Buckets { most: d.most, ..ways }.fits(d.buckets)) {
             let why = format!("are {} up to {}", d.buckets, d.most);
             return Err(field_error("buckets of distances", why));
+        }
+        if let Some(s) = &self.streams {
+            s.check()?;
+        }
+        if let Some(l) = (0..self.layers.len()).find(|l| self.cache_of(*l).is_none()) {
+            let why = format!("layer {l} has none of its own, and none before it is of its kind");
+            return Err(field_error("shared keys and values", why));
+        }
+        if self.cutoffs.iter().flatten().any(|by| !by.is_finite()) {
+            return Err(field_error("activation sparsity", "is no number"));
         }
         if self.context == 0 {
             return Err(field_error("context_length", "is 0"));

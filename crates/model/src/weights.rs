@@ -33,8 +33,8 @@ pub fn load(
 
 /// Finds a tensor by its canonical name and brings it to canonical form.
 pub fn tensor(source: &Source, spec: &ModelSpec, canonical: &str) -> Result<Tensor> {
-    if canonical == "output.bias" && !spec.never.is_empty() {
-        return Ok(never(spec));
+    if let Some(made) = made(spec, canonical) {
+        return Ok(made);
     }
     let (found, take) = locate(source, spec.arch, canonical)?;
     let mut tensor = found.clone();
@@ -66,8 +66,8 @@ pub fn headers(
     program: &Program,
 ) -> Result<Vec<Vec<(DType, usize, bool)>>> {
     let header = |canonical: &str| {
-        if canonical == "output.bias" && !spec.never.is_empty() {
-            return Ok((DType::F32, 4 * spec.vocab as usize, false));
+        if let Some(made) = made(spec, canonical) {
+            return Ok((made.dtype, made.data.len(), false));
         }
         let (t, take) = locate(source, spec.arch, canonical)?;
         if minus_one(source, spec, canonical) || logarithm(source, canonical) {
@@ -104,8 +104,13 @@ pub(crate) fn has(source: &Source, arch: &Arch, canonical: &str) -> bool {
 pub(crate) fn unused(source: &Source, spec: &ModelSpec, program: &Program) -> Vec<String> {
     let parts = program.weights.iter().flat_map(|w| &w.parts);
     let found = parts.filter_map(|p| locate(source, spec.arch, &p.name).ok());
-    let used: HashSet<String> =
+    let mut used: HashSet<String> =
         found.flat_map(|(t, _)| [Some(t.name.clone()), stacks::beside(source, t)]).flatten().collect();
+    // Files have keys and values of layers that use those of others.
+    let sharing = (0..spec.layers.len()).filter(|l| !spec.keeps(*l));
+    let names = sharing
+        .flat_map(|l| ["attn_k", "attn_v", "attn_k_norm"].map(|name| format!("blk.{l}.{name}.weight")));
+    used.extend(names.filter_map(|n| names::find(source, spec.arch, &n).map(|t| t.name.clone())));
     let mut unused: Vec<String> =
         source.tensors().map(|t| t.name.clone()).filter(|n| !used.contains(n)).collect();
     unused.sort();
@@ -168,12 +173,20 @@ fn gate_pairs(source: &Source, spec: &ModelSpec) -> bool {
     matches!(source, Source::Hf(_)) && spec.arch.hf_gate_pairs
 }
 
-/// A bias of the head that keeps tokens from being answered, which is finite, because what is drawn from is finite.
-fn never(spec: &ModelSpec) -> Tensor {
-    let mut bias = vec![0.0f32; spec.vocab as usize];
-    spec.never.iter().for_each(|n| bias[*n as usize] = -1e30 / spec.logit_scale);
+/// A tensor that no file has: a bias of the head that keeps tokens from being answered, which is finite, because what is drawn from
+/// is finite; or the ones that are added to the factors by which streams are corrected.
+fn made(spec: &ModelSpec, canonical: &str) -> Option<Tensor> {
+    let bias = match spec.streams {
+        _ if canonical == "output.bias" && !spec.never.is_empty() => {
+            let mut bias = vec![0.0f32; spec.vocab as usize];
+            spec.never.iter().for_each(|n| bias[*n as usize] = -1e30 / spec.logit_scale);
+            bias
+        }
+        Some(s) if canonical.ends_with(".altup_correct_coef.bias") => vec![1.0; s.count as usize],
+        _ => return None,
+    };
     let data = Bytes::from(bias.iter().flat_map(|b| b.to_le_bytes()).collect::<Vec<u8>>());
-    Tensor { name: "output.bias".into(), dtype: DType::F32, shape: vec![bias.len()], data }
+    Some(Tensor { name: canonical.into(), dtype: DType::F32, shape: vec![bias.len()], data })
 }
 
 /// The rows of one of the three.

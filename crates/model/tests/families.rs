@@ -79,6 +79,43 @@ fn both_sources_give_the_same_model() {
         assert_eq!(sizes(&a), sizes(&b), "{}", dir.display());
         let unrotated = |s: &ModelSpec| s.layers.iter().map(|l| l.rope.is_none()).collect::<Vec<_>>();
         assert_eq!(unrotated(&a), unrotated(&b), "{}", dir.display());
+        assert_eq!((a.streams, a.first_shared), (b.streams, b.first_shared), "{}", dir.display());
+        let near = |(a, b): (&Option<f32>, &Option<f32>)| match (a, b) {
+            (Some(a), Some(b)) => (a - b).abs() < 1e-6,
+            (a, b) => a == b,
+        };
+        let same = a.cutoffs.len() == b.cutoffs.len() && a.cutoffs.iter().zip(&b.cutoffs).all(near);
+        assert!(same, "{}: {:?}, {:?}", dir.display(), a.cutoffs, b.cutoffs);
+    }
+}
+
+/// What the table of Gemma 3n's inputs costs: it is looked up in the file, and never multiplied with or copied; and layers that use
+/// the keys and values of others have no cache.
+#[test]
+fn inputs_of_layers_stay_in_the_file_and_shared_layers_have_no_cache() {
+    use quarrel_model::decoder::{Options, decoder};
+    for file in ["model.safetensors", "model.gguf"] {
+        let source = Source::open(golden("gemma3n").join(file)).unwrap();
+        let spec = quarrel_model::spec(&source).unwrap();
+        assert_eq!((spec.first_shared, spec.logit_softcap), (Some(3), Some(5.0)));
+        assert_eq!([0, 1, 2, 3, 4].map(|l| spec.cache_of(l)), [0, 1, 2, 1, 2].map(Some));
+        let program = decoder(&spec, &Options::default());
+        assert_eq!((program.kv.len(), spec.kv_bytes_per_token(2)), (3, 3 * 2 * 2 * 16 * 2));
+        let headers = quarrel_model::weights::headers(&source, &spec, &program).unwrap();
+        let is = |w: &quarrel_ir::WeightDecl| w.parts[0].name == "per_layer_token_embd.weight";
+        let table = program.weights.iter().position(is).unwrap();
+        let uses = quarrel_ir::uses(&program)[table];
+        assert_eq!(uses, quarrel_ir::Uses { table: true, ..Default::default() });
+        assert_eq!(
+            headers[table].iter().map(|(_, n, mapped)| (*n, *mapped)).collect::<Vec<_>>(),
+            [(2 * 60 * 40, true)]
+        );
+        // Of the parameters of the file, all but keys and values of the layers that have those of others.
+        let stored: usize = source.tensors().map(|t| t.len()).sum();
+        let unused = 2 * 2 * (2 * 16 * 32) + 2 * 16;
+        let left: u64 = (stored - unused) as u64 - spec.parameters();
+        // Gains of heads, and of the norms around the blocks, are not counted in any family.
+        assert_eq!(left, 5 * 16 + 3 * 16 + 5 * 2 * 32, "{file}");
     }
 }
 
@@ -235,6 +272,21 @@ fn what_a_known_family_does_not_have_is_refused_by_name() {
             gguf("../encdec/t5", &[("relative_buckets_count", "relative_buckets_noses")]),
             "t5.attention.relative_buckets_noses",
         ),
+        (hf("gemma3n", &[("altup_active_idx", json!(1))]), "altup_active_idx"),
+        (hf("gemma3n", &[("altup_correct_scale", json!(false))]), "altup_correct_scale"),
+        (hf("gemma3n", &[("altup_num_inputs", json!(1))]), "streams"),
+        (hf("gemma3n", &[("num_kv_shared_layers", json!(6))]), "is 6, but there are 5 layers"),
+        (hf("gemma3n", &[("num_kv_shared_layers", json!(4))]), "shared keys and values: layer 1"),
+        (hf("gemma3n", &[("intermediate_size", json!([40, 40, 40, 40, 48]))]), "intermediate_size"),
+        (hf("gemma3n", &[("activation_sparsity_pattern", json!([0.5, 0.5]))]), "activation_sparsity_pattern"),
+        (
+            hf("gemma3n", &[("activation_sparsity_pattern", json!([0.5, 0.5, 0.5, 0.5, 1.0]))]),
+            "no share below 1",
+        ),
+        (gguf("gemma3n", &[("altup.num_inputs", "altup.num_nosess")]), "gemma3n.altup.num_nosess"),
+        (gguf("gemma3n", &[("laurel_post_norm", "laurel_nose_norm")]), "laurel_nose_norm"),
+        // Streams mean something only where the family has them.
+        (gguf("olmo-clip", &[("attention.clamp_kqv", "altup.correct_scale")]), "olmo.altup.correct_scale"),
         // What only two stacks have is nothing for others.
         (gguf("olmo-clip", &[("attention.clamp_kqv", "decoder_block_count")]), "olmo.decoder_block_count"),
         (

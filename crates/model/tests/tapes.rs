@@ -78,7 +78,7 @@ fn costs_count_each_weight_once_and_the_context_that_is_seen() {
     // Two bytes an element, so that bytes are easy to say.
     let bytes = |w: usize| 2 * u64::from(program.weights[w].rows()) * u64::from(program.weights[w].cols);
     let of = |kind: &str, rows, context| {
-        let step = StepShape { seqs: &[(context - rows, rows)], outputs: 1, kv_element_bytes: 2 };
+        let step = StepShape { seqs: &[(context - rows, rows)], outputs: 1, kv_element_bytes: 2, source: 0 };
         let ops = program.ops.iter().filter(|n| n.op.name() == kind);
         ops.map(|n| cost(&program, &n.op, &step, bytes))
             .fold((0, 0, 0), |sum, c| (sum.0 + c.weight_bytes, sum.1 + c.kv_bytes, sum.2 + c.flops))

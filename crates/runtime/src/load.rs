@@ -34,6 +34,8 @@ pub struct EngineOptions {
     pub host_cache: u64,
     /// Where the prefix cache survives the process.
     pub disk_cache: Option<DiskCache>,
+    /// Most bytes of copies of states, of a model that has them; else 256 MiB, or 64 MiB for each sequence if that is more.
+    pub state_cache: Option<u64>,
     /// Keep the hidden states, so that a decoder makes embeddings too.
     pub embeddings: bool,
     /// Of a model whose encoder reads the prompt the encoder alone, for embeddings and no answers.
@@ -111,6 +113,7 @@ impl Opened {
             exits,
             ..LoadOptions::default()
         };
+        let has_states = sizes.config.states;
         let configure = |c: &mut EngineConfig| {
             *c = sizes.config;
             c.target_itl = options.target_itl;
@@ -119,6 +122,16 @@ impl Opened {
         };
         let loaded = Engine::load_with_draft(&self.source, device, &load, draft, configure, progress)?;
         let handle = loaded.handle;
+        if !handle.info().tiers && (options.host_cache > 0 || options.disk_cache.is_some()) {
+            (talk.note)(&format!(
+                "host-cache and disk-cache hold nothing of {}: {}",
+                self.local.name,
+                match has_states {
+                    true => "its sequences have states, which stay on the device (state-cache)",
+                    false => "no prefixes of its texts are shared",
+                }
+            ));
+        }
         (talk.detail)(&format!(
             "context {} tokens, {} in memory, loaded in {:.2} s",
             handle.info().context,
@@ -152,6 +165,59 @@ impl Opened {
         match (0..size as u32).find(differs) {
             Some(id) => bail!("{name} cannot guess for {ours}: token {id} is another"),
             None => Ok(Draft(draft)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quarrel_hub::{LocalModel, Store};
+    use std::sync::Mutex;
+
+    static SAID: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+    /// Memory below the device holds nothing of a model with states, nor of one that shares no prefixes.
+    #[test]
+    fn caches_that_hold_nothing_are_told_of() {
+        let note = |line: &str| SAID.lock().unwrap().push(line.to_string());
+        let talk = Talk { note, detail: |_| {} };
+        let goldens = concat!(env!("CARGO_MANIFEST_DIR"), "/../conform/goldens/");
+        for (model, host_cache, told) in [
+            ("tiny/granitehybrid/model.gguf", 1 << 20, Some("have states")),
+            ("tiny/granitehybrid/model.gguf", 0, None),
+            ("encdec/t5/model.gguf", 1 << 20, Some("no prefixes")),
+            ("tiny/smollm2/model.gguf", 1 << 20, None),
+        ] {
+            let local = LocalModel {
+                path: format!("{goldens}{model}").into(),
+                name: model.into(),
+                store: Store::Path,
+                source: model.into(),
+                digest: None,
+                size: 0,
+                precision: None,
+                licence: None,
+                template: None,
+                system: None,
+                params: None,
+                substitute_for: None,
+                notes: Vec::new(),
+            };
+            let opened = Opened::new(local, talk).unwrap();
+            SAID.lock().unwrap().clear();
+            let options = EngineOptions {
+                ctx: Some(64),
+                threads: Some(1),
+                host_cache,
+                state_cache: Some(1 << 20),
+                ..EngineOptions::default()
+            };
+            let running = opened.load(&options, Use::ONE, None, 0, talk, |_| {}).unwrap();
+            assert_eq!(running.handle.info().tiers, model.contains("smollm2"), "{model}");
+            let said = SAID.lock().unwrap().iter().find(|l| l.contains("host-cache")).cloned();
+            assert_eq!(said.is_some(), told.is_some(), "{model}: {said:?}");
+            assert!(said.is_none_or(|s| told.is_some_and(|t| s.contains(t))), "{model}");
         }
     }
 }

@@ -268,7 +268,10 @@ pub fn sizes(
     }
     config.step_tokens = config.step_tokens.min(context.saturating_mul(usage.batch)).max(usage.batch + 1);
     config.states = !planner.model.program.states.is_empty();
-    config.snapshot_bytes = config.snapshot_bytes.max(usage.batch.saturating_mul(SNAPSHOT_BYTES_EACH));
+    config.snapshot_bytes = match args.state_cache {
+        Some(bytes) => usize::try_from(bytes).unwrap_or(usize::MAX),
+        None => config.snapshot_bytes.max(usage.batch.saturating_mul(SNAPSHOT_BYTES_EACH)),
+    };
     // An encoder's texts are whole in a step; short ones share it.
     config.whole = planner.model.program.looks_ahead();
     if config.whole || planner.model.program.source_ops() > 0 {

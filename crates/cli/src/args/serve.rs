@@ -97,6 +97,9 @@ pub(crate) struct Serve {
     /// Memory for blocks of the cache that the device has no room for, such as 1GiB
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Server")]
     pub(crate) host_cache: Option<u64>,
+    /// Memory for copies of the states of recurrent models, from which prefixes go on; 0 shares none [default: 256MiB, or 64MiB for each sequence at once if that is more]
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, help_heading = "Server")]
+    pub(crate) state_cache: Option<u64>,
     /// Folder in which the prefix cache survives a restart
     #[arg(long, value_name = "DIR", help_heading = "Server")]
     pub(crate) disk_cache: Option<PathBuf>,

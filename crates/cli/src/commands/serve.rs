@@ -31,6 +31,7 @@ pub(crate) fn run(args: Serve) -> Result<()> {
         exit_layers: args.exit_layer,
         target_itl: args.target_itl_ms.map(|ms| Duration::from_millis(ms.into())),
         host_cache: args.host_cache.unwrap_or(0),
+        state_cache: args.state_cache,
         disk_cache: args
             .disk_cache
             .clone()

@@ -1,10 +1,20 @@
-//! The weighted sum of what experts gave for a row.
+//! Weighted sums of blocks of a row: of what experts gave, and between streams.
 
 use crate::simd::{F32x16, Isa, Kernel, LANES, Simd};
 
-/// `out = sum_j weights[j] * x[j]`, in the order of `j`, or `add` and that; `x[j]` is as long as `out`.
-pub(crate) fn combine(isa: Isa, x: &[f32], weights: &[f32], add: Option<&[f32]>, out: &mut [f32]) {
-    isa.run(Combine { x, weights, add, out })
+/// `out[i] = sum_j weights[i, j] * x[j]`, in the order of `j`, or `add[i]` and that; `out` has `sums` blocks as long as each of `x`.
+pub(crate) fn combine(
+    isa: Isa,
+    x: &[f32],
+    weights: &[f32],
+    sums: usize,
+    add: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let (cols, n) = (out.len() / sums, weights.len() / sums);
+    for (i, (out, weights)) in out.chunks_exact_mut(cols).zip(weights.chunks_exact(n)).enumerate() {
+        isa.run(Combine { x, weights, add: add.map(|a| &a[i * cols..][..cols]), out });
+    }
 }
 
 struct Combine<'a> {

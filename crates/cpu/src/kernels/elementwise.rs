@@ -10,6 +10,8 @@ pub(crate) enum Each {
     Glu(Activation),
     /// `x + y`.
     Add,
+    /// `by[0] * x + by[1] * y`.
+    Mix([f32; 2]),
     /// `act(x)`.
     Activate(Activation),
     /// `x * by`.
@@ -59,6 +61,7 @@ impl Kernel for Map<'_> {
         match each {
             Each::Glu(act) => lanes(s, x, Some(y), out, |x, y| activate(act, x) * y),
             Each::Add => lanes(s, x, Some(y), out, |x, y| x + y),
+            Each::Mix([a, b]) => lanes(s, x, Some(y), out, |x, y| x * x.same(a) + y * y.same(b)),
             Each::Activate(act) => lanes(s, x, None, out, |x, _| activate(act, x)),
             Each::Scale(by) => lanes(s, x, None, out, |x, _| x * x.same(by)),
             // -x <= by where x >= -by. `max` gives its second argument for NaN.

@@ -21,6 +21,10 @@ T5 and its kin answer a prompt that their encoder reads ([how](adr/0008-encoder-
 encoder alone makes embeddings, out of a file of its own or of the whole (`quarrel embed`, `serve --embedding-model`). Their goldens are
 in `goldens/encdec` and `goldens/embed`.
 
+Gemma 3n is run for text; what its checkpoints see and hear with is left alone. Its streams are mixed by small matrices that each row
+makes for itself, and the table of its layers' inputs, which is larger than all else, stays in the file and is read row by row. In training
+the coefficients of the mixture are clipped; afterwards there is nothing left to clip.
+
 Attention sees everything before a token, a window, a chunk, or blocks: the token's own and a few before it, the first ones,
 and every so many'th, which differ by head. What is not seen is not read, so a window or a pattern costs what it sees and not
 the context. Attention by blocks runs on the CPU alone and cannot be combined with eviction. Phi-3-small's folder needs a
@@ -87,6 +91,7 @@ fn differences(a: &Arch) -> Vec<String> {
         }
         QkNorm::Whole => say(true, "queries and keys are normalised over all heads"),
     }
+    say(a.value_norm, "values are normalised per head");
     match a.positions {
         Positions::Rotated => {}
         Positions::Learned => say(true, "learned positions"),

@@ -111,7 +111,7 @@ pub const T5: Arch = Arch {
         "decoder.embed_tokens.weight",
         "decoder.block.{}.layer.{}.EncDecAttention.relative_attention_bias.weight",
     ],
-    goldens: &["t5", "flan-t5"],
+    goldens: &["t5", "flan-t5", "mt5"],
     notes: "GELU (tanh) with a gate from version 1.1 on",
     ..LLAMA
 };

@@ -23,6 +23,8 @@ pub const LLAMA: Arch = Arch {
     chunks: None,
     yarn_truncate: true,
     qk_norm: QkNorm::None,
+    value_norm: false,
+    streams: false,
     norms: Norms::Before,
     bare_norms: false,
     clips: false,

@@ -17,7 +17,7 @@ mod qwen;
 
 pub use encoders::{BERT, NOMIC_BERT, T5, T5_ENCODER};
 pub use experts::{DEEPSEEK2, GPT_OSS, GRANITE_MOE, LLAMA4, MIXTRAL, OLMOE, PHIMOE, QWEN2_MOE, QWEN3_MOE};
-pub use gemma::{GEMMA, GEMMA2, GEMMA3};
+pub use gemma::{GEMMA, GEMMA2, GEMMA3, GEMMA3N};
 pub use gpt::{BLOOM, FALCON, GPT2, GPTNEO, GPTNEOX, MPT, PHI2, STABLELM, STARCODER2};
 pub use hybrid::{GRANITE_HYBRID, LFM2};
 pub use llama::{
@@ -193,6 +193,10 @@ pub struct Arch {
     pub hybrid: Option<Hybrid>,
     /// Norm on queries and keys, where the file has its gains.
     pub qk_norm: QkNorm,
+    /// Values are normalised per head, without a gain.
+    pub value_norm: bool,
+    /// Layers have several residual streams, a residual of low rank, and an input each: see [`crate::streams`].
+    pub streams: bool,
     /// Where the norms of a block are.
     pub norms: Norms,
     /// Norms have neither gains nor biases.
@@ -254,6 +258,16 @@ pub struct Arch {
     pub goldens: &'static [&'static str],
     /// How it differs from Llama beyond what the fields above say, for the documentation.
     pub notes: &'static str,
+}
+
+impl Arch {
+    /// What files leave out of a setting that is a number.
+    pub(crate) fn default_number(&self, key: &str) -> Option<f64> {
+        self.hf_defaults.iter().find_map(|(k, s)| match s {
+            Setting::Number(n) if *k == key => Some(*n),
+            _ => None,
+        })
+    }
 }
 
 /// All families.
