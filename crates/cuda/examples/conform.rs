@@ -1,18 +1,21 @@
 //! Every op of the CUDA device against the reference, on a GPU: `cargo run --release -p quarrel-cuda --example conform -- [GOLDENS]`.
 //!
 //! Prints a line for each group of cases with its largest error, and every case that fails; exits with 1 if one does. Values are
-//! poisoned with NaN before each step, and inputs are drawn anew for each case (`--seed N` for another draw). GOLDENS is the folder
+//! poisoned with NaN before each step, and inputs are drawn anew for each case (`--seed N` for another draw). `--only TEXT` runs the groups with that in their names. GOLDENS is the folder
 //! of the tiny golden models, `crates/conform/goldens/tiny`.
 
-use quarrel_conform::cases::{self, ACTIVATIONS, Case, Heads};
+use quarrel_conform::cases::{self, ACTIVATIONS, Case, Heads, Mixture};
 use quarrel_conform::compare;
-use quarrel_conform::random::Rng;
+use quarrel_conform::random::{Rng, tensor};
 use quarrel_conform::rig::{Part, Rig, Sizes};
 use quarrel_conform::tiny::{self, Family};
 use quarrel_cuda::{Cuda, CudaOptions, KvType};
 use quarrel_formats::{DType, Source};
 use quarrel_ir::reference::Reference;
-use quarrel_ir::{Device, Error, KvCopy, Limits, Readout, Result, RopeStyle, SeqStep, StepInputs, Stop};
+use quarrel_ir::{
+    Activation, Device, Error, Gate, Growth, KvCopy, Limits, Op, Readout, Result, RopeStyle, RouteSpec,
+    Scoring, SeqStep, StepInputs, Stop,
+};
 use quarrel_model::decoder::{Options, decoder};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,6 +26,9 @@ use std::time::Instant;
 
 /// How the device ends a refusal of a whole family.
 const ELSEWHERE: &str = "(--device cpu)";
+
+/// Failed cases of a group that are told one by one.
+const FAILURES_TOLD: usize = 40;
 
 /// Poisoned, each value kept.
 const TEST: CudaOptions = CudaOptions {
@@ -39,7 +45,8 @@ fn main() -> ExitCode {
     let seed =
         args.iter().position(|a| a == "--seed").and_then(|i| args.get(i + 1)?.parse().ok()).unwrap_or(1);
     let goldens = args.iter().find(|a| Path::new(a).is_dir());
-    let mut report = Report::default();
+    let only = args.iter().position(|a| a == "--only").and_then(|i| args.get(i + 1).cloned());
+    let mut report = Report { only, ..Report::default() };
     match Cuda::new(TEST) {
         Ok(gpu) => println!("{}", gpu.info().description),
         Err(e) => {
@@ -64,6 +71,8 @@ fn main() -> ExitCode {
 
 #[derive(Default)]
 struct Report {
+    /// Of the groups those whose names have this in them.
+    only: Option<String>,
     cases: usize,
     failed: usize,
 }
@@ -79,6 +88,9 @@ struct Group {
 
 impl Report {
     fn group(&mut self, name: &str, run: impl FnOnce(&mut Group)) {
+        if self.only.as_ref().is_some_and(|only| !name.contains(only)) {
+            return;
+        }
         let (start, mut group) = (Instant::now(), Group::default());
         run(&mut group);
         self.cases += group.cases;
@@ -100,7 +112,7 @@ impl Group {
         }
         if error.is_nan() || error > bound {
             self.failed += 1;
-            if self.failed <= 12 {
+            if self.failed <= FAILURES_TOLD {
                 println!("  FAILED {name}: error {error:.3e}, bound {bound:.1e}");
             }
         }
@@ -117,7 +129,7 @@ impl Group {
     fn broken(&mut self, name: &str, e: &Error) {
         self.cases += 1;
         self.failed += 1;
-        if self.failed <= 12 {
+        if self.failed <= FAILURES_TOLD {
             println!("  FAILED {name}: {e}");
         }
     }
@@ -209,6 +221,12 @@ fn ops(report: &mut Report, seed: u64) {
             g.case(&case, TEST, 2e-5);
         }
     });
+    report.group("norms of heads with gains of their own, clipping", |g| {
+        for case in cases::head_norms(rng).into_iter().chain(cases::clips()) {
+            g.case(&case, TEST, 1e-5);
+        }
+    });
+    report.group("mixtures of experts", |g| mixtures(g, rng));
     report.group("candidates", |g| {
         for case in cases::candidates(rng) {
             g.case(&case, TEST, 2e-6);
@@ -245,6 +263,7 @@ fn ops(report: &mut Report, seed: u64) {
                 softcap: Some(20.0),
             };
             all.push(cases::attend(window, RopeStyle::Interleaved, 600, rng));
+            all.extend(biased(rng));
             for case in all {
                 g.case(&case, options, bound);
                 g.case(&case, CudaOptions { deterministic: true, ..options }, bound);
@@ -271,6 +290,107 @@ fn ops(report: &mut Report, seed: u64) {
                 g.check(&format!("{} in chunks", case.name), chunked());
             }
         });
+    }
+}
+
+/// Attention with ALiBi, sinks and windows that begin at multiples of their size; rotations that grow and that leave first columns out.
+fn biased(rng: &mut Rng) -> Vec<Case> {
+    let mut all = cases::biased_attention(rng);
+    for (heads, kv_heads, head_dim, window, chunked, rows) in [
+        (12, 4, 128, None, false, 333),
+        (6, 6, 96, Some(50), false, 200),
+        (64, 8, 64, Some(128), false, 300),
+        (4, 1, 256, Some(64), true, 200),
+        (8, 2, 64, Some(100), true, 700),
+        (5, 5, 40, Some(33), true, 90),
+    ] {
+        for (alibi, sinks) in [(Some(8.0), false), (None, true), (None, false)] {
+            let rot_dims = head_dim / 2;
+            let shape = Heads { heads, kv_heads, head_dim, rot_dims, window, softcap: None };
+            let mut case = cases::attend(shape, RopeStyle::Neox, rows, rng);
+            let weight = sinks.then(|| case.program.weight("sinks", 1, heads));
+            if sinks {
+                case.tensors.insert("sinks".into(), tensor("sinks", DType::F32, &[heads as usize], 2.0, rng));
+            }
+            if chunked {
+                case.program.ropes[0].growth = Some(Growth { tokens: 32.0, by: 0.3, ahead: 1.0 });
+                case.program.ropes[0].first = head_dim / 4;
+            }
+            for node in &mut case.program.ops {
+                if let Op::Attend { spec, .. } = &mut node.op {
+                    (spec.alibi, spec.sinks, spec.chunked) = (alibi.filter(|_| !chunked), weight, chunked);
+                }
+            }
+            case.program.check().expect("a case of this list");
+            case.name = format!("{}, alibi {alibi:?}, sinks {sinks}, chunked {chunked}", case.name);
+            all.push(case);
+        }
+    }
+    all
+}
+
+/// Mixtures: every type in tiles and not, few rows and many, experts of several types; chosen kernels, and the deterministic ones, whose bits
+/// must not depend on the rows of a step.
+fn mixtures(g: &mut Group, rng: &mut Rng) {
+    let mut all: Vec<(Case, usize)> = cases::mixtures(rng).into_iter().map(|c| (c, 8)).collect();
+    all.extend(cases::blocks(rng).into_iter().map(|c| (c, 1)));
+    let plain = RouteSpec { used: 2, scoring: Scoring::Softmax, groups: None, normalize: true, scale: 1.0 };
+    let silu = Some(Gate::Plain(Activation::Silu));
+    let clamped = Some(Gate::Clamped { alpha: 1.702, limit: 1.0 });
+    for dtype in cases::weight_types() {
+        let unit = dtype.block_len().max(32) as u32;
+        for (ff, experts, used, gate, biased, rows) in [
+            (unit, 8, 3, silu, false, [1, 3, 40]),
+            (2 * unit, 4, 2, clamped, true, [2, 60, 300]),
+            (unit + if dtype.block_len() == 1 { 8 } else { 0 }, 40, 2, silu, true, [1, 4, 37]),
+        ] {
+            let m = Mixture { cols: 2 * unit, ff, experts, spec: RouteSpec { used, ..plain }, gate, biased };
+            // Types without tiles are slow here, and alike.
+            let few =
+                if matches!(dtype, DType::F16 | DType::Q8_0 | DType::Q4_K | DType::MXFP4) { 3 } else { 2 };
+            for rows in rows.into_iter().take(few) {
+                all.push((cases::mixture(dtype, m, rows, rng), used as usize));
+            }
+        }
+    }
+    // Gates and ups of two types, and a last expert of another one.
+    for rows in [1, 5, 70] {
+        let m = Mixture { cols: 256, ff: 256, experts: 5, spec: plain, gate: clamped, biased: true };
+        let mut case = cases::mixture(DType::Q4_K, m, rows, rng);
+        for (name, dtype) in
+            (0..5).map(|e| (format!("up.{e}"), DType::Q6_K)).chain([("gate.4".into(), DType::IQ2_S)])
+        {
+            case.tensors.insert(name.clone(), tensor(&name, dtype, &[256, 256], 0.2, rng));
+        }
+        case.name = format!("{} of several types", case.name);
+        all.push((case, 2));
+    }
+    let (cases, used): (Vec<Case>, Vec<usize>) = all.into_iter().unzip();
+    let wants = references(&cases);
+    for ((case, used), want) in cases.iter().zip(used).zip(wants) {
+        let Ok(want) = want else {
+            g.check(&case.name, Ok(false));
+            continue;
+        };
+        for deterministic in [false, true] {
+            let options = CudaOptions { deterministic, ..TEST };
+            let run = |chunks: &[usize]| case.run(&mut Cuda::new(options)?, chunks);
+            // Three products after each other; those of many rows round their input.
+            let bound = if case.rows * used > 16 && !deterministic { 1.2e-2 } else { 1.8e-3 };
+            let name = format!("{}, deterministic {deterministic}", case.name);
+            let whole = match run(&[case.rows]) {
+                Ok(whole) => whole,
+                Err(e) => {
+                    g.broken(&name, &e);
+                    continue;
+                }
+            };
+            g.note(&name, case.error(&whole, &want), bound);
+            if deterministic && case.rows > 1 {
+                let half = [case.rows / 2, case.rows - case.rows / 2];
+                g.check(&format!("{name}, in two steps"), run(&half).map(|got| same_bits(&whole, &got)));
+            }
+        }
     }
 }
 
@@ -513,12 +633,16 @@ fn golden_models(g: &mut Group, root: &Path) {
             let want: Vec<f32> = all.by_ref().take(prompt.len() * golden.vocab_size).collect();
             for path in &paths {
                 let source = Source::open(path).expect("a golden model");
-                for chunk in [prompt.len(), 1, 7] {
+                let plain = CudaOptions { deterministic: true, ..TEST };
+                for (chunk, device) in
+                    [(prompt.len(), TEST), (1, TEST), (7, TEST), (prompt.len(), plain), (7, plain)]
+                {
                     let mut chunks = vec![chunk; prompt.len() / chunk];
                     chunks.extend((prompt.len() % chunk != 0).then_some(prompt.len() % chunk));
-                    let got = Cuda::new(TEST)
+                    let got = Cuda::new(device)
                         .and_then(|mut c| logits_of(&mut c, &source, &options, prompt, &chunks));
-                    let name = format!("{}, chunks of {chunk}: KL", path.display());
+                    let what = if device.deterministic { ", deterministic" } else { "" };
+                    let name = format!("{}, chunks of {chunk}{what}: KL", path.display());
                     match got {
                         Ok(got) => g.note(&name, compare::mean_kl(&want, &got, golden.vocab_size), 1e-3),
                         // What the device says that it does not do is no failure, and is told.

@@ -16,6 +16,9 @@ struct AttendArgs {
   int32_t window;  // 0: none
   int32_t chunks;  // the grid's, where `part` is not null
   float scale, softcap;
+  const float* sinks;  // [heads] or null
+  float alibi;         // 0: none
+  int32_t chunked;
 };
 
 // The sum of two chunks' sums, each relative to its own maximum. Written once, so that it rounds the same wherever chunks are joined.
@@ -49,7 +52,7 @@ template <class T, int V, int H> __device__ __forceinline__ void attend(const At
   const int r = a.list ? a.list[at] : at;
   const int4 place = a.step.row[r];
   const int position = place.y;
-  const int first = a.window > 0 ? max(0, position + 1 - a.window) : 0;
+  const int first = first_seen(position, a.window, a.chunked);
   const int chunk0 = a.part ? blockIdx.x : first / CHUNK, chunk1 = a.part ? chunk0 + 1 : position / CHUNK + 1;
   if (max(first, chunk0 * CHUNK) >= min(position + 1, chunk1 * CHUNK)) return;
   const int group = a.heads / a.kv_heads, tiles = (group + H - 1) / H;
@@ -61,12 +64,14 @@ template <class T, int V, int H> __device__ __forceinline__ void attend(const At
   float* sums = w + H * CHUNK;
   float* all = sums + H * vs;
   float* stats = all + H * vs;  // [4][H]: maximum and total of a chunk, of all
+  float* slopes = stats + 4 * H;
   const int32_t* blocks = a.step.blocks + place.z;
   for (int i = threadIdx.x; i < nh * hd; i += THREADS) q[i / hd * qs + i % hd] = a.q[r * a.q_stride + (int64_t)head0 * hd + i];
   for (int i = threadIdx.x; i < H * vs; i += THREADS) all[i] = 0.f;
   if (threadIdx.x < H) {
     stats[2 * H + threadIdx.x] = -INFINITY;
     stats[3 * H + threadIdx.x] = 0.f;
+    slopes[threadIdx.x] = alibi_slope(a.alibi, a.heads, head0 + threadIdx.x);
   }
   __syncthreads();
 
@@ -98,7 +103,7 @@ template <class T, int V, int H> __device__ __forceinline__ void attend(const At
         if (lane == 0 && t < to && h < nh) {
           float v = s[h] * a.scale;
           if (a.softcap > 0.f) v = a.softcap * tanhf(v / a.softcap);
-          w[h * CHUNK + t - from] = v;
+          w[h * CHUNK + t - from] = v - slopes[h] * (float)(position - t);
         }
       }
     }
@@ -172,6 +177,11 @@ template <class T, int V, int H> __device__ __forceinline__ void attend(const At
     __syncthreads();
   }
 
+  // A sink takes part in the sum of the weights and in nothing else.
+  if (!a.part && a.sinks) {
+    if (threadIdx.x < nh) stats[3 * H + threadIdx.x] += expf(a.sinks[head0 + threadIdx.x] - stats[2 * H + threadIdx.x]);
+    __syncthreads();
+  }
   for (int i = threadIdx.x; i < nh * vd; i += THREADS) {
     int h = i / vd, d = i % vd;
     if (a.part) {
@@ -188,7 +198,7 @@ template <class T, int V, int H> __device__ __forceinline__ void attend(const At
 }
 
 #define ONE(NAME, T, V, H) \
-  KERNEL __launch_bounds__(THREADS) attend_##NAME##_##V##_##H(const __grid_constant__ AttendArgs a) { attend<T, V, H>(a); }
+  KERNEL __launch_bounds__(THREADS, H == 8 ? 4 : H == 4 ? 6 : 8) attend_##NAME##_##V##_##H(const __grid_constant__ AttendArgs a) { attend<T, V, H>(a); }
 #define HEADS(NAME, T, V) ONE(NAME, T, V, 1) ONE(NAME, T, V, 4) ONE(NAME, T, V, 8)
 #define WIDTHS(NAME, T) HEADS(NAME, T, 1) HEADS(NAME, T, 8)
 WIDTHS(f32, float)
@@ -202,7 +212,7 @@ KERNEL attend_join(const __grid_constant__ AttendArgs a) {
   if (!a.list && at >= a.step.n[0]) return;
   int r = a.list ? a.list[at] : at;
   int position = a.step.row[r].y;
-  int first = a.window > 0 ? max(0, position + 1 - a.window) : 0;
+  int first = first_seen(position, a.window, a.chunked);
   int from = first / CHUNK, to = position / CHUNK + 1;
   const float* p = a.part + ((int64_t)at * a.heads + head) * a.chunks * (vd + 2);
   for (int d = threadIdx.x; d < vd; d += blockDim.x) {
@@ -213,6 +223,7 @@ KERNEL attend_join(const __grid_constant__ AttendArgs a) {
       total = join(total, m, e[vd + 1], e[vd]);
       m = max_nan(m, e[vd]);
     }
+    if (a.sinks) total += expf(a.sinks[head] - m);
     a.out[r * a.out_stride + (int64_t)head * vd + d] = sum / total;
   }
 }

@@ -3,6 +3,7 @@
 // 256 tokens at a fixed place; each of its 8 warps takes every eighth block of 16 tokens. Keys and values go from memory to
 // fragments in registers: no shared memory, all loads 16 bytes wide. Queries and weights are split in two parts (high and what
 // rounding left), so the cache's own precision is what counts.
+#include "seen.cuh"
 #include "tile.cuh"
 
 namespace q {
@@ -24,6 +25,9 @@ struct AttendArgs {
     int32_t heads, kv_heads, head_dim, v_dim;
     int32_t window, chunks;
     float scale, softcap;
+    const float* sinks;
+    float alibi;
+    int32_t chunked;
 };
 
 template <bool BF> __device__ __forceinline__ void mma(float (&c)[4], const u32* a, u32 b0, u32 b1) {
@@ -57,7 +61,7 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
     if (!a.list && at >= a.step.n[0]) return;
     const int r = a.list ? a.list[at] : at;
     const int4 place = a.step.row[r];
-    const int position = place.y, first = a.window > 0 ? max(0, position + 1 - a.window) : 0, chunk = blockIdx.x;
+    const int position = place.y, first = first_seen(position, a.window, a.chunked), chunk = blockIdx.x;
     const int from = max(first, chunk * CHUNK), to = min(position + 1, (chunk + 1) * CHUNK);
     if (from >= to) return;
     const int group = a.heads / a.kv_heads, tiles = (group + 15) / 16, kv = blockIdx.y / tiles, head0 = kv * group + blockIdx.y % tiles * 16;
@@ -112,6 +116,7 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
                 const int p = tok + n * 8 + 2 * t + (i & 1);
                 float v = s[j][n][i] * a.scale;
                 if (a.softcap > 0.f) v = a.softcap * tanhf(v / a.softcap);
+                if (a.alibi > 0.f) v -= alibi_slope(a.alibi, a.heads, head0 + g + (i >> 1) * 8) * (float)(position - p);
                 s[j][n][i] = p >= from && p < to ? v : -INFINITY;
             }
     }
@@ -221,7 +226,10 @@ template <bool BF, int HD> __device__ __forceinline__ void decode(const AttendAr
             float* p = a.part + (((int64_t)at * a.heads + head0 + h) * a.chunks + chunk) * (HD + 2);
             p[d] = v;
             if (d == 0) p[HD] = mx, p[HD + 1] = tot;
-        } else a.out[r * a.out_stride + (int64_t)(head0 + h) * HD + d] = v / tot;
+        } else {
+            if (a.sinks) tot += __expf(a.sinks[head0 + h] - mx);
+            a.out[r * a.out_stride + (int64_t)(head0 + h) * HD + d] = v / tot;
+        }
     }
 }
 
@@ -235,7 +243,7 @@ template <int HD> __device__ __forceinline__ void join(const AttendArgs& a) {
     const int at = blockIdx.y, head = blockIdx.x, tid = threadIdx.x, warp = tid >> 5, warps = blockDim.x >> 5;
     if (!a.list && at >= a.step.n[0]) return;
     const int r = a.list ? a.list[at] : at, position = a.step.row[r].y;
-    const int c0 = (a.window > 0 ? max(0, position + 1 - a.window) : 0) / 256, c1 = position / 256 + 1;
+    const int c0 = first_seen(position, a.window, a.chunked) / 256, c1 = position / 256 + 1;
     const float* p = a.part + ((int64_t)at * a.heads + head) * a.chunks * (HD + 2);
     float m = -INFINITY;
     for (int c = c0 + tid; c < c1; c += blockDim.x) m = fmaxf(m, p[c * (HD + 2) + HD]);
@@ -256,6 +264,7 @@ template <int HD> __device__ __forceinline__ void join(const AttendArgs& a) {
             if (HD % 32 == 0 && tid < HD) v += f[c] * e[tid];
         }
     }
+    if (a.sinks) total += __expf(a.sinks[head] - m);
     if (tid < HD) a.out[r * a.out_stride + (int64_t)head * HD + tid] = v / total;
 }
 

@@ -2,6 +2,7 @@
 // in registers between them (Dao 2023). A block takes one query head and a tile of up to 64 WGS neighbouring rows, 64 for each
 // warpgroup; tiles of 64 tokens of keys and values come through a ring of three in shared memory, 128-byte swizzled.
 // Tokens outside what any row may see are filled with zeros, so memory never written is never used.
+#include "seen.cuh"
 #include "tile.cuh"
 #include "wgmma.cuh"
 
@@ -15,8 +16,11 @@ struct alignas(8) PrefillArgs {
     const u8* pool;
     int64_t q_stride, out_stride, page, k_at, v_at;
     int32_t heads, kv_heads;
-    int32_t window, pad;
+    int32_t window, chunked;
     float scale, softcap;
+    const float* sinks; // [heads] or null
+    float alibi;        // 0: none
+    int32_t pad;
 };
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -45,7 +49,7 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
     if (tile.y <= 0) return;
     const int tid = threadIdx.x, wg = tid >> 7, warp = (tid >> 5) & 3, lane = tid & 31, g = lane >> 2, t = lane & 3;
     const int head = blockIdx.x, kv = head / (a.heads / a.kv_heads);
-    const int last = tile.z + tile.y - 1, first = a.window > 0 ? max(0, tile.z + 1 - a.window) : 0;
+    const int last = tile.z + tile.y - 1, first = first_seen(tile.z, a.window, a.chunked);
     const int j0 = first / 64, j1 = last / 64 + 1;
     const int32_t* blocks = a.blocks + tile.w;
     const u32 ring = smem_addr(sm);
@@ -72,6 +76,9 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
 
     const int r0 = wg * 64 + warp * 16 + g; // this lane's rows of the tile: r0, r0 + 8
     const int pos0 = tile.z + r0, pos1 = pos0 + 8, wlast = min(last, tile.z + wg * 64 + 63), wfirst = tile.z + wg * 64;
+    const int low0 = first_seen(pos0, a.window, a.chunked), low1 = first_seen(pos1, a.window, a.chunked);
+    const int wlow = first_seen(wfirst, a.window, a.chunked);
+    const float slope = alibi_slope(a.alibi, a.heads, head) * 1.4426950408889634f;
     u32 qf[PARTS * 4][4];
 #pragma unroll
     for (int s = 0; s < PARTS * 4; s++)
@@ -106,7 +113,7 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
         asm volatile("cp.async.commit_group;" ::: "memory");
         const u32 base = ring + slot * STAGE;
         if (++slot == 3) slot = 0;
-        if (j * 64 > wlast || (a.window > 0 && j * 64 + 63 + a.window <= wfirst)) continue; // nothing for this warpgroup
+        if (j * 64 > wlast || j * 64 + 63 < wlow) continue; // nothing for this warpgroup
 
         float s[32];
 #pragma unroll
@@ -125,15 +132,23 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
         asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
         settle(s);
 
-        const float mul = a.softcap > 0.f ? 1.f : a.scale * LOG2E;
+        const float mul = a.softcap > 0.f || slope > 0.f ? 1.f : a.scale * LOG2E;
         if (a.softcap > 0.f)
 #pragma unroll
             for (int i = 0; i < 32; i++) s[i] = a.softcap * LOG2E * tanhf(s[i] * a.scale / a.softcap);
+        if (slope > 0.f) {
+            const float by = a.softcap > 0.f ? 1.f : a.scale * LOG2E;
+#pragma unroll
+            for (int i = 0; i < 32; i++) {
+                const int p = j * 64 + (i >> 2) * 8 + 2 * t + (i & 1);
+                s[i] = s[i] * by + slope * (float)(p - (i & 2 ? pos1 : pos0));
+            }
+        }
         if (j * 64 + 63 > wfirst || a.window > 0)
 #pragma unroll
             for (int i = 0; i < 32; i++) {
                 const int p = j * 64 + (i >> 2) * 8 + 2 * t + (i & 1), at = i & 2 ? pos1 : pos0;
-                if (p > at || (a.window > 0 && p + a.window <= at)) s[i] = -INFINITY;
+                if (p > at || p < (i & 2 ? low1 : low0)) s[i] = -INFINITY;
             }
         float mx[2] = {-INFINITY, -INFINITY};
 #pragma unroll
@@ -180,6 +195,7 @@ template <bool BF, int HD, int WGS> __device__ __forceinline__ void prefill(cons
         l[h] += __shfl_xor_sync(~0u, l[h], 2);
         const int row = r0 + 8 * h;
         if (row >= tile.y) continue;
+        if (a.sinks) l[h] += exp2f(a.sinks[head] * LOG2E - m[h]);
         const float inv = 1.f / l[h];
         float* out = a.out + (tile.x + row) * a.out_stride + (int64_t)head * HD;
 #pragma unroll

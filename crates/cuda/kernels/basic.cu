@@ -6,26 +6,34 @@ struct EmbedArgs {
   const uint8_t* w;   // rows first..last of the table
   float* out;
   int64_t stride;
+  const float* add;   // added to the rows, or null; may be out itself
+  int64_t add_stride;
   int32_t first, last, cols;
   float scale;
+  int32_t by;         // the row of a token: -1 its id's, -2 its position's, else this one
+  int32_t pad;
 };
 
 template <int T> __device__ __forceinline__ void embed(const EmbedArgs& a) {
   begin();
   int r = blockIdx.x;
   if (r >= a.step.n[0]) return;
-  int token = a.step.row[r].x;
-  if (token < a.first || token >= a.last) return;
-  const uint8_t* row = a.w + (int64_t)(token - a.first) * ((int64_t)a.cols / Block<T>::values * Block<T>::bytes);
+  int id = a.by == -1 ? a.step.row[r].x : a.by == -2 ? a.step.row[r].y : a.by;
+  if (id < a.first || id >= a.last) return;
+  const float* add = a.add ? a.add + r * a.add_stride : nullptr;
+  const uint8_t* row = a.w + (int64_t)(id - a.first) * ((int64_t)a.cols / Block<T>::values * Block<T>::bytes);
   float* out = a.out + r * a.stride;
   if constexpr (Block<T>::values == 1) {
-    for (int i = threadIdx.x; i < a.cols; i += blockDim.x) out[i] = plain<T>(row, i) * a.scale;
+    for (int i = threadIdx.x; i < a.cols; i += blockDim.x) {
+      float y = plain<T>(row, i) * a.scale;
+      out[i] = add ? add[i] + y : y;
+    }
   } else {
     for (int u = threadIdx.x; u < a.cols / 32; u += blockDim.x) {
       float y[32];
       unit32<T>(row, u, y);
 #pragma unroll
-      for (int j = 0; j < 32; j++) out[32 * u + j] = y[j] * a.scale;
+      for (int j = 0; j < 32; j++) out[32 * u + j] = add ? add[32 * u + j] + y[j] * a.scale : y[j] * a.scale;
     }
   }
 }
@@ -62,6 +70,7 @@ struct NormArgs {
   int64_t x_stride, out_stride, add_stride;
   int32_t rows_kind, group, kind;
   float eps;
+  int32_t gain_step, pad;  // from a group's gains to the next one's: 0 where they share them
 };
 
 // Grid: rows, groups.
@@ -77,7 +86,7 @@ KERNEL norm_rows(const __grid_constant__ NormArgs a) {
   __syncthreads();
   for (int i = threadIdx.x; i < a.group; i += blockDim.x) {
     float y = (x[i] - m.x) * m.y;
-    if (a.gain) y *= a.gain[i];
+    if (a.gain) y *= a.gain[blockIdx.y * a.gain_step + i];
     if (a.bias) y += a.bias[i];
     out[i] = add ? y + add[i] : y;
   }
@@ -96,7 +105,7 @@ template <class O> __device__ __forceinline__ void prep(const PrepArgs& a) {
     float y = x[i];
     if (a.kind) {
       y = (y - m.x) * m.y;
-      if (a.gain) y *= a.gain[i];
+      if (a.gain) y *= a.gain[blockIdx.y * a.gain_step + i];
       if (a.bias) y += a.bias[i];
     }
     out[i] = from_float<O>(y);
@@ -112,6 +121,8 @@ struct AnglesArgs {
   float* out;          // [rows][2 * half]: cosines, sines
   int32_t half;
   float mscale;
+  float growth_tokens, growth_by, growth_ahead;  // no tokens: it does not grow
+  int32_t pad;
 };
 
 KERNEL angles(const __grid_constant__ AnglesArgs a) {
@@ -119,11 +130,16 @@ KERNEL angles(const __grid_constant__ AnglesArgs a) {
   int r = blockIdx.x;
   if (r >= a.step.n[0]) return;
   double position = (double)a.step.row[r].y;
+  float mscale = a.mscale;
+  if (a.growth_tokens > 0.f) {
+    double steps = floor((position + (double)a.growth_ahead) / (double)a.growth_tokens);
+    mscale *= (float)(log1p(steps) * (double)a.growth_by + 1.);
+  }
   for (int i = threadIdx.x; i < a.half; i += blockDim.x) {
     double s, c;
     sincos(position * a.freq[i], &s, &c);
-    a.out[(int64_t)r * 2 * a.half + i] = (float)c * a.mscale;
-    a.out[(int64_t)r * 2 * a.half + a.half + i] = (float)s * a.mscale;
+    a.out[(int64_t)r * 2 * a.half + i] = (float)c * mscale;
+    a.out[(int64_t)r * 2 * a.half + a.half + i] = (float)s * mscale;
   }
 }
 
@@ -273,6 +289,9 @@ KERNEL map_add(const __grid_constant__ MapArgs m) {
 }
 KERNEL map_scale(const __grid_constant__ MapArgs m) {
   map(m, [&](float x, float) { return x * m.by; });
+}
+KERNEL map_clip(const __grid_constant__ MapArgs m) {
+  map(m, [&](float x, float) { return x > m.by ? m.by : x < -m.by ? -m.by : x; });
 }
 KERNEL map_softcap(const __grid_constant__ MapArgs m) {
   map(m, [&](float x, float) { return m.by * tanhf(x / m.by); });

@@ -23,7 +23,7 @@ struct PrepArgs {
   int32_t rows, k, group;
   int32_t kind;  // 0 no norm, 1 rms, 2 layer
   float eps;
-  int32_t pad;
+  int32_t gain_step;  // from a group's gains to the next one's: 0 where they share them
 };
 
 struct MatArgs {
@@ -55,6 +55,8 @@ __device__ __forceinline__ void begin() {
 #endif
 }
 
+#include "seen.cuh"
+
 // x * sigmoid(x), never overflowing.
 __device__ __forceinline__ float silu(float x) {
   if (x >= 0.f) return x / (1.f + expf(-x));
@@ -79,6 +81,13 @@ __device__ __forceinline__ float activate(int act, float x) {
     }
     default: return x < 0.f ? 0.f : x;
   }
+}
+
+// The gate over two products: an activation of the first times the second, or 4, bounds and a slope (GPT-OSS); NaN stays NaN.
+__device__ __forceinline__ float gated(int act, float gate, float up, float alpha, float limit) {
+  if (act != 4) return activate(act, gate) * up;
+  float g = gate > limit ? limit : gate, u = up > limit ? limit : up < -limit ? -limit : up;
+  return silu(alpha * g) / alpha * (u + 1.f);
 }
 
 __device__ __forceinline__ float warp_sum(float v) {

@@ -12,8 +12,11 @@ struct FlashArgs {
   const uint8_t* pool;
   int64_t q_stride, out_stride, page, k_at, v_at;
   int32_t heads, kv_heads;
-  int32_t window, pad;
+  int32_t window, chunked;
   float scale, softcap;
+  const float* sinks;  // [heads] or null
+  float alibi;         // 0: none
+  int32_t pad;
 };
 
 template <class T> struct Half2;
@@ -86,7 +89,7 @@ template <class T, int D, int BN> __device__ __forceinline__ void flash(const Fl
     *(uint32_t*)(q + m * S + d) = Half2<T>::pack(x.x, x.y);
   }
 
-  const int first = a.window > 0 ? max(0, pos0 + 1 - a.window) : 0;
+  const int first = first_seen(pos0, a.window, a.chunked);
   const int tile0 = first / BN, tiles = pos_last / BN + 1;
   auto fetch = [&](int t, int buffer) {
     T* to = kv + buffer * 2 * BN * S;
@@ -104,9 +107,15 @@ template <class T, int D, int BN> __device__ __forceinline__ void flash(const Fl
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, c2 = 2 * (lane % 4);
   float o[D / 8][4] = {};
   float m_run[2] = {-INFINITY, -INFINITY}, l_run[2] = {0.f, 0.f};
-  int pos[2];
+  int pos[2], low[2];
+  float slope[2];  // of a position, in powers of two
 #pragma unroll
-  for (int h = 0; h < 2; h++) pos[h] = pos0 + (warp * 16 + g + 8 * h) / group;
+  for (int h = 0; h < 2; h++) {
+    const int m = warp * 16 + g + 8 * h;
+    pos[h] = pos0 + m / group;
+    low[h] = first_seen(pos[h], a.window, a.chunked);
+    slope[h] = alibi_slope(a.alibi, a.heads, kv_head * group + m % group) * 1.4426950408889634f;
+  }
 
   fetch(tile0, 0);
   for (int t = tile0; t < tiles; t++) {
@@ -135,7 +144,7 @@ template <class T, int D, int BN> __device__ __forceinline__ void flash(const Fl
     }
 
     // Scale, cap and mask; every row sees at least its own token in its last tile.
-    const bool edge = t * BN + BN - 1 > pos0 || (a.window > 0 && t * BN < pos_last + 1 - a.window);
+    const bool edge = t * BN + BN - 1 > pos0 || t * BN < first_seen(pos_last, a.window, a.chunked);
     float m_new[2] = {m_run[0], m_run[1]};
 #pragma unroll
     for (int n = 0; n < BN / 8; n++) {
@@ -143,10 +152,9 @@ template <class T, int D, int BN> __device__ __forceinline__ void flash(const Fl
       for (int i = 0; i < 4; i++) {
         float v = sc[n][i] * scale;
         if (a.softcap > 0.f) v = a.softcap * tanhf(v / a.softcap) * 1.4426950408889634f;
-        if (edge) {
-          int token = t * BN + 8 * n + c2 + (i & 1), p = pos[i / 2];
-          if (token > p || (a.window > 0 && token + a.window <= p)) v = -INFINITY;
-        }
+        const int token = t * BN + 8 * n + c2 + (i & 1);
+        if (a.alibi > 0.f) v += slope[i / 2] * (float)(token - pos[i / 2]);
+        if (edge && (token > pos[i / 2] || token < low[i / 2])) v = -INFINITY;
         sc[n][i] = v;
         m_new[i / 2] = fmaxf(m_new[i / 2], v);
       }
@@ -197,6 +205,7 @@ template <class T, int D, int BN> __device__ __forceinline__ void flash(const Fl
     l += __shfl_xor_sync(0xffffffffu, l, 2);
     int m = warp * 16 + g + 8 * h, token = m / group;
     if (token >= rows) continue;
+    if (a.sinks) l += exp2f(a.sinks[kv_head * group + m % group] * 1.4426950408889634f - m_run[h]);
     float* out = a.out + (int64_t)(seq.x + token0 + token) * a.out_stride + (int64_t)(kv_head * group + m % group) * D;
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {

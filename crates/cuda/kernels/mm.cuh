@@ -4,12 +4,14 @@
 // A block: 128 rows of W x NTOK rows of X; one warp copies, two warpgroups compute. Sharing X between two blocks by multicast
 // was tried and was slower by half (docs/cuda-kernels.md).
 #pragma once
+#include "experts.cuh"
 #include "tile.cuh"
 #include "wgmma.cuh"
 
 namespace q {
 
 struct alignas(8) MmArgs {
+    static constexpr bool EXPERTS = false;
     const u8* w;         // tiles
     const u8* x;         // image: [kp / 64][xrows / 8][1024 bytes]
     const float* rscale; // [rows]
@@ -19,7 +21,14 @@ struct alignas(8) MmArgs {
     int64_t ldadd, ldo;
     int32_t n, k, rows;
     int32_t xrows;       // rows of the image, a multiple of NTOK and at least rows
-    int32_t act, pad;
+    int32_t act;
+    int32_t planes;      // of the image: 2 where bf16 inputs are followed by what rounding left of them
+};
+
+// The rows of a token tile are the pairs of a tile of experts; the image has NTOK rows for each.
+struct MmExpertArgs : MmArgs {
+    static constexpr bool EXPERTS = true;
+    ExpertArgs e;
 };
 
 // ---- a group of 32 columns as f16 fragments, scaled; WS keeps small scales out of the subnormals ----
@@ -254,9 +263,64 @@ __device__ __forceinline__ float4 mm_added(const MmArgs& a, int o, int r) {
     return a.add && r < a.rows ? *(const float4*)(a.add + r * a.ldadd + o) : make_float4(0, 0, 0, 0);
 }
 
+// The sums of a tile of pairs, 32 at a time through shared memory, each to its pair's place.
+template <int NTOK, class A>
+__device__ __forceinline__ void mm_emit_pairs(const A& a, const Pairs& pairs, float* stage, const float* acc, int tok, int rt, float fin, int lane) {
+    const int g = lane >> 2, t = lane & 3, half = a.n >> 1;
+    const bool glu = a.act >= 0;
+    const int n = glu ? half : a.n;
+    const float* bias = a.bias ? a.bias + (int64_t)pairs.expert * n : nullptr;
+    const bool four = !glu && rt * 16 + 16 <= n && !((a.ldo | a.e.out_block) & 3) && !((uint64_t)a.out & 15) && !(bias && (uint64_t)(bias + rt * 16) & 15);
+#pragma unroll
+    for (int c = 0; c < NTOK / 32; c++) {
+        __syncwarp();
+#pragma unroll
+        for (int i = 0; i < 16; i++) {
+            const int token = i / 4 * 8 + 2 * t + (i & 1), row = g + (i & 2) * 4;
+            stage[token * 16 + (row ^ (token >> 1 & 3) << 2)] = acc[c * 16 + i];
+        }
+        __syncwarp();
+        const int left = pairs.count - c * 32;
+        if (left <= 0) continue;
+        const float mine = lane < left ? a.rscale[tok * NTOK + c * 32 + lane] * fin : 0.f;
+        const long long place = lane < left ? a.e.place(pairs, c * 32 + lane, a.ldo, a.e.out_block) : 0;
+        if (four) {
+            const int quad = (lane & 3) * 4, o = rt * 16 + quad;
+            float4 b = {0, 0, 0, 0};
+            if (bias) b = *(const float4*)(bias + o);
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                const int token = i * 8 + (lane >> 2);
+                float4 v = *(const float4*)(stage + token * 16 + (quad ^ (token >> 1 & 3) << 2));
+                const float u = __shfl_sync(~0u, mine, token);
+                float* out = a.out + __shfl_sync(~0u, place, token);
+                v.x = v.x * u + b.x, v.y = v.y * u + b.y, v.z = v.z * u + b.z, v.w = v.w * u + b.w;
+                if (token < left) *(float4*)(out + o) = v;
+            }
+            continue;
+        }
+        const int rows = glu ? 8 : 16, at = lane & (rows - 1), o = rt * rows + at;
+#pragma unroll 1
+        for (int i = 0; i < 32; i += 32 / rows) {
+            const int token = i + lane / rows, x = (token >> 1 & 3) << 2;
+            const float u = __shfl_sync(~0u, mine, token);
+            float* out = a.out + __shfl_sync(~0u, place, token);
+            if (o >= n || token >= left) continue;
+            float v = stage[token * 16 + (at ^ x)] * u;
+            if (bias) v += bias[o];
+            if (glu) {
+                float up = stage[token * 16 + (at + 8 ^ x)] * u;
+                if (bias) up += bias[a.e.up_bias + o];
+                v = gated(v, up, a.act, a.e.alpha, a.e.limit);
+            }
+            out[o] = v;
+        }
+    }
+}
+
 // SPLIT: not persistent; the blocks of a cluster (its size is the launch's) take slices of K of one tile, whose sums are added
 // in the order of the slices. Otherwise a block takes tiles in turn, all of K.
-template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body(const MmArgs& a) {
+template <class F, int NTOK, bool SPLIT, class A> __device__ __forceinline__ void mm_body(const A& a) {
     extern __shared__ __align__(1024) u8 sm[];
     typedef Frag<F> G;
     constexpr int SB = mm_bstages(NTOK), SA = mm_astages(F::KT, F::TILE), ABYTES = 8 * F::TILE, BBYTES = NTOK * 128, KB = F::KT / 64;
@@ -268,9 +332,15 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
         asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
         asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(slices));
     }
-    const int tiles = (a.n + 15) >> 4, tk = (a.k + F::KT - 1) / F::KT, xblocks = a.xrows >> 3;
-    const int k0 = tk * rank / slices, k1 = tk * (rank + 1) / slices, nk = min((a.k + 63) / 64, k1 * KB) - k0 * KB;
-    const int tokens = (a.rows + NTOK - 1) / NTOK, groups = (tiles + 7) / 8, work = tokens * groups;
+    const int tiles = (a.n + 15) >> 4, along = (a.k + F::KT - 1) / F::KT, tk = along * a.planes, xblocks = a.xrows >> 3;
+    const int k0 = tk * rank / slices, k1 = tk * (rank + 1) / slices, nk = min((a.k + 63) / 64 * a.planes, k1 * KB) - k0 * KB;
+    if constexpr (A::EXPERTS) {
+        pdl_launch();
+        pdl_wait();
+    }
+    int tokens = (a.rows + NTOK - 1) / NTOK;
+    if constexpr (A::EXPERTS) tokens = *a.e.tile_count;
+    const int groups = (tiles + 7) / 8, work = tokens * groups;
     const int first = blockIdx.x / slices, step_ = gridDim.x / slices;
     if (tid == 0) {
         for (int i = 0; i < SB; i++) bar_init(bfull + 8 * i, 1), bar_init(bempty + 8 * i, 8);
@@ -290,12 +360,18 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
             bool waited = false;
             for (int w = first; w < work; w += step_) {
                 const int tok = w % tokens, base = w / tokens * 8;
+                const u8* weights = a.w;
+                if constexpr (A::EXPERTS) {
+                    Pairs pairs;
+                    if (!a.e.find(tok, &pairs)) continue;
+                    weights += (pairs.expert - a.e.low) * a.e.w_stride;
+                }
                 int kb = k0 * KB;
                 for (int kt = k0; kt < k1; kt++) {
                     bar_wait(aempty + 8 * as, ap);
                     bar_expect(afull + 8 * as, ABYTES);
                     for (int i = 0; i < 8; i++)
-                        bulk(smem_addr(aring) + as * ABYTES + i * F::TILE, a.w + ((size_t)min(base + i, tiles - 1) * tk + kt) * F::TILE, F::TILE,
+                        bulk(smem_addr(aring) + as * ABYTES + i * F::TILE, weights + ((size_t)min(base + i, tiles - 1) * along + kt % along) * F::TILE, F::TILE,
                              afull + 8 * as);
                     if (++as == SA) as = 0, ap ^= 1;
                     if (!waited) pdl_wait(), waited = true; // the weights do not depend on the kernel before, the input does
@@ -318,6 +394,10 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
         const uint64_t desc0 = (uint64_t)(1) << 62 | (uint64_t)64 << 32 | (uint64_t)1 << 16;
         for (int w = first; w < work; w += step_) {
             const int tok = w % tokens, rt = w / tokens * 8 + warp;
+            Pairs pairs = {0, 0, 0};
+            if constexpr (A::EXPERTS) {
+                if (!a.e.find(tok, &pairs)) continue;
+            }
             float acc[NTOK / 2];
 #pragma unroll
             for (int i = 0; i < NTOK / 2; i++) acc[i] = 0;
@@ -369,6 +449,10 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
                 continue;
             }
             float* stage = (float*)(aring + SA * ABYTES) + warp * 512; // 32 tokens of 16 rows
+            if constexpr (A::EXPERTS) {
+                mm_emit_pairs<NTOK>(a, pairs, stage, acc, tok, rt, G::FIN, lane);
+                continue;
+            }
             const bool four = mm_by_four(a, rt);
             const int quad = (lane & 3) * 4, o4 = rt * 16 + quad;
             float4 add[4];
@@ -460,9 +544,13 @@ template <class F, int NTOK, bool SPLIT> __device__ __forceinline__ void mm_body
     extern "C" __global__ void __launch_bounds__(384, 1) mm_##NAME##_##N(const __grid_constant__ q::MmArgs a) { q::mm_body<q::FMT, N, false>(a); }
 #define MM_SPLIT(NAME, FMT, N, PER)                                                                                        \
     extern "C" __global__ void __launch_bounds__(384, PER) mm_##NAME##_##N##s(const __grid_constant__ q::MmArgs a) { q::mm_body<q::FMT, N, true>(a); }
+#define MM_EXPERTS_ONE(NAME, FMT, N)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(384, 1) mmx_##NAME##_##N(const __grid_constant__ q::MmExpertArgs a) { q::mm_body<q::FMT, N, false>(a); }
+#define MM_EXPERTS(NAME, FMT) MM_EXPERTS_ONE(NAME, FMT, 64) MM_EXPERTS_ONE(NAME, FMT, 128)
 #define MM_KERNEL(NAME, FMT) MM_ONE(NAME, FMT, 256) MM_ONE(NAME, FMT, 128) MM_ONE(NAME, FMT, 64) MM_SPLIT(NAME, FMT, 128, 1) MM_SPLIT(NAME, FMT, 64, 1) MM_SPLIT(NAME, FMT, 32, 2)
 #else
 #define MM_KERNEL(NAME, FMT)
+#define MM_EXPERTS(NAME, FMT)
 #endif
 
 } // namespace q

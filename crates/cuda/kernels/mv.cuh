@@ -3,6 +3,7 @@
 // preceding kernel is waited for. Partial sums are added in the order of the slices, whatever warp or block held them, so
 // the result depends on (n, k, type) alone.
 #pragma once
+#include "experts.cuh"
 #include "tile.cuh"
 
 namespace q {
@@ -132,6 +133,11 @@ __device__ __forceinline__ u32 by16(u32 v) {
     return *(u32*)&h;
 }
 
+struct MvExpertArgs : TileArgs {
+    static constexpr bool EXPERTS = true;
+    ExpertArgs e;
+};
+
 struct Shared { // where things lie in dynamic shared memory; the host computes the same (mv_shared)
     u32 ring, part, sums, xs, xstride, plane, total;
 };
@@ -147,7 +153,8 @@ __host__ __device__ inline Shared mv_shared(u32 warps, u32 stages, u32 stage, u3
     return s;
 }
 
-template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArgs& a) {
+// With experts: the rows are those of the pairs of tile blockIdx.y, the weights their expert's.
+template <class F, int NT, class A> __device__ __forceinline__ void mv_body(const A& a) {
     extern __shared__ __align__(128) u8 sm[];
     constexpr u32 STAGE = F::TILE * F::ST, SLOT = (STAGE + 127) & ~127u;
     const int stages = a.stages, threads = blockDim.x, warps = threads >> 5;
@@ -160,6 +167,19 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
     const int kb0 = tk * (crank * wk) / slices, kb1 = tk * (crank * wk + wk) / slices; // the block's columns, in tiles
     const int kcmax = ((tk + ck - 1) / ck + (ck > 1)) * F::KT;
     const Shared L = mv_shared(warps, stages, STAGE, F::PLANES, F::SG, NT, a.rows, kcmax, slices > 1);
+    int rows = a.rows;
+    const u8* weights = a.w;
+    Pairs pairs = {0, 0, 0};
+    int64_t* places = (int64_t*)(sm + 1664); // of the pairs' outputs; 8 fit
+    if constexpr (A::EXPERTS) {
+        static_assert(NT == 1, "");
+        pdl_launch();
+        pdl_wait();
+        if (!a.e.find(blockIdx.y, &pairs)) return; // alike in all blocks of a cluster
+        rows = pairs.count;
+        weights += (pairs.expert - a.e.low) * a.e.w_stride;
+        if (tid < rows) places[tid] = a.e.place(pairs, tid, a.ldo, a.e.out_block);
+    }
 
     // The ring, full of weights before anything else.
     Ring ring;
@@ -175,7 +195,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
     u32 phase = 0;
     auto refill = [&](int at) {
         int rt = pu * wr + warp / wk, bytes = 0;
-        const u8* src = a.w;
+        const u8* src = weights;
         if (pu < units && rt < tiles && k0 < k1) {
             bytes = min((int)F::ST, k1 - pk) * F::TILE;
             src += ((size_t)rt * tk + pk) * F::TILE;
@@ -196,7 +216,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
     if (F::SG)
         for (int i = tid; i < kcols / (F::SG ? F::SG : 1) * 8 * NT; i += threads) sums[i] = 0;
     __syncthreads();
-    if (a.xp) {
+    if (!A::EXPERTS && a.xp) {
         const int kp = (a.k + 63) & ~63;
         if (tid < a.rows) undo[tid] = a.rscale[tid];
         const u32 chunks = kcols / 8, groups = F::SG ? kcols / (F::SG ? F::SG : 1) : 0;
@@ -232,9 +252,11 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
             }
         }
     } else {
-        const bool aligned = a.ldx % 4 == 0;
-        for (int r = 0; r < a.rows; r++) {
+        bool aligned = a.ldx % 4 == 0;
+        if constexpr (A::EXPERTS) aligned = aligned && a.e.x_block % 4 == 0 && (uint64_t)a.x % 16 == 0;
+        for (int r = 0; r < rows; r++) {
             const float* xr = a.x + r * a.ldx;
+            if constexpr (A::EXPERTS) xr = a.x + a.e.place(pairs, r, a.ldx, a.e.x_block);
             float u, f = row_factor(xr, a.gain, a.k, a.norm, a.eps, !F::BF, aligned, red, &u);
             if (tid == 0) undo[r] = u;
             u8* row = sm + L.xs + r * L.xstride;
@@ -278,7 +300,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
     Ctx<NT> c;
     const int g = lane >> 2, t = lane & 3;
 #pragma unroll
-    for (int nt = 0; nt < NT; nt++) c.x[nt] = (const char*)sm + L.xs + min(nt * 8 + g, a.rows - 1) * L.xstride + t * 16;
+    for (int nt = 0; nt < NT; nt++) c.x[nt] = (const char*)sm + L.xs + min(nt * 8 + g, rows - 1) * L.xstride + t * 16;
     c.plane = L.plane;
     c.su = sums + 2 * t;
     const int half = a.n >> 1;
@@ -291,6 +313,18 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
         float u = undo[col] * F::FIN;
         v *= u, v2 *= u;
         int o;
+        if constexpr (A::EXPERTS) {
+            const float* bias = a.bias ? a.bias + (int64_t)pairs.expert * (glu ? half : a.n) : nullptr;
+            o = rt * (glu ? 8 : 16) + row;
+            if (o >= (glu ? half : a.n)) return;
+            if (bias) v += bias[o];
+            if (glu) {
+                if (bias) v2 += bias[a.e.up_bias + o];
+                v = gated(v, v2, a.act, a.e.alpha, a.e.limit);
+            }
+            a.out[places[col] + o] = v;
+            return;
+        }
         if (glu) {
             o = rt * 8 + row;
             if (o >= half) return;
@@ -328,7 +362,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
 #pragma unroll
                     for (int j = 0; j < 2; j++) {
                         int col = nt * 8 + 2 * t + j;
-                        if (col < a.rows) {
+                        if (col < rows) {
                             emit(rt, g, col, c.acc[nt][j], c.acc[nt][2 + j]);
                             if (!glu) emit(rt, g + 8, col, c.acc[nt][2 + j], 0);
                         }
@@ -351,7 +385,7 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
         else
 #endif
             __syncthreads();
-        const int per = glu ? 8 : 16, total = wr * per * a.rows;
+        const int per = glu ? 8 : 16, total = wr * per * rows;
         auto sum = [&](int w0, int row, int col) {
             float v = 0;
             for (int cr = 0; cr < ck; cr++)
@@ -381,6 +415,9 @@ template <class F, int NT> __device__ __forceinline__ void mv_body(const TileArg
     if (ck > 1) asm volatile("barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;" ::: "memory");
 #endif
 }
+
+#define MV_EXPERTS(NAME, FMT, PER)                                                                                                  \
+    extern "C" __global__ void __launch_bounds__(256, PER) mvx_##NAME(const __grid_constant__ q::MvExpertArgs a) { q::mv_body<q::FMT, 1>(a); }
 
 #define MV_KERNEL(NAME, FMT)                                                                                                      \
     extern "C" __global__ void __launch_bounds__(512, 1) mv_##NAME##_8(const __grid_constant__ q::TileArgs a) { q::mv_body<q::FMT, 1>(a); }  \

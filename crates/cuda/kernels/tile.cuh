@@ -12,6 +12,7 @@ typedef uint32_t u32;
 typedef uint8_t u8;
 
 struct alignas(8) TileArgs {
+    static constexpr bool EXPERTS = false;
     const u8* w;         // tiles, 256-byte aligned
     const float* x;      // f32 input [rows, k], row stride ldx; 16-byte aligned rows; null when xp is given
     const void* xp;      // prepared input (mv_prep_*), or null
@@ -73,6 +74,14 @@ __device__ __forceinline__ float activate(float x, int act) {
     case 2: return 0.5f * x * (1.f + erff(x * 0.7071067811865476f));
     default: return fmaxf(x, 0.f);
     }
+}
+
+// ---- the gate over two products: act 0..3 as above, or 4, bounds and a slope of its own (GPT-OSS); NaN stays NaN ----
+
+__device__ __forceinline__ float gated(float gate, float up, int act, float alpha, float limit) {
+    if (act != 4) return activate(gate, act) * up;
+    const float g = gate > limit ? limit : gate, u = up > limit ? limit : up < -limit ? -limit : up;
+    return g / (1.f + __expf(-alpha * g)) * (u + 1.f);
 }
 
 // ---- the place of a value within its group of 32 columns, in prepared inputs ----

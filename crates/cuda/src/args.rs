@@ -26,7 +26,7 @@ pub(crate) struct Prep {
     pub(crate) group: i32,
     pub(crate) kind: i32,
     pub(crate) eps: f32,
-    pub(crate) pad: i32,
+    pub(crate) gain_step: i32,
 }
 
 #[repr(C)]
@@ -109,7 +109,7 @@ pub(crate) struct Mm {
     pub(crate) rows: i32,
     pub(crate) image_rows: i32,
     pub(crate) act: i32,
-    pub(crate) pad: i32,
+    pub(crate) planes: i32,
 }
 
 /// `q::MmPrepArgs` of mm_prep.cu.
@@ -126,7 +126,7 @@ pub(crate) struct MmPrep {
     pub(crate) norm: i32,
     pub(crate) eps: f32,
     pub(crate) image_rows: i32,
-    pub(crate) pad: i32,
+    pub(crate) planes: i32,
 }
 
 /// `q::RepackArgs` of mv_repack.cu.
@@ -150,10 +150,14 @@ pub(crate) struct Embed {
     pub(crate) w: Ptr,
     pub(crate) out: Ptr,
     pub(crate) stride: i64,
+    pub(crate) add: Ptr,
+    pub(crate) add_stride: i64,
     pub(crate) first: i32,
     pub(crate) last: i32,
     pub(crate) cols: i32,
     pub(crate) scale: f32,
+    pub(crate) by: i32,
+    pub(crate) pad: i32,
 }
 
 #[repr(C)]
@@ -172,6 +176,8 @@ pub(crate) struct Norm {
     pub(crate) group: i32,
     pub(crate) kind: i32,
     pub(crate) eps: f32,
+    pub(crate) gain_step: i32,
+    pub(crate) pad: i32,
 }
 
 #[repr(C)]
@@ -182,6 +188,10 @@ pub(crate) struct Angles {
     pub(crate) out: Ptr,
     pub(crate) half: i32,
     pub(crate) mscale: f32,
+    pub(crate) growth_tokens: f32,
+    pub(crate) growth_by: f32,
+    pub(crate) growth_ahead: f32,
+    pub(crate) pad: i32,
 }
 
 #[repr(C)]
@@ -239,6 +249,9 @@ pub(crate) struct Attend {
     pub(crate) chunks: i32,
     pub(crate) scale: f32,
     pub(crate) softcap: f32,
+    pub(crate) sinks: Ptr,
+    pub(crate) alibi: f32,
+    pub(crate) chunked: i32,
 }
 
 #[repr(C)]
@@ -257,9 +270,12 @@ pub(crate) struct Flash {
     pub(crate) heads: i32,
     pub(crate) kv_heads: i32,
     pub(crate) window: i32,
-    pub(crate) pad: i32,
+    pub(crate) chunked: i32,
     pub(crate) scale: f32,
     pub(crate) softcap: f32,
+    pub(crate) sinks: Ptr,
+    pub(crate) alibi: f32,
+    pub(crate) pad: i32,
 }
 
 /// `q::PrefillArgs` of attn_prefill.cu.
@@ -279,9 +295,12 @@ pub(crate) struct Prefill {
     pub(crate) heads: i32,
     pub(crate) kv_heads: i32,
     pub(crate) window: i32,
-    pub(crate) pad: i32,
+    pub(crate) chunked: i32,
     pub(crate) scale: f32,
     pub(crate) softcap: f32,
+    pub(crate) sinks: Ptr,
+    pub(crate) alibi: f32,
+    pub(crate) pad: i32,
 }
 
 #[repr(C)]
@@ -330,6 +349,150 @@ pub(crate) struct TopK {
     pub(crate) part_count: i32,
 }
 
+/// `ExpertArgs` of experts.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Experts {
+    pub(crate) n: Ptr,
+    pub(crate) route: Ptr,
+    pub(crate) tiles: Ptr,
+    pub(crate) order: Ptr,
+    pub(crate) tile_count: Ptr,
+    pub(crate) route_stride: i64,
+    pub(crate) w_stride: i64,
+    pub(crate) x_block: i64,
+    pub(crate) out_block: i64,
+    pub(crate) up_bias: i64,
+    pub(crate) used: i32,
+    pub(crate) rows_kind: i32,
+    pub(crate) low: i32,
+    pub(crate) high: i32,
+    pub(crate) tile0: i32,
+    pub(crate) pad: i32,
+    pub(crate) alpha: f32,
+    pub(crate) limit: f32,
+}
+
+/// `q::MvExpertArgs` of mv.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MvExperts {
+    pub(crate) mv: Mv,
+    pub(crate) experts: Experts,
+}
+
+/// `q::MmExpertArgs` of mm.cuh.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MmExperts {
+    pub(crate) mm: Mm,
+    pub(crate) experts: Experts,
+}
+
+/// `q::MmPrepExpertArgs` of mm_prep.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MmPrepExperts {
+    pub(crate) prep: MmPrep,
+    pub(crate) experts: Experts,
+    pub(crate) of_tile: i32,
+    pub(crate) pad: i32,
+}
+
+/// `PlainExpertArgs` of simple_experts.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PlainExperts {
+    pub(crate) w: Ptr,
+    pub(crate) w2: Ptr,
+    pub(crate) x: Ptr,
+    pub(crate) bias: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) n: i32,
+    pub(crate) k: i32,
+    pub(crate) act: i32,
+    pub(crate) pad: i32,
+    pub(crate) experts: Experts,
+}
+
+/// `RouteArgs` of experts.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Route {
+    pub(crate) n: Ptr,
+    pub(crate) logits: Ptr,
+    pub(crate) bias: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) logits_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) rows_kind: i32,
+    pub(crate) experts: i32,
+    pub(crate) used: i32,
+    pub(crate) scoring: i32,
+    pub(crate) groups: i32,
+    pub(crate) kept: i32,
+    pub(crate) best: i32,
+    pub(crate) normalize: i32,
+    pub(crate) eps: f32,
+    pub(crate) scale: f32,
+}
+
+/// `SortArgs` of experts.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sort {
+    pub(crate) n: Ptr,
+    pub(crate) route: Ptr,
+    pub(crate) tile_count: Ptr,
+    pub(crate) tiles: Ptr,
+    pub(crate) order: Ptr,
+    pub(crate) route_stride: i64,
+    pub(crate) rows_kind: i32,
+    pub(crate) experts: i32,
+    pub(crate) used: i32,
+    pub(crate) of_tile: i32,
+}
+
+/// `BlocksArgs` of experts.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Blocks {
+    pub(crate) n: Ptr,
+    pub(crate) x: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) x_block: i64,
+    pub(crate) out_block: i64,
+    pub(crate) rows_kind: i32,
+    pub(crate) cols: i32,
+    pub(crate) used: i32,
+    pub(crate) act: i32,
+    pub(crate) alpha: f32,
+    pub(crate) limit: f32,
+}
+
+/// `CombineArgs` of experts.cu.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Combine {
+    pub(crate) n: Ptr,
+    pub(crate) x: Ptr,
+    pub(crate) weights: Ptr,
+    pub(crate) add: Ptr,
+    pub(crate) out: Ptr,
+    pub(crate) x_stride: i64,
+    pub(crate) weights_stride: i64,
+    pub(crate) add_stride: i64,
+    pub(crate) out_stride: i64,
+    pub(crate) rows_kind: i32,
+    pub(crate) cols: i32,
+    pub(crate) used: i32,
+    pub(crate) pad: i32,
+}
+
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pick {
@@ -364,6 +527,33 @@ macro_rules! args {
     ($($t:ty),*) => { $(impl Args for $t {})* };
 }
 args!(
-    Prep, Mat, Mv, MvPrep, Mm, MmPrep, Repack, Embed, Norm, Angles, Rope, Store, Attend, Flash, Prefill,
-    RopeStore, Map, Pick, TopK, CopyPages, Peak
+    Prep,
+    Mat,
+    Mv,
+    MvPrep,
+    Mm,
+    MmPrep,
+    Repack,
+    Embed,
+    Norm,
+    Angles,
+    Rope,
+    Store,
+    Attend,
+    Flash,
+    Prefill,
+    RopeStore,
+    Map,
+    Pick,
+    TopK,
+    CopyPages,
+    Peak,
+    MvExperts,
+    MmExperts,
+    MmPrepExperts,
+    PlainExperts,
+    Route,
+    Sort,
+    Blocks,
+    Combine
 );

@@ -5,6 +5,7 @@ use crate::gpu::Caps;
 use crate::tuned::{self, Format, Plan};
 use crate::weights::RunShape;
 use quarrel_formats::DType;
+use quarrel_ir::{Uses, WeightDecl};
 
 /// How the rows of a weight are arranged on the GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,6 +20,23 @@ pub(crate) enum Layout {
 pub(crate) fn layout(dtype: DType, n: usize, k: usize, caps: &Caps) -> Layout {
     let fits = |f: &&'static Format| f.plan(1, n, k, caps, true).is_some();
     tuned::format(dtype).filter(fits).map_or(Layout::File, Layout::Tiles)
+}
+
+/// The layout of experts' matrices, `n` rows each: in tiles where none holds rows of two of them. With `glu` a tile has 8 rows of both halves.
+pub(crate) fn expert_layout(dtype: DType, n: usize, k: usize, glu: bool, caps: &Caps) -> Layout {
+    match n.is_multiple_of(if glu { 8 } else { 16 }) {
+        true => layout(dtype, n, k, caps),
+        false => Layout::File,
+    }
+}
+
+/// How a run of a weight is held for the products that a Program has with it; `runs`: how many the weight has.
+pub(crate) fn held_layout(decl: &WeightDecl, uses: Uses, runs: usize, run: &RunShape, caps: &Caps) -> Layout {
+    let cols = decl.cols as usize;
+    match decl.parts.first().filter(|_| uses.experts) {
+        Some(part) => expert_layout(run.dtype, part.rows as usize, cols, uses.halves && runs == 1, caps),
+        None => layout(run.dtype, run.rows, cols, caps),
+    }
 }
 
 /// One launch of a product.
@@ -50,6 +68,10 @@ pub(crate) struct Product {
     pub(crate) glu: bool,
     /// Whether a row's result must not depend on how many rows there are.
     pub(crate) deterministic: bool,
+    /// Whether its input must not be rounded: see [`Uses::exact`].
+    pub(crate) exact: bool,
+    /// Whether inputs of bf16 products keep 16 bits: where experts are chosen, what is lost may choose another one.
+    pub(crate) fine: bool,
 }
 
 impl Product {
@@ -60,7 +82,13 @@ impl Product {
             let n = if glu { r.rows / 2 } else { r.rows };
             let tuned = match layout(r.dtype, r.rows, self.k, caps) {
                 Layout::File => None,
-                Layout::Tiles(f) => Some((f, f.plan(self.rows, r.rows, self.k, caps, self.deterministic))),
+                // As in the file it is there too; one launch for all rows, with f32 inputs.
+                Layout::Tiles(f) if self.exact && !self.deterministic && self.rows > f.few() => None,
+                Layout::Tiles(f) => {
+                    let planes = f.image_planes(self.fine);
+                    let plan = f.plan(self.rows, r.rows, self.k, caps, self.deterministic);
+                    Some((f, plan.map(|p| p.with_planes(planes))))
+                }
             };
             let kernel = match tuned {
                 Some((f, Some(plan))) => Kernel::Tuned(f, plan),
@@ -101,6 +129,11 @@ macro_rules! kernel_of {
 
 fn plain_name(dtype: DType, one: bool) -> &'static str {
     if one { kernel_of!("simple_", "_1", dtype) } else { kernel_of!("simple_", "_8", dtype) }
+}
+
+/// The plain kernel of experts.
+pub(crate) fn experts_plain(dtype: DType) -> &'static str {
+    kernel_of!("experts_", "", dtype)
 }
 
 /// The kernel that looks rows up in a table of this type.

@@ -12,8 +12,9 @@ use quarrel_ir::arena::{Arena, Slot};
 use quarrel_ir::reference::vocab;
 use quarrel_ir::{
     Device, DeviceInfo, Error, HostWeight, Limits, Op, OpTime, Prepared, Program, Readout, Result, Rows,
-    StepInputs, View, Weight, WeightDecl, check_overlap, no_adapter, uses,
+    StepInputs, View, Weight, WeightDecl, check_overlap, check_positions, no_adapter, uses,
 };
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -119,10 +120,14 @@ impl Cuda {
 fn check_gates(program: &Program) -> Result<()> {
     let mut gated = HashMap::new();
     for (i, node) in program.ops.iter().enumerate() {
-        let Op::MatMul { weight, glu, .. } = node.op else { continue };
-        if *gated.entry(weight.0).or_insert(glu.is_some()) != glu.is_some() {
-            let why = "a weight gates in one product and not in another".into();
-            return Err(Error::Shape { at: format!("op {i} (matmul)"), why });
+        let (weight, how) = match node.op {
+            Op::MatMul { weight, glu, .. } => (weight, (glu.is_some(), false)),
+            Op::MatMulExperts { weight, glu, .. } => (weight, (glu.is_some(), true)),
+            _ => continue,
+        };
+        if *gated.entry(weight.0).or_insert(how) != how {
+            let why = "a weight gates, or is one of experts, in one product and not in another".into();
+            return Err(Error::Shape { at: format!("op {i} ({})", node.op.name()), why });
         }
     }
     Ok(())
@@ -179,6 +184,7 @@ impl Device for Cuda {
             input: gpu.zeroed(bytes.input + ARENA_SLACK, "prepared inputs")?,
             wide: gpu.zeroed(bytes.wide, "gated products")?,
             form: gpu.zeroed(bytes.form + ARENA_SLACK, "prepared inputs")?,
+            lists: gpu.zeroed(bytes.lists, "rows by expert")?,
             parts: gpu.zeroed(bytes.parts, "partial sums of attention")?,
             top: gpu.zeroed(bytes.top, "sums of logits")?,
         };
@@ -209,6 +215,7 @@ impl Device for Cuda {
     fn run(&mut self, prepared: Prepared, step: &StepInputs) -> Result<()> {
         let r = &mut self.ready[prepared.0 as usize];
         step.check(&r.limits, vocab(&r.program))?;
+        check_positions(&r.program, step)?;
         if let Some(a) = step.seqs.iter().find_map(|s| s.adapter) {
             return Err(no_adapter(a));
         }
@@ -357,6 +364,7 @@ impl Ready {
             ropes: &self.ropes,
             scratch: &self.scratch,
             deterministic,
+            sorted: Cell::new(None),
         }
     }
 
@@ -439,7 +447,8 @@ impl Ready {
     fn bytes(&self) -> usize {
         let s = &self.scratch;
         let ropes: usize = self.ropes.iter().map(|r| r.freq.bytes + r.angles.bytes).sum();
-        let scratch = s.input.bytes + s.wide.bytes + s.form.bytes + s.parts.bytes + s.top.bytes;
+        let scratch =
+            s.input.bytes + s.wide.bytes + s.form.bytes + s.lists.bytes + s.parts.bytes + s.top.bytes;
         self.arena.bytes + self.kv.buffer.bytes + ropes + scratch + self.inputs.bytes()
     }
 }

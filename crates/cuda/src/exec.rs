@@ -2,15 +2,18 @@
 
 use crate::args::{self, Ptr};
 use crate::choose::{self, Kernel, Product};
+use crate::experts::{ExpertKernel, Experts, Sorted, chooses};
 use crate::gpu::{Buffer, Caps, Event, Gpu};
 use crate::kv::{KvPool, KvType};
 use crate::step::{Lists, Size};
+use crate::tuned::Plan;
 use crate::weights::{Held, RunShape};
 use quarrel_ir::arena::Slot;
 use quarrel_ir::{
-    Activation, AttendSpec, BLOCK_TOKENS, Error, Limits, NormKind, NormSpec, Op, Program, Result, RopeStyle,
-    Rows, Stop, View, Weight, WeightId, candidates,
+    Activation, AttendSpec, BLOCK_TOKENS, Error, Limits, Lookup, NormKind, NormSpec, Op, Program, Result,
+    RopeStyle, RopeTable, Rows, Stop, View, Weight, WeightId, candidates, uses,
 };
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -43,6 +46,8 @@ pub(crate) struct Tape<'a> {
     pub(crate) ropes: &'a [RopeAt],
     pub(crate) scratch: &'a Scratch,
     pub(crate) deterministic: bool,
+    /// What lies in [`Scratch::lists`].
+    pub(crate) sorted: Cell<Option<Sorted>>,
 }
 
 /// A rotation's frequencies, and the angles of a step's rows.
@@ -59,6 +64,8 @@ pub(crate) struct Scratch {
     pub(crate) form: Buffer,
     /// Products whose two halves come from different kernels.
     pub(crate) wide: Buffer,
+    /// Rows by expert.
+    pub(crate) lists: Buffer,
     /// Partial sums of attention.
     pub(crate) parts: Buffer,
     /// What the logits come to by groups of columns.
@@ -71,6 +78,7 @@ pub(crate) struct ScratchBytes {
     pub(crate) input: usize,
     pub(crate) form: usize,
     pub(crate) wide: usize,
+    pub(crate) lists: usize,
     pub(crate) parts: usize,
     pub(crate) top: usize,
 }
@@ -97,6 +105,10 @@ impl Tape<'_> {
                 out: at.angles.ptr,
                 half: half as i32,
                 mscale: table.mscale,
+                growth_tokens: table.growth.map_or(0.0, |g| g.tokens),
+                growth_by: table.growth.map_or(0.0, |g| g.by),
+                growth_ahead: table.growth.map_or(0.0, |g| g.ahead),
+                pad: 0,
             };
             if half > 0 {
                 self.gpu.launch("angles", [pass.size.rows as u32, 1, 1], 64, 0, &args)?;
@@ -127,7 +139,7 @@ impl Tape<'_> {
 
     fn op(&self, pass: &Pass, op: &Op) -> Result<()> {
         match *op {
-            Op::Embed { out, table, scale, .. } => self.embed(pass, out, table, scale),
+            Op::Embed { out, table, scale, by, add } => self.embed(pass, (out, add), (table, by), scale),
             Op::Norm { out, x, ref norm, add } => self.norm(pass, out, x, norm, add),
             Op::MatMul { .. } => self.matmul(pass, op),
             Op::Rope { x, head_dim, table } => self.rope(pass, x, head_dim, table.0 as usize),
@@ -139,16 +151,16 @@ impl Tape<'_> {
             Op::Scale { x, by } => self.map(pass, "map_scale", x, x, None, 0, by),
             Op::Softcap { x, cap } => self.map(pass, "map_softcap", x, x, None, 0, cap),
             Op::TopK { out, x } => self.top_k(pass, out, x),
-            Op::Route { .. }
-            | Op::MatMulExperts { .. }
-            | Op::Combine { .. }
-            | Op::Rescale { .. }
+            Op::Route { out, logits, bias, ref spec } => self.route(pass, out, logits, bias, spec),
+            Op::MatMulExperts { .. } => self.matmul_experts(pass, op),
+            Op::Combine { out, x, weights, add, .. } => self.combine(pass, out, x, weights, add),
+            Op::Clip { x, by } => self.map(pass, "map_clip", x, x, None, 0, by),
+            Op::Rescale { .. }
             | Op::Cutoff { .. }
-            | Op::Clip { .. }
             | Op::ShortConv { .. }
             | Op::Conv { .. }
             | Op::Scan { .. } => {
-                unreachable!("`prepare` refused programs with experts, streams, clipping, or states")
+                unreachable!("`prepare` refused programs with streams, convolutions or recurrences")
             }
             Op::PickRows { out, x } => {
                 let (o, i) = (self.at(out), self.at(x));
@@ -181,8 +193,14 @@ impl Tape<'_> {
         }
     }
 
-    fn embed(&self, pass: &Pass, out: View, table: WeightId, scale: f32) -> Result<()> {
-        let o = self.at(out);
+    fn embed(
+        &self,
+        pass: &Pass,
+        (out, add): (View, Option<View>),
+        (table, by): (WeightId, Lookup),
+        scale: f32,
+    ) -> Result<()> {
+        let (o, add) = (self.at(out), add.map(|a| self.at(a)));
         for run in &self.weight(table).runs {
             let RunShape { dtype, first, rows } = run.shape;
             let args = args::Embed {
@@ -190,10 +208,19 @@ impl Tape<'_> {
                 w: run.table().ok_or_else(|| self.missing("a table"))?,
                 out: o.ptr,
                 stride: o.stride,
+                add: add.map_or(0, |a| a.ptr),
+                add_stride: add.map_or(0, |a| a.stride),
                 first: first as i32,
                 last: (first + rows) as i32,
                 cols: out.cols as i32,
                 scale,
+                by: match by {
+                    Lookup::Token => -1,
+                    Lookup::Position => -2,
+                    Lookup::Row(row) => row as i32,
+                    Lookup::TokenOr(_) => unreachable!("`prepare` refused tables that lack some ids"),
+                },
+                pad: 0,
             };
             self.gpu.launch(choose::embed(dtype), [pass.size.rows as u32, 1, 1], 128, 0, &args)?;
         }
@@ -217,9 +244,17 @@ impl Tape<'_> {
             group: norm.group as i32,
             kind: kind(norm.kind),
             eps: norm.eps,
+            gain_step: self.gain_step(Some(norm)),
+            pad: 0,
         };
         let grid = [rows as u32, x.cols / norm.group, 1];
         self.gpu.launch("norm_rows", grid, norm_block(norm.group as usize), 0, &args)
+    }
+
+    /// From a group's gains to the next one's: 0 where all groups have the same.
+    pub(crate) fn gain_step(&self, norm: Option<&NormSpec>) -> i32 {
+        let many = norm.filter(|n| n.weight.is_some_and(|w| self.weight(w).decl.rows() > 1));
+        many.map_or(0, |n| n.group as i32)
     }
 
     fn rope(&self, pass: &Pass, x: View, head_dim: u32, table: usize) -> Result<()> {
@@ -231,7 +266,7 @@ impl Tape<'_> {
         let heads = x.cols / head_dim;
         let args = args::Rope {
             n: pass.step.n,
-            x: i.ptr,
+            x: i.ptr + 4 * u64::from(rope.first),
             angles: self.ropes[table].angles.ptr,
             stride: i.stride,
             heads: heads as i32,
@@ -254,9 +289,16 @@ impl Tape<'_> {
         else {
             return Ok(false);
         };
-        let half = self.program.ropes[table.0 as usize].rot_dims / 2;
+        let RopeTable { rot_dims, first, .. } = self.program.ropes[table.0 as usize];
+        let half = rot_dims / 2;
         let l = self.program.kv[kv_layer as usize];
-        if table != k_table || stored != k || q_dim != head_dim || head_dim != l.head_dim || half == 0 {
+        if table != k_table
+            || stored != k
+            || q_dim != head_dim
+            || head_dim != l.head_dim
+            || half == 0
+            || first > 0
+        {
             return Ok(false);
         }
         let kernel = match self.kv_type {
@@ -353,9 +395,12 @@ impl Tape<'_> {
                 heads: spec.heads as i32,
                 kv_heads: spec.kv_heads as i32,
                 window,
-                pad: 0,
+                chunked: i32::from(spec.chunked),
                 scale: spec.scale,
                 softcap: spec.softcap.unwrap_or(0.0),
+                sinks: self.vector(spec.sinks),
+                alibi: spec.alibi.unwrap_or(0.0),
+                pad: 0,
             };
             let grid = [spec.heads, pass.lists.tile_count as u32, 1];
             self.gpu.launch(kernel, grid, 2 * rows as u32, shared, &args)?;
@@ -375,9 +420,12 @@ impl Tape<'_> {
             heads: spec.heads as i32,
             kv_heads: spec.kv_heads as i32,
             window,
-            pad: 0,
+            chunked: i32::from(spec.chunked),
             scale: spec.scale,
             softcap: spec.softcap.unwrap_or(0.0),
+            sinks: self.vector(spec.sinks),
+            alibi: spec.alibi.unwrap_or(0.0),
+            pad: 0,
         };
         let of_tile = (FLASH_ROWS / group) as usize;
         let tiles: usize = pass.lists.many.iter().map(|rows| rows.div_ceil(of_tile)).sum();
@@ -426,6 +474,9 @@ impl Tape<'_> {
             chunks: pass.size.chunks as i32,
             scale: spec.scale,
             softcap: spec.softcap.unwrap_or(0.0),
+            sinks: self.vector(spec.sinks),
+            alibi: spec.alibi.unwrap_or(0.0),
+            chunked: i32::from(spec.chunked),
         };
         if let Some((decode, join)) = fast {
             let group = spec.heads / spec.kv_heads;
@@ -438,7 +489,7 @@ impl Tape<'_> {
             };
         }
         let pad = |n: u32| n.next_multiple_of(4) as usize;
-        let floats = tile * (pad(spec.head_dim) + CHUNK + 2 * pad(spec.v_dim) + 4);
+        let floats = tile * (pad(spec.head_dim) + CHUNK + 2 * pad(spec.v_dim) + 5);
         let tiles = (spec.heads / spec.kv_heads).div_ceil(tile as u32);
         let chunks = if split { pass.size.chunks as u32 } else { 1 };
         // The third dimension of a grid ends at 65,535.
@@ -564,7 +615,8 @@ pub(crate) fn scratch_bytes(
     deterministic: bool,
 ) -> ScratchBytes {
     let mut b = ScratchBytes::default();
-    let mut seen = HashSet::new();
+    let (uses, fine) = (uses(program), chooses(program));
+    let (mut seen, mut alike) = (HashSet::new(), HashSet::new());
     for node in &program.ops {
         match node.op {
             Op::MatMul { x, weight, glu, .. } => {
@@ -573,11 +625,12 @@ pub(crate) fn scratch_bytes(
                     Rows::Outputs => limits.outputs,
                 };
                 let (runs, k) = (&runs[weight.0 as usize], x.cols as usize);
+                let exact = uses[weight.0 as usize].exact;
                 if !seen.insert((
                     runs.iter().map(|r| (r.dtype, r.rows)).collect::<Vec<_>>(),
                     k,
                     glu.is_some(),
-                    limit,
+                    (limit, exact),
                 )) {
                     continue; // the layers are alike
                 }
@@ -585,8 +638,8 @@ pub(crate) fn scratch_bytes(
                 let mut rows = 0;
                 while rows < limit {
                     rows = choose::bucket(rows + 1, limit);
-                    let launches =
-                        Product { k, glu: glu.is_some(), rows, deterministic }.launches(runs, caps);
+                    let launches = Product { k, glu: glu.is_some(), rows, deterministic, exact, fine }
+                        .launches(runs, caps);
                     b.input = b.input.max(4 * rows * k);
                     for l in &launches {
                         if let Kernel::Tuned(format, plan) = &l.kernel {
@@ -596,6 +649,18 @@ pub(crate) fn scratch_bytes(
                     if glu.is_some() && launches.iter().any(|l| !l.glu) {
                         b.wide = b.wide.max(4 * rows * all);
                     }
+                }
+            }
+            Op::MatMulExperts { x, weight, .. } => {
+                let limit = match program.rows_of(x) {
+                    Rows::Tokens => limits.rows,
+                    Rows::Outputs => limits.outputs,
+                };
+                let runs = &runs[weight.0 as usize];
+                let types: Vec<_> = runs.iter().map(|r| (r.dtype, r.rows)).collect();
+                let e = Experts::of(program, &node.op, limit, deterministic);
+                if let Some(e) = e.filter(|e| alike.insert((*e, types))) {
+                    experts_bytes(&mut b, e, runs, caps);
                 }
             }
             Op::TopK { x, .. } => {
@@ -611,6 +676,25 @@ pub(crate) fn scratch_bytes(
         }
     }
     b
+}
+
+/// Scratch of the products with experts, in steps of up to so many rows.
+fn experts_bytes(b: &mut ScratchBytes, most: Experts, runs: &[RunShape], caps: &Caps) {
+    let mut rows = 0;
+    while rows < most.rows {
+        rows = choose::bucket(rows + 1, most.rows);
+        let e = Experts { rows, ..most };
+        let launches = e.launches(runs, caps);
+        for l in &launches {
+            b.lists = b.lists.max(l.list_bytes(&e));
+            if let ExpertKernel::Mm(format, mm) = &l.kernel {
+                b.form = b.form.max(format.parts(&Plan::Mm(*mm), e.k).bytes);
+            }
+        }
+        if e.glu && launches.iter().any(|l| !l.glu) {
+            b.wide = b.wide.max(4 * rows * e.used * 2 * e.n);
+        }
+    }
 }
 
 /// The number of chunks that a context of so many tokens is recorded for.

@@ -16,7 +16,7 @@ use quarrel_ir::{Error, Limits, Program, Result, uses};
 pub struct Footprint {
     /// Matrices and vectors, in the forms that kernels read.
     pub weights: usize,
-    /// Embedding tables that are held beside the matrix of the same tensor, because products read another form of it.
+    /// Embedding tables and routers that are held beside the matrix of the same tensor, because products read another form of it.
     pub tables: usize,
     /// The KV cache.
     pub kv: usize,
@@ -76,10 +76,10 @@ pub fn footprint(
         for run in &runs {
             // Rows of one element are vectors, which have no blocks.
             let file = held(run.dtype.row_bytes(cols).unwrap_or(0) * run.rows + SLACK);
-            match (uses.matrix, choose::layout(run.dtype, run.rows, cols, caps)) {
+            match (uses.matrix, choose::held_layout(decl, uses, runs.len(), run, caps)) {
                 (true, Layout::Tiles(format)) => {
                     f.weights += held(format.bytes(run.rows, cols) + SLACK);
-                    f.tables += if uses.table { file } else { 0 };
+                    f.tables += if uses.table || uses.exact { file } else { 0 };
                 }
                 (true, Layout::File) => f.weights += file,
                 (false, _) => f.weights += if uses.table { file } else { 0 },
@@ -95,7 +95,9 @@ pub fn footprint(
     let angles: usize = program.ropes.iter().map(|t| 4 * t.rot_dims as usize * limits.rows).sum();
     f.activations = held(4 * arena.elements + ARENA_SLACK) + held(angles) - f.logits;
     let s = exec::scratch_bytes(program, &shapes, limits, caps, deterministic);
-    f.scratch =
-        [s.input + ARENA_SLACK, s.form + ARENA_SLACK, s.wide, s.parts, s.top].into_iter().map(held).sum();
+    f.scratch = [s.input + ARENA_SLACK, s.form + ARENA_SLACK, s.wide, s.lists, s.parts, s.top]
+        .into_iter()
+        .map(held)
+        .sum();
     Ok(f)
 }

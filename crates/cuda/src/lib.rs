@@ -7,6 +7,7 @@ mod args;
 mod choose;
 mod device;
 mod exec;
+mod experts;
 mod footprint;
 mod gpu;
 mod kernels;

@@ -3,6 +3,7 @@
 use crate::args::{self, Ptr};
 use crate::choose::{Kernel, Product, ProductLaunch};
 use crate::exec::{At, Pass, Tape, code, kind, norm_block};
+use crate::experts::chooses;
 use crate::tuned::{Format, Plan};
 use crate::weights::Held;
 use quarrel_ir::{Activation, NormKind, NormSpec, Op, Result, View, WeightId};
@@ -37,8 +38,14 @@ impl Tape<'_> {
             return Ok(());
         }
         let (held, o) = (self.weight(weight), self.at(out));
-        let product =
-            Product { rows, k: x.cols as usize, glu: glu.is_some(), deterministic: self.deterministic };
+        let product = Product {
+            rows,
+            k: x.cols as usize,
+            glu: glu.is_some(),
+            deterministic: self.deterministic,
+            exact: held.exact,
+            fine: chooses(self.program),
+        };
         let launches = product.launches(&held.shapes(), &self.gpu.caps);
         let wide = glu.is_some() && launches.iter().any(|l| !l.glu);
         let half = out.cols as usize;
@@ -75,7 +82,7 @@ impl Tape<'_> {
     ) -> Result<()> {
         let (k, run) = (p.x.cols as usize, &p.held.runs[l.run]);
         let x = self.as_f32(p, made)?;
-        let w = run.matrix().ok_or_else(|| self.missing("a matrix"))?;
+        let w = run.table().ok_or_else(|| self.missing("a matrix"))?;
         let row_bytes = run.shape.dtype.row_bytes(k).unwrap_or(0);
         let args = args::Mat {
             w,
@@ -139,7 +146,7 @@ impl Tape<'_> {
                         norm: folded,
                         eps,
                         image_rows: mm.image_rows as i32,
-                        pad: 0,
+                        planes: mm.planes as i32,
                     };
                     self.gpu.launch(prep, [p.rows as u32, 1, 1], 256, 0, &args)?;
                 }
@@ -158,7 +165,7 @@ impl Tape<'_> {
                     rows: p.rows as i32,
                     image_rows: mm.image_rows as i32,
                     act: if l.glu { p.act } else { -1 },
-                    pad: 0,
+                    planes: mm.planes as i32,
                 };
                 self.gpu.launch_cluster(mm.kernel, [mm.grid, 1, 1], 384, mm.shared, mm.cluster, &args)
             }
@@ -244,7 +251,7 @@ impl Tape<'_> {
             group: group as i32,
             kind: p.norm.map_or(0, |n| kind(n.kind)),
             eps: p.norm.map_or(0.0, |n| n.eps),
-            pad: 0,
+            gain_step: self.gain_step(p.norm),
         };
         let grid = [p.rows as u32, (k / group) as u32, 1];
         self.gpu.launch("prep_f32", grid, norm_block(group), 0, &args)?;

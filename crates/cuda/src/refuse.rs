@@ -1,6 +1,6 @@
 //! What programs ask for that has no kernels here. A program is refused by name when it is prepared, and never computed wrongly.
 
-use quarrel_ir::{Lookup, NormKind, Op, Program, WeightId};
+use quarrel_ir::{Lookup, NormKind, Op, Program};
 
 /// Why a program cannot run, if it cannot.
 pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
@@ -13,10 +13,6 @@ pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
     if !program.states.is_empty() {
         return Some(STATES);
     }
-    if program.ropes.iter().any(|t| t.first > 0 || t.growth.is_some()) {
-        return Some(EXPERTS);
-    }
-    let many = |w: WeightId| program.weights[w.0 as usize].rows() > 1;
     program.ops.iter().find_map(|n| match &n.op {
         Op::Embed { by: Lookup::TokenOr(_), .. } | Op::Rescale { .. } | Op::Cutoff { .. } => Some(STREAMS),
         Op::Combine { sums, .. } if *sums != 1 => Some(STREAMS),
@@ -24,27 +20,20 @@ pub(crate) fn unsupported(program: &Program) -> Option<&'static str> {
         Op::Norm { norm, .. } | Op::MatMul { norm: Some(norm), .. } if norm.kind == NormKind::Plain => {
             Some(STREAMS)
         }
-        Op::Embed { by, add, .. } if *by != Lookup::Token || add.is_some() => Some(POSITIONS),
-        Op::Attend { spec, .. } if spec.alibi.is_some() || spec.sinks.is_some() => Some(BIASED),
         Op::Attend { spec, .. } if spec.buckets.is_some() => Some(DISTANCES),
-        Op::Attend { spec, .. } if spec.chunked || spec.blocks.is_some() => Some(EXPERTS),
-        Op::Route { .. } | Op::MatMulExperts { .. } | Op::Combine { .. } => Some(EXPERTS),
+        Op::Attend { spec, .. } if spec.blocks.is_some() => Some(BLOCKS),
         Op::ShortConv { .. } => Some(STATES),
-        Op::Norm { norm, .. } if norm.weight.is_some_and(many) => Some(GAINS),
-        Op::Clip { .. } => Some(GAINS),
         _ => None,
     })
 }
 
 const STREAMS: &str = "models of several streams with inputs for each layer (Gemma 3n) do not run on it; the CPU runs them (--device cpu)";
 const POSITIONS: &str =
-    "models with a table of positions, as encoders, do not run on it; the CPU runs them (--device cpu)";
-const BIASED: &str = "has no attention with ALiBi or sinks; the CPU has (--device cpu)";
+    "models whose attention is not causal, as encoders, do not run on it; the CPU runs them (--device cpu)";
 const DISTANCES: &str =
     "has no attention with a bias by distance and none to a source (T5); the CPU has (--device cpu)";
 const STATES: &str = "has no short convolutions and no recurrences; the CPU has (--device cpu)";
-const EXPERTS: &str = "mixtures of experts, latent, chunked and block-sparse attention do not run on it; the CPU runs them (--device cpu)";
-const GAINS: &str = "has no clipping and no norms with gains for each head; the CPU has (--device cpu)";
+const BLOCKS: &str = "has no block-sparse attention; the CPU has (--device cpu)";
 
 #[cfg(test)]
 mod tests {

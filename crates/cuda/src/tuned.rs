@@ -14,6 +14,10 @@ pub(crate) struct Format {
     pub(crate) mv: &'static str,
     /// The kernels for 32, 64 and 128 rows with K in slices, and for 256 rows at a time; none for f32.
     mm: Option<[&'static str; 4]>,
+    /// The kernel for experts with few rows each.
+    pub(crate) mvx: &'static str,
+    /// The kernels for experts with many, 64 and 128 of them at a time.
+    mmx: Option<[&'static str; 2]>,
     /// Columns and bytes of a tile, tiles of a stage of a ring.
     columns: usize,
     tile: usize,
@@ -33,6 +37,12 @@ macro_rules! tiles {
             repack: concat!("repack_", $name),
             mv: concat!("mv_", $name, "_8"),
             mm: $mm,
+            mvx: concat!("mvx_", $name),
+            mmx: if $mm.is_some() {
+                Some([concat!("mmx_", $name, "_64"), concat!("mmx_", $name, "_128")])
+            } else {
+                None
+            },
             columns: $columns,
             tile: $tile,
             stage: $stage,
@@ -42,6 +52,7 @@ macro_rules! tiles {
         }
     };
 }
+const NONE: Option<[&'static str; 4]> = None;
 macro_rules! mm {
     ($name:literal) => {
         Some([
@@ -54,7 +65,7 @@ macro_rules! mm {
 }
 
 static FORMATS: [Format; 16] = [
-    tiles!(F32, "f32", 64, 4096, 1, 2, 0, true, None),
+    tiles!(F32, "f32", 64, 4096, 1, 2, 0, true, NONE),
     tiles!(F16, "f16", 64, 2048, 1, 1, 0, false, mm!("f16")),
     tiles!(BF16, "bf16", 64, 2048, 1, 2, 0, true, mm!("bf16")),
     tiles!(Q8_0, "q8_0", 64, 1088, 2, 1, 32, false, mm!("q8_0")),
@@ -78,7 +89,7 @@ pub(crate) fn format(dtype: DType) -> Option<&'static Format> {
 }
 
 /// Rows of a matrix-vector launch.
-const MV_ROWS: usize = 8;
+pub(crate) const MV_ROWS: usize = 8;
 
 /// Slices of K: the sums are added in their order, so it must be the same whatever the number of rows.
 const SLICES: usize = 8;
@@ -104,6 +115,8 @@ pub(crate) struct Mm {
     pub(crate) kernel: &'static str,
     /// Rows of the prepared input.
     pub(crate) image_rows: usize,
+    /// 16-bit numbers that an element of it is split into.
+    pub(crate) planes: usize,
     pub(crate) cluster: u32,
     pub(crate) grid: u32,
     pub(crate) shared: u32,
@@ -115,6 +128,16 @@ pub(crate) enum Plan {
     /// In pieces of so many rows.
     Mv(Mv),
     Mm(Mm),
+}
+
+impl Plan {
+    /// The same with so many planes of the input of many rows.
+    pub(crate) fn with_planes(self, planes: usize) -> Plan {
+        match self {
+            Plan::Mm(mm) => Plan::Mm(Mm { planes, ..mm }),
+            Plan::Mv(_) => self,
+        }
+    }
 }
 
 /// Where the parts of a prepared input begin, in bytes.
@@ -131,6 +154,16 @@ impl Format {
         n.div_ceil(16) * k.div_ceil(self.columns) * self.tile
     }
 
+    /// Planes of the input of many rows: in `fine` products what rounding to bf16 leaves is not left out.
+    pub(crate) fn image_planes(&self, fine: bool) -> usize {
+        if fine && self.bf16 { 2 } else { 1 }
+    }
+
+    /// Most rows of a launch that splits its input in two where the type's numbers have more bits than one plane.
+    pub(crate) fn few(&self) -> usize {
+        MV_ROWS / self.planes
+    }
+
     /// The launch of a product `[n, k]`; `n` counts both halves of a gate. None where the GPU has too little shared memory.
     pub(crate) fn plan(
         &self,
@@ -141,13 +174,12 @@ impl Format {
         deterministic: bool,
     ) -> Option<Plan> {
         // Inputs of two planes are twice the work and twice the shared memory of a matrix-vector kernel; tensor cores take one.
-        let few = MV_ROWS / self.planes;
-        if let Some(kernels) = self.mm.filter(|_| rows > few && !deterministic && caps.sm == 90) {
+        if let Some(kernels) = self.mm.filter(|_| rows > self.few() && !deterministic && caps.sm == 90) {
             return Some(Plan::Mm(self.mm(kernels, rows, (n, k), caps)));
         }
         let mut piece = rows.min(MV_ROWS);
         while piece > 0 {
-            if let Some(mv) = self.mv(piece, n, k, caps) {
+            if let Some(mv) = self.mv(piece, n, k, SLICES, caps) {
                 return Some(Plan::Mv(mv));
             }
             piece /= 2;
@@ -155,13 +187,14 @@ impl Format {
         None
     }
 
-    fn mv(&self, rows: usize, n: usize, k: usize, caps: &Caps) -> Option<Mv> {
+    /// `slices` of K, up to [`SLICES`].
+    fn mv(&self, rows: usize, n: usize, k: usize, slices: usize, caps: &Caps) -> Option<Mv> {
         let tiles = k.div_ceil(self.columns);
         let stage = (self.tile * self.stage).next_multiple_of(128);
         let most = caps.shared_max as usize;
         // Blocks of a cluster share K where a block's shared memory does not hold the input.
         let clusters: &[usize] = if caps.sm == 90 { &[1, 2, 4, 8] } else { &[1] };
-        for &cluster in clusters {
+        for &cluster in clusters.iter().filter(|c| **c <= slices) {
             for stages in [3, 2] {
                 let columns = (tiles.div_ceil(cluster) + usize::from(cluster > 1)) * self.columns;
                 let sums = columns.checked_div(self.sums).map_or(0, |groups| 32 * groups);
@@ -173,7 +206,7 @@ impl Format {
                 if shared > most {
                     continue;
                 }
-                let wk = SLICES / cluster;
+                let wk = slices / cluster;
                 let units = n.div_ceil(16).div_ceil(WARPS / wk);
                 let per = (most / (shared + 1024)).clamp(1, 2);
                 let blocks = units.min((caps.multiprocessors as usize * per / cluster).max(1)) * cluster;
@@ -191,6 +224,67 @@ impl Format {
         None
     }
 
+    /// The launch for tiles of up to `rows` pairs of an expert, of which `tiles` says how many there may be.
+    pub(crate) fn experts_mv(
+        &self,
+        rows: usize,
+        n: usize,
+        k: usize,
+        tiles: impl Fn(usize) -> usize,
+        caps: &Caps,
+    ) -> Option<Mv> {
+        // Experts are small: no more slices than there are tiles along K, so that no warp is without work.
+        let along = k.div_ceil(self.columns).max(1);
+        let slices = SLICES.min(1 << along.ilog2());
+        let mut piece = rows;
+        while piece > 0 {
+            if let Some(mv) = self.mv(piece, n, k, slices, caps) {
+                let units = n.div_ceil(16).div_ceil(WARPS / mv.slices as usize);
+                // Twice the blocks that run at once: tiles are of different experts, and not all are there.
+                let wanted = 4 * caps.multiprocessors as usize;
+                let blocks = wanted.div_ceil(tiles(piece) * mv.cluster as usize).clamp(1, units.max(1));
+                return Some(Mv { grid: blocks as u32 * mv.cluster, ..mv });
+            }
+            piece /= 2;
+        }
+        None
+    }
+
+    /// The launch for `pairs` of `experts` where they are many, and the pairs of a tile.
+    pub(crate) fn experts_mm(
+        &self,
+        pairs: usize,
+        experts: usize,
+        n: usize,
+        tiles: impl Fn(usize) -> usize,
+        caps: &Caps,
+    ) -> Option<(Mm, usize)> {
+        let kernels = self.mmx.filter(|_| caps.sm == 90 && pairs > self.few() * experts)?;
+        let at = usize::from(pairs > 96 * experts);
+        let (of, stages) = [(64, 6), (128, 5)][at];
+        let shared = 1024 + stages * of * 128 + self.weight_stages() * 8 * self.tile + 16_384;
+        let work = tiles(of) * n.div_ceil(128);
+        let mm = Mm {
+            kernel: kernels[at],
+            image_rows: tiles(of) * of,
+            planes: 1,
+            cluster: 1,
+            grid: work.min(caps.multiprocessors as usize) as u32,
+            shared: shared as u32,
+        };
+        Some((mm, of))
+    }
+
+    /// Tiles of the ring of weights of the kernels for many rows: `mm_astages` of mm.cuh.
+    fn weight_stages(&self) -> usize {
+        match (self.columns, self.tile) {
+            (64, 0..=1500) => 6,
+            (64, _) => 4,
+            (_, 0..=2400) => 3,
+            _ => 2,
+        }
+    }
+
     fn mm(&self, kernels: [&'static str; 4], rows: usize, (n, k): (usize, usize), caps: &Caps) -> Mm {
         // Blocks of 256 rows compute the fastest, but too few of them leave multiprocessors idle.
         let few = rows.div_ceil(256) * n.div_ceil(128) < caps.multiprocessors as usize;
@@ -201,12 +295,7 @@ impl Format {
             129..=512 if few => (2, 128, 2, 5),
             _ => (3, 256, 0, 4),
         };
-        let weights = match (self.columns, self.tile) {
-            (64, 0..=1500) => 6,
-            (64, _) => 4,
-            (_, 0..=2400) => 3,
-            _ => 2,
-        };
+        let weights = self.weight_stages();
         let sliced = most > 0;
         let shared = 1024 + stages * tokens * 128 + weights * 8 * self.tile + if sliced { 0 } else { 16_384 };
         let work = rows.div_ceil(tokens) * n.div_ceil(16).div_ceil(8);
@@ -222,6 +311,7 @@ impl Format {
         Mm {
             kernel: kernels[at],
             image_rows: rows.next_multiple_of(tokens),
+            planes: 1,
             cluster: cluster as u32,
             grid: grid as u32,
             shared: shared as u32,
@@ -233,7 +323,7 @@ impl Format {
         let columns = k.next_multiple_of(64);
         let (numbers, sums, rows) = match plan {
             Plan::Mv(mv) => (self.planes * mv.rows * columns, mv.rows * columns / 16, mv.rows),
-            Plan::Mm(mm) => (mm.image_rows * columns, 0, mm.image_rows),
+            Plan::Mm(mm) => (mm.planes * mm.image_rows * columns, 0, mm.image_rows),
         };
         let sums_at = (2 * numbers).next_multiple_of(256);
         let scales = (sums_at + 4 * sums).next_multiple_of(256);
@@ -300,7 +390,8 @@ mod tests {
         let built = include_str!("../kernels/built/resources.tsv");
         let has = |name: &str| built.lines().any(|l| l.split('\t').nth(1) == Some(&format!("{name} sm_90a")));
         for f in &FORMATS {
-            for name in [f.repack, f.mv].into_iter().chain(f.mm.into_iter().flatten()) {
+            let many = f.mm.into_iter().flatten().chain(f.mmx.into_iter().flatten());
+            for name in [f.repack, f.mv, f.mvx].into_iter().chain(many) {
                 assert!(has(name), "{name}");
             }
         }

@@ -65,6 +65,8 @@ pub(crate) struct Held {
     tensors: Vec<Tensor>,
     pub(crate) runs: Vec<Run>,
     vector: Option<Buffer>,
+    /// Whether products of many rows read it as in the file, with inputs that are not rounded.
+    pub(crate) exact: bool,
 }
 
 impl Held {
@@ -76,7 +78,7 @@ impl Held {
         let shapes = runs(&decl, tensors.iter().map(|t| t.dtype));
         let run = |(shape, parts)| Run { shape, file: None, packed: None, parts };
         let runs = shapes.into_iter().map(run).collect();
-        Ok(Held { decl, tensors, runs, vector: None })
+        Ok(Held { decl, tensors, runs, vector: None, exact: false })
     }
 
     /// The shapes of its runs.
@@ -112,7 +114,9 @@ impl Held {
             self.make_vector(uploader)?;
         }
         let cols = self.decl.cols as usize;
-        let lost = uses.table && self.runs.iter().any(|r| r.file.is_none() && r.packed.is_some());
+        self.exact |= uses.exact;
+        let file = uses.table || self.exact;
+        let lost = file && self.runs.iter().any(|r| r.file.is_none() && r.packed.is_some());
         if lost {
             self.runs.iter_mut().for_each(|r| r.packed = None);
         }
@@ -123,17 +127,17 @@ impl Held {
             return Ok(());
         }
         let glu = uses.halves && self.runs.len() == 1;
+        let runs = self.runs.len();
         for run in &mut self.runs {
-            let Some(file) = run.file.as_ref().filter(|_| run.packed.is_none()) else { continue };
-            let RunShape { dtype, rows, .. } = run.shape;
-            let Layout::Tiles(format) = choose::layout(dtype, rows, cols, &uploader.gpu.caps) else {
-                continue;
-            };
+            let Some(source) = run.file.as_ref().filter(|_| run.packed.is_none()) else { continue };
+            let rows = run.shape.rows;
+            let layout = choose::held_layout(&self.decl, uses, runs, &run.shape, &uploader.gpu.caps);
+            let Layout::Tiles(format) = layout else { continue };
             let gpu = &uploader.gpu;
             let name = &self.tensors[run.parts.start].name;
             let packed = gpu.zeroed(format.bytes(rows, cols) + SLACK, name)?;
             let args = Repack {
-                src: file.ptr,
+                src: source.ptr,
                 dst: packed.ptr,
                 n: rows as i64,
                 row0: 0,
@@ -145,7 +149,7 @@ impl Held {
             let grid = (cols.div_ceil(32) * rows).div_ceil(256) as u32;
             gpu.launch(format.repack, [grid, 1, 1], 256, 0, &args)?;
             run.packed = Some(packed);
-            if !uses.table {
+            if !file {
                 gpu.wait()?;
                 run.file = None;
             }

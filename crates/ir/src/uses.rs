@@ -1,8 +1,9 @@
 //! What a Program does with each of its weights, and what devices ask of a Program before they keep the weights in their own form.
 
 use crate::op::Op;
-use crate::program::Program;
+use crate::program::{Node, Program};
 use crate::{Error, Result};
+use std::collections::HashSet;
 
 /// How a Program uses a weight.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -13,6 +14,10 @@ pub struct Uses {
     pub matrix: bool,
     /// The matrix's first half gates its second.
     pub halves: bool,
+    /// The matrix is one of experts: each of its parts is multiplied with alone.
+    pub experts: bool,
+    /// Its product chooses experts: where two are nearly alike, a rounded input would choose another one.
+    pub exact: bool,
     /// Its rows are looked up.
     pub table: bool,
 }
@@ -20,14 +25,21 @@ pub struct Uses {
 /// The uses of every weight of a Program, by `WeightId`.
 pub fn uses(program: &Program) -> Vec<Uses> {
     let mut all = vec![Uses::default(); program.weights.len()];
+    let logits = |n: &Node| match n.op {
+        Op::Route { logits, .. } => Some(logits.value),
+        _ => None,
+    };
+    let chooses: HashSet<_> = program.ops.iter().filter_map(logits).collect();
     for node in &program.ops {
         match node.op {
-            Op::MatMul { weight, glu, .. } => {
+            Op::MatMul { out, weight, glu, .. } => {
                 let uses = &mut all[weight.0 as usize];
+                uses.exact |= chooses.contains(&out.value);
                 (uses.matrix, uses.halves) = (true, uses.halves || glu.is_some());
             }
             Op::MatMulExperts { weight, glu, .. } => {
                 let uses = &mut all[weight.0 as usize];
+                uses.experts = true;
                 (uses.matrix, uses.halves) = (true, uses.halves || glu.is_some());
             }
             Op::Embed { table, .. } => all[table.0 as usize].table = true,

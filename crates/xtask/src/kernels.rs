@@ -33,8 +33,18 @@ const TARGETS: &[&str] = &[
 ];
 
 /// Kernels that most time goes into: none may keep variables in memory because it has too few registers.
-const HOT: &[&str] =
-    &["mv_", "mm_", "attn_decode_", "attend_f16_8_", "attend_bf16_8_", "flash_", "norm_rows", "rope_store_"];
+const HOT: &[&str] = &[
+    "mv_",
+    "mm_",
+    "mvx_",
+    "mmx_",
+    "attn_decode_",
+    "attend_f16_8_",
+    "attend_bf16_8_",
+    "flash_",
+    "norm_rows",
+    "rope_store_",
+];
 
 /// Compiles the files whose sources changed (or `all`), and writes digests and resources.
 pub(crate) fn build(python: &Path, all: bool) -> Result<()> {
